@@ -1,0 +1,48 @@
+"""Element types: one name for each, its width, and its spelling in every format we meet.
+
+Knows nothing of arrays or files. bf16 and fp8 have no NumPy type; they are carried as raw uint16
+and uint8 bits, and widened where they are computed with.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class DType(Enum):
+    """An element type; the value is the name used in our text forms and manifests."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    I8 = "i8"
+    U8 = "u8"
+    I32 = "i32"
+    I64 = "i64"
+
+    @property
+    def itemsize_bytes(self) -> int:
+        return _ITEMSIZE_BYTES[self]
+
+    @property
+    def storage_name(self) -> str:
+        """Name of the NumPy type that carries the raw bits (bf16 travels as uint16)."""
+        return _STORAGE_NAME[self]
+
+
+_ITEMSIZE_BYTES = {
+    DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I8: 1, DType.U8: 1, DType.I32: 4, DType.I64: 8,
+}  # fmt: skip
+_STORAGE_NAME = {
+    DType.F32: "float32", DType.F16: "float16", DType.BF16: "uint16", DType.I8: "int8",
+    DType.U8: "uint8", DType.I32: "int32", DType.I64: "int64",
+}  # fmt: skip
+
+SAFETENSORS_TO_DTYPE = {
+    "F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16, "I8": DType.I8, "U8": DType.U8,
+    "I32": DType.I32, "I64": DType.I64,
+}  # fmt: skip
+DTYPE_TO_SAFETENSORS = {dtype: name for name, dtype in SAFETENSORS_TO_DTYPE.items()}
+
+TRTLLM_TO_DTYPE = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
+DTYPE_TO_TRTLLM = {dtype: name for name, dtype in TRTLLM_TO_DTYPE.items()}
