@@ -1,0 +1,112 @@
+"""What an engine file says about itself: a schema of plain frozen dataclasses, stored as JSON.
+
+The plan is data: one `PlanOp` for each native call, whose operands are offsets into named memory
+(weights, arena, key-value cache, step inputs). Code is one position-independent image with entry
+offsets. Knows nothing of models, kernels or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.base.dtypes import DType
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A buffer's meaning: element type, logical shape and the padded row width that is stored.
+
+    `rows` is a symbol ("T", "S", "L") or a number as text; `row_elements` counts stored elements
+    a row, padding included; `columns` the logical ones.
+    """
+
+    name: str
+    dtype: DType
+    rows: str
+    columns: int
+    row_elements: int
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One 64-bit field of a plan record.
+
+    `space` is "weights", "arena", "input" or "kv" (then `value` is an offset in bytes that the
+    loader adds to that memory's base address), or "immediate" (`value` is used as it is).
+    """
+
+    name: str
+    space: str
+    value: int
+
+
+@dataclass(frozen=True)
+class PlanOp:
+    """One native call: the kernel's symbol, its operands in record order, and what it stands for."""
+
+    kernel: str
+    op: str
+    layer: int
+    output: str
+    operands: tuple[Operand, ...]
+    flops_per_row: float = 0.0
+    bytes_fixed: float = 0.0
+
+
+@dataclass(frozen=True)
+class CodeSection:
+    """The code image of one target: entry offsets by symbol, bytes are in the file."""
+
+    target: str
+    cpu_features: tuple[str, ...]
+    entry_offsets: dict[str, int]
+    compiler: str
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """The paged key-value cache of this engine: bytes of one block of one layer, K and V each."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    tokens_per_block: int
+    dtype: DType
+
+    @property
+    def block_bytes_per_layer(self) -> int:
+        """Bytes of K (or of V) for one block of one layer."""
+        return self.num_kv_heads * self.head_size * self.tokens_per_block * self.dtype.itemsize_bytes
+
+
+@dataclass(frozen=True)
+class Section:
+    """A range of the file: page-aligned offset, size and SHA-256 of its bytes."""
+
+    offset_bytes: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything but the bytes of code and weights."""
+
+    tidemill_version: str
+    format_version: int
+    model_name: str
+    rank: int
+    world_size: int
+    graph_text: str
+    plan: tuple[PlanOp, ...]
+    buffers: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]
+    arena_bytes: int
+    scratch_bytes_per_thread: int
+    kv: KvLayout
+    code: CodeSection
+    sections: dict[str, Section]
+    source_checkpoint: str
+    source_hash: str

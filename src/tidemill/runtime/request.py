@@ -1,0 +1,65 @@
+"""A request's life in tokens: what was asked, why it ended.
+
+The runtime knows tokens only; text, stop strings and transport live above it. A new type at each
+door: `Request` (arrived), `RequestState` in the scheduler (admitted), `PlanEntry` (planned),
+`TokenUpdate` (committed).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class FinishReason(Enum):
+    """Why a request ended; the names and numbers of TensorRT-LLM's executor."""
+
+    NOT_FINISHED = 0
+    END_ID = 1
+    STOP_WORDS = 2
+    LENGTH = 3
+    TIMED_OUT = 4
+    CANCELLED = 5
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen.
+
+    `temperature` 0, `top_k` 1 or everything unset means greedy. `top_k` 0 means all tokens,
+    `top_p` 1.0 means all mass. `seed` keys the counter-based random numbers: the same seed and
+    position draw the same number, whatever else is in flight.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 1
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.top_k == 1 or self.temperature == 0.0 or self.top_p <= 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one caller asked for.
+
+    Units: `max_new_tokens` and prompt lengths count tokens. `end_ids` are tokens that end the
+    output and are not part of it; empty means none. `request_id` is unique within the loop.
+    """
+
+    request_id: int
+    prompt_tokens: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    end_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenUpdate:
+    """What one step gave one request: new tokens (end token excluded) and whether it ended."""
+
+    request_id: int
+    new_tokens: tuple[int, ...]
+    finish_reason: FinishReason

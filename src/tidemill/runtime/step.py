@@ -1,0 +1,73 @@
+"""The two messages of a step: the plan that the scheduler makes and the result that comes back.
+
+Both are frozen. A plan says how many tokens each request advances; prefill, a chunk of it and
+decode are then the same thing. An `Executor` is anything that turns a plan into a result: the
+native engine, or a fake in simulations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tidemill.runtime.request import SamplingParams
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One request's share of a step.
+
+    `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
+    that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
+    of the entry is the last known token of the request, so that a new one is drawn.
+    """
+
+    request_id: int
+    tokens: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    samples: bool
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Entries in execution order: generation first, then context chunks."""
+
+    entries: tuple[PlanEntry, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(entry.tokens) for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Drawn tokens, one for each entry with `samples`, in the order of the plan's entries."""
+
+    sampled_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """The shapes an engine was built for. Units: tokens, requests, blocks."""
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    max_input_len: int
+    tokens_per_block: int
+    num_blocks: int
+    vocab_size: int
+
+
+class Executor(Protocol):
+    """Runs steps. Not thread-safe: one loop owns it."""
+
+    @property
+    def limits(self) -> EngineLimits: ...
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+    def close(self) -> None: ...
