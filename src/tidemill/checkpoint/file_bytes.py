@@ -1,0 +1,79 @@
+"""Positioned reads of one file: a range of bytes in, a NumPy array out.
+
+The descriptor stays open for the life of the object, so a file that is renamed or replaced later
+still reads as it was when it was validated. Plain reads rather than a memory map: a file that
+shrinks gives an error instead of a crash, and the process's memory figure stays true.
+Safe to use from several threads. Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidemill.base.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+
+
+class FileBytes:
+    """An open, read-only file of known size."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise CheckpointError(
+                "file not found",
+                where=str(path),
+                expected="a readable file",
+                got="no file of that name",
+                hint="finish the download, or check the path",
+            ) from None
+        except OSError as error:
+            raise CheckpointError(
+                "cannot open file", where=str(path), expected="a readable file", got=str(error)
+            ) from error
+        self._descriptor = descriptor
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        self.size_bytes = os.fstat(descriptor).st_size
+
+    def read_into(self, offset_bytes: int, out: Array) -> None:
+        """Fill a contiguous array from the bytes at an offset.
+
+        Raises: CheckpointError when the file ends first.
+        """
+        view = out.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._descriptor, [view[done:]], offset_bytes + done)
+            if count == 0:
+                raise self.truncated(offset_bytes + len(view))
+            done += count
+
+    def read(self, offset_bytes: int, shape: Sequence[int], storage_name: str) -> Array:
+        """Read an array of the given NumPy type name."""
+        out = np.empty(tuple(shape), dtype=storage_name)
+        self.read_into(offset_bytes, out)
+        return out
+
+    def read_bytes(self, offset_bytes: int, num_bytes: int) -> bytes:
+        """Read a range as bytes."""
+        return self.read(offset_bytes, (num_bytes,), "uint8").tobytes()
+
+    def truncated(self, needed_bytes: int) -> CheckpointError:
+        """Make the error that says the file ends too early."""
+        return CheckpointError(
+            "file is truncated",
+            where=str(self.path),
+            expected=f"at least {needed_bytes} bytes",
+            got=f"{self.size_bytes} bytes",
+            hint="the copy or download was cut short; fetch the file again",
+        )

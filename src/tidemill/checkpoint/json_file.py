@@ -1,0 +1,37 @@
+"""Reading of the JSON files beside the weights, with errors that name the file.
+
+In: a path. Out: an object as a dict. Knows nothing of what the keys mean.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tidemill.base.errors import CheckpointError
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises: CheckpointError when the file is missing or is not such JSON.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            "file not found", where=str(path), expected="a JSON file", got="no file of that name"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(
+            "file is not valid JSON", where=str(path), expected="a JSON object", got=str(error)
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            "file holds no JSON object",
+            where=str(path),
+            expected="a JSON object",
+            got=type(value).__name__,
+        )
+    return value
