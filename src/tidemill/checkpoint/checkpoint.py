@@ -1,0 +1,181 @@
+"""A checkpoint directory read as one model, however many ranks it was split over.
+
+In: a directory in TensorRT-LLM's format. Out: its config, and whole tensors by global name (layer
+index of the model, not of the stage), put together when read. Opening validates every tensor of
+every rank file against the config and lists all faults. Knows no architecture beyond the table of
+tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tidemill.base.dtypes import DType
+from tidemill.base.errors import CheckpointError, UnsupportedError
+from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.checkpoint.file_bytes import Array
+from tidemill.checkpoint.json_file import read_json_object
+from tidemill.checkpoint.safetensors_source import SafetensorsSource
+from tidemill.checkpoint.sharding import (
+    EMBEDDING,
+    LM_HEAD,
+    NAME_TO_ROW,
+    Split,
+    assemble,
+    expected_tensors,
+    full_shape,
+    local_name,
+    shard_shape,
+    stage_of,
+)
+from tidemill.checkpoint.writer import TOKENIZER_FILES
+
+_MAX_LISTED = 20
+
+
+class Checkpoint:
+    """An open checkpoint; nothing is in memory until it is read."""
+
+    def __init__(self, directory: Path, config: CheckpointConfig, ranks: list[SafetensorsSource]):
+        self.directory = directory
+        self._ranks = ranks
+        self.config = self._settle_tie(config)
+        self._rows = expected_tensors(self.config)
+        self._check_tensors()
+
+    @staticmethod
+    def open(directory: Path | str) -> Checkpoint:
+        """Open a directory and validate it.
+
+        Raises: CheckpointError for missing, truncated or disagreeing files; UnsupportedError for
+        quantised checkpoints.
+        """
+        directory = Path(directory)
+        config_path = directory / "config.json"
+        config = CheckpointConfig.from_json(read_json_object(config_path), str(config_path))
+        algorithm = config.quantization.get("quant_algo")
+        if algorithm not in (None, "NO_QUANT"):
+            raise UnsupportedError(
+                "quantised checkpoints are not supported yet",
+                where=str(config_path),
+                expected="quantization.quant_algo null",
+                got=str(algorithm),
+                hint="convert from the unquantised model",
+            )
+        return Checkpoint(directory, config, _open_ranks(directory, config))
+
+    def tensor_names(self) -> list[str]:
+        """Return the global names of the whole model's tensors, in the order of the model."""
+        return list(self._rows)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a whole tensor."""
+        return full_shape(self._rows[name], self.config)
+
+    def dtype(self, name: str) -> DType:
+        """Return the type in which a tensor is stored."""
+        return self._stage(name)[0].dtype(local_name(name, self.config))
+
+    def read(self, name: str) -> Array:
+        """Read a whole tensor in storage type, put together from its ranks."""
+        ranks = self._stage(name)
+        inside = local_name(name, self.config)
+        row = self._rows[name]
+        if row.split is Split.REPLICATED:
+            return ranks[0].read(inside)
+        return assemble(row, self.config, [rank.read(inside) for rank in ranks])
+
+    def tokenizer_files(self) -> list[Path]:
+        """Return the tokenizer and generation files that the checkpoint carries."""
+        paths = [self.directory / name for name in TOKENIZER_FILES]
+        return [path for path in paths if path.is_file()]
+
+    def _stage(self, name: str) -> list[SafetensorsSource]:
+        tp_size = self.config.mapping.tp_size
+        first = stage_of(name, self.config) * tp_size
+        return self._ranks[first : first + tp_size]
+
+    def _settle_tie(self, config: CheckpointConfig) -> CheckpointConfig:
+        """Decide whether the head is the embedding: by the tensors, not by what config.json says.
+
+        A missing head means tied. A head that is stored although the config says tied counts as
+        tied only if it equals the embedding.
+        """
+        stored = {name for rank in self._ranks for name in rank.names()}
+        if LM_HEAD not in stored:
+            return replace(config, tie_word_embeddings=True)
+        if not config.tie_word_embeddings:
+            return config
+        self.config = config
+        self._rows = {name: NAME_TO_ROW[name] for name in (EMBEDDING, LM_HEAD)}
+        self._check_tensors(are_others_fine=True)
+        is_copy = self.read(LM_HEAD).tobytes() == self.read(EMBEDDING).tobytes()
+        return replace(config, tie_word_embeddings=is_copy)
+
+    def _check_tensors(self, are_others_fine: bool = False) -> None:
+        faults: list[str] = []
+        for number, rank in enumerate(self._ranks):
+            stage = number // self.config.mapping.tp_size
+            expected = {
+                local_name(name, self.config): shard_shape(row, self.config)
+                for name, row in self._rows.items()
+                if stage_of(name, self.config) == stage
+            }
+            faults += _tensor_faults(f"rank{number}", rank, expected, are_others_fine)
+        if faults:
+            listed = faults[:_MAX_LISTED]
+            if len(faults) > _MAX_LISTED:
+                listed.append(f"and {len(faults) - _MAX_LISTED} more")
+            layout = self.config.mapping
+            raise CheckpointError(
+                f"{len(faults)} tensor(s) disagree with config.json",
+                where=str(self.directory),
+                expected=f"shapes for tp_size {layout.tp_size}, pp_size {layout.pp_size}",
+                got="\n    ".join(listed),
+                hint="do config.json and rank files come from one conversion?",
+            )
+
+
+def _tensor_faults(
+    label: str,
+    rank: SafetensorsSource,
+    expected: dict[str, tuple[int, ...]],
+    are_others_fine: bool,
+) -> list[str]:
+    stored = set(rank.names())
+    faults = [f"{label}: {name} is missing" for name in expected if name not in stored]
+    for name, shape in expected.items():
+        if name in stored and rank.shape(name) != shape:
+            guess = _guess_split(rank.shape(name), shape)
+            faults.append(f"{label}: {name} has shape {rank.shape(name)}, expected {shape}{guess}")
+    if not are_others_fine:
+        extra = stored - set(expected) - {LM_HEAD}
+        faults += [f"{label}: {name} is not a tensor of this model" for name in sorted(extra)]
+    return faults
+
+
+def _guess_split(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Say which split would explain a shape, if one dimension is a fraction of the expected."""
+    if len(got) != len(expected):
+        return ""
+    unequal = [(a, b) for a, b in zip(got, expected, strict=True) if a != b]
+    if len(unequal) == 1 and 0 < unequal[0][0] < unequal[0][1]:
+        ratio, rest = divmod(unequal[0][1], unequal[0][0])
+        if rest == 0:
+            return f"; already split for tp={ratio}?"
+    return ""
+
+
+def _open_ranks(directory: Path, config: CheckpointConfig) -> list[SafetensorsSource]:
+    paths = [directory / f"rank{r}.safetensors" for r in range(config.mapping.world_size)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(paths)} rank files are missing",
+            where=str(directory),
+            expected=f"rank0 to rank{len(paths) - 1}, as mapping.world_size says",
+            got="no " + ", ".join(missing),
+            hint="copy the whole directory, or convert the model again",
+        )
+    return [SafetensorsSource([path]) for path in paths]
