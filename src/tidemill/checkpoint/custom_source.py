@@ -86,6 +86,10 @@ class CustomSource:
         values = self._inner.read(old_name)
         return np.ascontiguousarray(values.T) if is_transposed else values
 
+    def has_cheap_rows(self, name: str) -> bool:
+        old_name, is_transposed = self._new_to_old[name]
+        return not is_transposed and self._inner.has_cheap_rows(old_name)
+
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         """Read rows [start, stop); a transposed tensor is read whole for it."""
         old_name, is_transposed = self._new_to_old[name]

@@ -71,6 +71,9 @@ class GgufSource:
         rows = self._read_flat_rows(tensor, 0, prod(tensor.shape[:-1]))
         return rows.reshape(tensor.shape)
 
+    def has_cheap_rows(self, name: str) -> bool:
+        return name in self.file.tensors
+
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         """Read rows [start, stop) of dimension 0."""
         tensor = self.file.tensors[name]

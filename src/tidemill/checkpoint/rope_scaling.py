@@ -75,7 +75,8 @@ def _llama3_factors(scaling: Mapping[str, Any], base: float, num_pairs: int) -> 
     low, high, factor = (scaling[k] for k in ("low_freq_factor", "high_freq_factor", "factor"))
     wavelengths = 2 * math.pi * base ** (np.arange(num_pairs, dtype=np.float64) / num_pairs)
     smooth = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
-    return 1 / ((1 - smooth) / factor + smooth)
+    divisors: Array = 1 / ((1 - smooth) / factor + smooth)
+    return divisors
 
 
 def _unsupported(got: str, where: str) -> UnsupportedError:

@@ -94,6 +94,9 @@ class SafetensorsSource:
         entry = self._entries[name]
         return entry.file.read(entry.offset_bytes, entry.shape, self.dtype(name).storage_name)
 
+    def has_cheap_rows(self, name: str) -> bool:
+        return name in self._entries
+
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         """Read rows [start, stop) of dimension 0."""
         entry = self._entries[name]

@@ -32,3 +32,7 @@ class TensorSource(Protocol):
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         """Read rows [start, stop) of dimension 0 in storage type."""
         ...
+
+    def has_cheap_rows(self, name: str) -> bool:
+        """Say whether `read_rows` costs no more than the rows it returns."""
+        ...

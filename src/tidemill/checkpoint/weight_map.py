@@ -9,7 +9,7 @@ Knows no architecture; those maps live with their models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 
@@ -22,6 +22,7 @@ from tidemill.checkpoint.dtype_conversion import convert_into
 from tidemill.checkpoint.file_bytes import Array
 from tidemill.checkpoint.sharding import (
     EMBEDDING,
+    LM_HEAD,
     NAME_TO_ROW,
     TensorRow,
     dim_sizes,
@@ -139,11 +140,9 @@ def _resolve_one(
 
 def _is_tied_copy(name: str, rules: dict[str, WeightRule], config: CheckpointConfig) -> bool:
     """Some files of tied models carry the head all the same; it is then a copy."""
-    head = rules.get("lm_head.weight")
-    return config.tie_word_embeddings and name in (
-        "lm_head.weight",
-        *(head.sources if head is not None else ()),
-    )
+    head = rules.get(LM_HEAD)
+    head_names = (LM_HEAD, *(head.sources if head is not None else ()))
+    return config.tie_word_embeddings and name in head_names
 
 
 def _disagreement(
@@ -192,7 +191,8 @@ def load(
 def _read_part(out: Array, part: SourcePart, source: TensorSource, target: DType) -> None:
     dtype = source.dtype(part.name)
     row_elements = max(1, int(np.prod(part.shape[1:])))
-    step = max(1, _READ_ELEMENTS // row_elements)
+    is_sliced = source.has_cheap_rows(part.name)
+    step = max(1, _READ_ELEMENTS // row_elements) if is_sliced else part.shape[0]
     for start in range(0, part.shape[0], step):
         stop = min(start + step, part.shape[0])
         rows = source.read_rows(part.name, start, stop)
@@ -210,7 +210,33 @@ def unpair_rotary_rows(rows: Array, num_heads: int) -> Array:
     return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def tied_head_source(weight_map: WeightMap) -> tuple[str, str]:
-    """Return the source names of the output head and of the embedding."""
+def settle_tie(
+    config: CheckpointConfig, weight_map: WeightMap, source: TensorSource, is_stated: bool
+) -> CheckpointConfig:
+    """Decide whether the head is the embedding, where config and tensors may disagree.
+
+    A config that does not say is tied when the head is absent. One that says tied, beside a
+    head that differs from the embedding, is untied, as in transformers.
+    """
     rules = {rule.target: rule for rule in weight_map.rules}
-    return rules["lm_head.weight"].sources[0], rules[EMBEDDING].sources[0]
+    names = source.names()
+    head, embedding = (
+        next((name for name in (target, rules[target].sources[0]) if name in names), None)
+        for target in (LM_HEAD, EMBEDDING)
+    )
+    if head is None:
+        return config if is_stated else replace(config, tie_word_embeddings=True)
+    if embedding is None or not config.tie_word_embeddings:
+        return config
+    return replace(config, tie_word_embeddings=_are_equal(source, head, embedding))
+
+
+def _are_equal(source: TensorSource, first: str, second: str) -> bool:
+    if source.shape(first) != source.shape(second) or source.dtype(first) != source.dtype(second):
+        return False
+    num_rows, step = source.shape(first)[0], 4096
+    return all(
+        source.read_rows(first, start, min(start + step, num_rows)).tobytes()
+        == source.read_rows(second, start, min(start + step, num_rows)).tobytes()
+        for start in range(0, num_rows, step)
+    )

@@ -1,0 +1,145 @@
+"""Convert: from a model as published to a checkpoint in TensorRT-LLM's format.
+
+In: a `ConvertRequest`. Out: a checkpoint directory, complete or not there at all, and a
+`ConvertReport`. Each tensor is read, converted, split and written before the next, so that memory
+stays near the largest tensor whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tidemill.base.dtypes import TRTLLM_TO_DTYPE
+from tidemill.base.errors import ConfigError
+from tidemill.base.mapping import Mapping
+
+if TYPE_CHECKING:
+    from tidemill.checkpoint.config import CheckpointConfig
+
+Progress = Callable[[str, int, int], None]
+
+_DTYPES = ("auto", *TRTLLM_TO_DTYPE)
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """What to convert, to where, and how it is laid out; names are those of the flags."""
+
+    model_dir: Path | str
+    output_dir: Path | str
+    tp_size: int = 1
+    pp_size: int = 1
+    dtype: str = "auto"
+    workers: int = 1
+    weight_map: Path | str | None = None
+    use_parallel_embedding: bool = False
+    embedding_sharding_dim: int = 0
+    save_config_only: bool = False
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What was done; `source_kind` is huggingface, gguf, tensorrt_llm or custom."""
+
+    output_dir: Path
+    num_tensors: int
+    total_bytes: int
+    seconds: float
+    peak_memory_bytes: int
+    dtype: str
+    source_kind: str
+    notes: tuple[str, ...] = ()
+
+
+def convert(request: ConvertRequest, progress: Progress | None = None) -> ConvertReport:
+    """Write a checkpoint; `progress` is told (tensor name, bytes done, bytes in all).
+
+    Raises: ConfigError for unacceptable settings, CheckpointError for bad files,
+    UnsupportedError for models outside of what this version can do. Nothing is written then.
+    """
+    started = time.perf_counter()
+    _check_request(request)
+    # Imported here so that importing the API costs nothing.
+    from tidemill.api.convert_sources import open_model
+    from tidemill.checkpoint.writer import CheckpointWriter, TensorToWrite
+
+    weight_map = None if request.weight_map is None else Path(request.weight_map)
+    model = open_model(request.model_dir, weight_map)
+    config = _laid_out(model.config, request)
+    output_dir = Path(request.output_dir)
+    tensors = [
+        TensorToWrite(name, row, partial(model.loaders[name], config.weight_dtype))
+        for name, row in model.rows.items()
+    ]
+    num_tensors = total_bytes = 0
+    with CheckpointWriter(output_dir, config) as writer:
+        content_hash = ""
+        if not request.save_config_only:
+            written = writer.write_tensors(tensors, request.workers, progress)
+            num_tensors, total_bytes = written.num_tensors, written.total_bytes
+            content_hash = written.content_hash
+            writer.write_files(model.files)
+        writer.commit(model.label, content_hash)
+    return ConvertReport(
+        output_dir=output_dir,
+        num_tensors=num_tensors,
+        total_bytes=total_bytes,
+        seconds=time.perf_counter() - started,
+        peak_memory_bytes=_peak_memory_bytes(),
+        dtype=config.dtype,
+        source_kind=model.kind,
+        notes=tuple(model.notes),
+    )
+
+
+def _check_request(request: ConvertRequest) -> None:
+    checks = {
+        f"tp_size {request.tp_size} (from 1)": request.tp_size >= 1,
+        f"pp_size {request.pp_size} (from 1)": request.pp_size >= 1,
+        f"workers {request.workers} (from 1)": request.workers >= 1,
+        f"dtype {request.dtype} (one of {', '.join(_DTYPES)})": request.dtype in _DTYPES,
+        f"embedding_sharding_dim {request.embedding_sharding_dim} (0 or 1)": (
+            request.embedding_sharding_dim in (0, 1)
+        ),
+    }
+    faults = [fault for fault, is_fine in checks.items() if not is_fine]
+    if faults:
+        raise ConfigError("settings of convert cannot be accepted", got="; ".join(faults))
+
+
+def _laid_out(config: CheckpointConfig, request: ConvertRequest) -> CheckpointConfig:
+    """Return the config in the requested type and layout."""
+    from tidemill.checkpoint.config import layout_faults
+
+    # Splits of experts and attention follow tp_size; those of the source layout are stale.
+    kept = {k: v for k, v in config.mapping_extra.items() if not k.startswith(("moe_", "attn_"))}
+    laid_out = replace(
+        config,
+        dtype=config.dtype if request.dtype == "auto" else request.dtype,
+        mapping=Mapping(request.tp_size, request.pp_size),
+        mapping_extra=kept,
+        use_parallel_embedding=request.use_parallel_embedding,
+        embedding_sharding_dim=request.embedding_sharding_dim,
+    )
+    faults = layout_faults(laid_out)
+    if faults:
+        raise ConfigError(
+            "model cannot be laid out as asked",
+            where=str(request.model_dir),
+            expected="sizes that tp_size and pp_size divide",
+            got="; ".join(faults),
+            hint="choose other --tp_size and --pp_size",
+        )
+    return laid_out
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

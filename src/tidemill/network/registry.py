@@ -1,0 +1,89 @@
+"""The architectures we know: a row each, from a name to the description of its weights.
+
+The next architecture is one file under `models` and one row here. Asked by the name in a Hugging
+Face or checkpoint config, or by the name in a GGUF file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.base.errors import UnsupportedError
+from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.checkpoint.weight_map import WeightMap
+from tidemill.network.models import llama_weights
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What conversion needs to know of one architecture."""
+
+    architecture: str
+    gguf_name: str
+    hf_map: WeightMap
+    gguf_map: WeightMap
+    unsupported_settings: Callable[[CheckpointConfig, Mapping[str, Any]], list[str]]
+
+    def check(self, config: CheckpointConfig, hf_values: Mapping[str, Any], where: str) -> None:
+        """Refuse settings outside of what this version can do.
+
+        Raises: UnsupportedError listing all of them.
+        """
+        faults = self.unsupported_settings(config, hf_values)
+        if faults:
+            raise UnsupportedError(
+                f"{self.architecture} with settings that are not supported",
+                where=where,
+                expected="a model without them",
+                got="; ".join(faults),
+            )
+
+
+def _llama_like(architecture: str, gguf_name: str) -> ModelDescription:
+    return ModelDescription(
+        architecture,
+        gguf_name,
+        llama_weights.HF_MAP,
+        llama_weights.GGUF_MAP,
+        llama_weights.unsupported_settings,
+    )
+
+
+ARCHITECTURES: dict[str, ModelDescription] = {
+    "LlamaForCausalLM": _llama_like("LlamaForCausalLM", "llama"),
+    "MistralForCausalLM": _llama_like("MistralForCausalLM", ""),
+}
+_GGUF_NAME_TO_ARCHITECTURE = {
+    model.gguf_name: model for model in ARCHITECTURES.values() if model.gguf_name
+}
+
+
+def find_architecture(name: str, where: str) -> ModelDescription:
+    """Return the description of an architecture.
+
+    Raises: UnsupportedError naming the ones we know.
+    """
+    return _find(ARCHITECTURES, name, where)
+
+
+def find_gguf_architecture(name: str, where: str) -> ModelDescription:
+    """Return the description of the architecture that a GGUF file names.
+
+    Raises: UnsupportedError naming the ones we know.
+    """
+    return _find(_GGUF_NAME_TO_ARCHITECTURE, name, where)
+
+
+def _find(table: Mapping[str, ModelDescription], name: str, where: str) -> ModelDescription:
+    if name not in table:
+        raise UnsupportedError(
+            "unknown architecture",
+            where=where,
+            expected="one of " + ", ".join(table),
+            got=name or "none",
+            hint="a model of the same structure under another name may work: change the name in "
+            "config.json",
+        )
+    return table[name]
