@@ -7,7 +7,7 @@ offsets. Knows nothing of models, kernels or files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tidemill.base.dtypes import DType
 
@@ -17,7 +17,8 @@ class TensorSpec:
     """A buffer's meaning: element type, logical shape and the padded row width that is stored.
 
     `rows` is a symbol ("T", "S", "L") or a number as text; `row_elements` counts stored elements
-    a row, padding included; `columns` the logical ones.
+    a row, padding included; `columns` the logical ones. An arena buffer is live from the op that
+    writes it through the last op that reads it, [first_op, last_op]; -1 where that does not apply.
     """
 
     name: str
@@ -27,6 +28,8 @@ class TensorSpec:
     row_elements: int
     offset_bytes: int
     size_bytes: int
+    first_op: int = -1
+    last_op: int = -1
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class PlanOp:
-    """One native call: the kernel's symbol, its operands in record order, and what it stands for."""
+    """One native call: the kernel's symbol, its operands in record order, what it stands for."""
 
     kernel: str
     op: str
@@ -78,7 +81,13 @@ class KvLayout:
     @property
     def block_bytes_per_layer(self) -> int:
         """Bytes of K (or of V) for one block of one layer."""
-        return self.num_kv_heads * self.head_size * self.tokens_per_block * self.dtype.itemsize_bytes
+        elements = self.num_kv_heads * self.head_size * self.tokens_per_block
+        return elements * self.dtype.itemsize_bytes
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of K and V of one token in all layers."""
+        return 2 * self.num_layers * self.block_bytes_per_layer // self.tokens_per_block
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,35 @@ class Section:
 
 
 @dataclass(frozen=True)
+class WeightRange:
+    """Where one packed tensor lies in the weights section. The writer fills these in."""
+
+    name: str
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Tactic:
+    """How one shape of an op is computed, and why: `chosen_by` is user, default or measured.
+
+    `measured_us` is the time that decided, 0.0 where nothing was timed.
+    """
+
+    op: str
+    shape: str
+    choice: str
+    chosen_by: str
+    measured_us: float = 0.0
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything but the bytes of code and weights."""
+    """Everything but the bytes of code and weights.
+
+    `chosen_by` maps a build value's name to who chose it: user, default or measured. The writer
+    fills in `format_version`, `sections` and `weights`.
+    """
 
     tidemill_version: str
     format_version: int
@@ -110,3 +146,6 @@ class Manifest:
     sections: dict[str, Section]
     source_checkpoint: str
     source_hash: str
+    weights: tuple[WeightRange, ...] = ()
+    tactics: tuple[Tactic, ...] = ()
+    chosen_by: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,73 @@
+"""Targets: the instruction sets that engines are compiled for, and what this machine has.
+
+A target is a named floor, not a CPU model: code for it runs on every machine that has its
+features. Detection reads the kernel's list, so a server needs no compiler to choose.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """One instruction set floor.
+
+    `cpu` and `features` are LLVM's names; `required` the kernel's flags that a host must show.
+    """
+
+    name: str
+    arch: str
+    triple: str
+    cpu: str
+    features: str
+    required: frozenset[str]
+
+
+_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+X86_64_V4_BF16 = Target(
+    "x86-64-v4-bf16", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v4", "+avx512bf16",
+    _V4 | {"avx512_bf16"},
+)  # fmt: skip
+X86_64_V4 = Target("x86-64-v4", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v4", "", _V4)
+X86_64_V3 = Target("x86-64-v3", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v3", "", _V3)
+AARCH64 = Target(
+    "aarch64-neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon,+fullfp16",
+    frozenset({"asimd", "asimdhp"}),
+)  # fmt: skip
+
+# Best first: the first one that the host satisfies is its native target.
+TARGETS = (X86_64_V4_BF16, X86_64_V4, X86_64_V3, AARCH64)
+NAME_TO_TARGET = {target.name: target for target in TARGETS}
+
+
+@cache
+def host_features() -> frozenset[str]:
+    """The feature flags of the first CPU as Linux lists them."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def host_targets() -> tuple[Target, ...]:
+    """Targets whose code runs on this machine, best first."""
+    arch = platform.machine()
+    return tuple(t for t in TARGETS if t.arch == arch and t.required <= host_features())
+
+
+def num_physical_cores() -> int:
+    """Cores this process may use, hyper-threads counted once."""
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
+    return max(1, len(cores))

@@ -1,0 +1,210 @@
+"""Writes an engine directory: weights are streamed, everything else follows when it is known.
+
+In: packed tensors one by one, then the manifest, the code image, the config and extra files. Out:
+a directory that appears under its name only when complete; until then it is a hidden sibling, and
+on any failure that is removed. Knows nothing of graphs, kernels or what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidemill.base.errors import BuildError, ConfigError
+from tidemill.engine.format import (
+    CODE_SECTION,
+    CONFIG_FILE,
+    CONFIG_SECTION,
+    FORMAT_VERSION,
+    PAGE_BYTES,
+    WEIGHT_ALIGNMENT_BYTES,
+    WEIGHTS_SECTION,
+    Header,
+    align_up,
+    encode_manifest,
+    engine_file_name,
+)
+from tidemill.engine.manifest import Manifest, Section, WeightRange
+
+
+class EngineWriter:
+    """Builds one rank's engine; use it as a context manager and call `finish` once at its end.
+
+    Rank 0 makes the directory, replacing an engine of the same name; other ranks add their file
+    to it. Raises: ConfigError when the directory holds something else, BuildError when the disk
+    refuses.
+    """
+
+    def __init__(self, output_dir: Path, rank: int = 0) -> None:
+        self._output_dir = output_dir.resolve()
+        self._rank = rank
+        self._check_output_dir()
+        token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        name = self._output_dir.name
+        self._staging_dir = self._output_dir.parent / f".{name}.partial-{token}"
+        self._retired_dir = self._output_dir.parent / f".{name}.old-{token}"
+        self._weights: dict[str, WeightRange] = {}
+        self._hash = hashlib.sha256()
+        self._weights_size_bytes = 0
+        try:
+            self._staging_dir.mkdir(parents=True)
+            self._file = (self._staging_dir / engine_file_name(rank)).open("wb")
+            self._file.seek(PAGE_BYTES)
+        except OSError as error:
+            self._discard()
+            raise self._refused(error) from error
+
+    def __enter__(self) -> EngineWriter:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._discard()
+
+    def add_weight(self, name: str, data: npt.NDArray[Any]) -> int:
+        """Append a tensor's bytes to the weights section and return where they start in it.
+
+        Units: the returned offset counts bytes from the section's start, a multiple of 64.
+        Raises: BuildError when the disk refuses.
+        """
+        assert name not in self._weights, f"weight {name} is written twice"
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        offset = align_up(self._weights_size_bytes, WEIGHT_ALIGNMENT_BYTES)
+        self._append(bytes(offset - self._weights_size_bytes))
+        self._append(raw.data)
+        self._weights[name] = WeightRange(name, offset, raw.size)
+        return offset
+
+    def finish(
+        self,
+        manifest: Manifest,
+        code_image: bytes,
+        config: dict[str, object],
+        extra_files: Sequence[Path],
+    ) -> Path:
+        """Complete the file, copy the extra files beside it and move everything into place.
+
+        Returns the engine directory. Raises: BuildError when the disk refuses or an extra file
+        cannot be read, ConfigError when the directory has meanwhile been filled with other files.
+        """
+        assert manifest.rank == self._rank, f"manifest of rank {manifest.rank}"
+        config_bytes = (json.dumps(config, indent=2) + "\n").encode()
+        try:
+            self._complete_file(manifest, code_image, config_bytes)
+            (self._staging_dir / CONFIG_FILE).write_bytes(config_bytes)
+            for path in extra_files:
+                shutil.copyfile(path, self._staging_dir / path.name)
+            self._check_output_dir()
+            self._publish()
+        except OSError as error:
+            raise self._refused(error) from error
+        return self._output_dir
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._refused(error) from error
+        self._weights_size_bytes += len(data)
+
+    def _complete_file(self, manifest: Manifest, code_image: bytes, config_bytes: bytes) -> None:
+        sections = {
+            WEIGHTS_SECTION: Section(PAGE_BYTES, self._weights_size_bytes, self._hash.hexdigest()),
+            CODE_SECTION: self._write_section(code_image),
+            CONFIG_SECTION: self._write_section(config_bytes),
+        }
+        encoded = encode_manifest(
+            dataclasses.replace(
+                manifest,
+                format_version=FORMAT_VERSION,
+                sections=sections,
+                weights=tuple(self._weights.values()),
+            )
+        )
+        place = self._write_section(encoded)
+        header = Header(
+            FORMAT_VERSION,
+            place.offset_bytes + place.size_bytes,
+            place.offset_bytes,
+            place.size_bytes,
+            bytes.fromhex(place.sha256),
+        )
+        self._file.seek(0)
+        self._file.write(header.pack())
+        self._file.close()
+
+    def _write_section(self, data: bytes) -> Section:
+        offset = align_up(self._file.tell(), PAGE_BYTES)
+        self._file.seek(offset)
+        self._file.write(data)
+        return Section(offset, len(data), hashlib.sha256(data).hexdigest())
+
+    def _publish(self) -> None:
+        if self._rank > 0:
+            name = engine_file_name(self._rank)
+            (self._staging_dir / name).replace(self._output_dir / name)
+            return
+        if not self._output_dir.exists():
+            self._staging_dir.rename(self._output_dir)
+            return
+        # A running process keeps the old file mapped: its bytes live until it lets go of them.
+        self._output_dir.rename(self._retired_dir)
+        try:
+            self._staging_dir.rename(self._output_dir)
+        except BaseException:
+            self._retired_dir.rename(self._output_dir)
+            raise
+        shutil.rmtree(self._retired_dir, ignore_errors=True)
+
+    def _check_output_dir(self) -> None:
+        """Refuse to replace what is not an engine: nobody's files are deleted by a typing error."""
+        if self._rank > 0 or not self._output_dir.exists():
+            return
+        fault = ""
+        if not self._output_dir.is_dir():
+            fault = "a file"
+        elif os.path.ismount(self._output_dir):
+            fault = "a mount point, which cannot be replaced as a whole"
+        else:
+            entries = list(self._output_dir.iterdir())
+            is_engine = any(entry.suffix == ".engine" for entry in entries)
+            foreign = [entry.name for entry in entries if entry.is_dir() or not is_engine]
+            if foreign:
+                fault = f"a directory that holds {', '.join(sorted(foreign)[:5])}"
+        if fault:
+            raise ConfigError(
+                "the engine's output directory holds something else than an engine",
+                where=str(self._output_dir),
+                expected="a new name, an empty directory, or an engine directory to replace",
+                got=fault,
+                hint=f"--output_dir {self._output_dir / 'engine'}",
+            )
+
+    def _refused(self, error: OSError) -> BuildError:
+        return BuildError(
+            "the engine cannot be written",
+            where=str(error.filename or self._output_dir),
+            expected="files that can be read, and a disk with room for the engine",
+            got=error.strerror or str(error),
+            hint="free some space or name another --output_dir; nothing was left behind",
+        )
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._staging_dir, ignore_errors=True)

@@ -1,0 +1,142 @@
+"""What every verb shares: how output, notes and errors reach the terminal or a machine.
+
+In: values and errors of the library. Out: text or JSON on stdout, notes and errors on stderr, an
+exit code (0 done, 1 failed, 2 command line not understood). Knows no verb.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tidemill.base import debug
+from tidemill.base.errors import ConfigError, TidemillError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+FOREIGN_FLAGS_CONTEXT: dict[str, Any] = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+}
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Keep the flags that were given, so that the library's own defaults fill the others."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
+    """Return the value if it is one of the choices.
+
+    Raises: ConfigError naming the choices otherwise.
+    """
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(value, choices, n=1)
+    raise ConfigError(
+        "a flag has a value that it cannot have",
+        where=flag,
+        expected="one of " + ", ".join(choices),
+        got=repr(value),
+        hint=f"did you mean {near[0]}?" if near else f"leave {flag} out for the default",
+    )
+
+
+def say(text: str) -> None:
+    """Print progress or a note for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Print one line for each note."""
+    for note in notes:
+        say(f"note: {note}")
+
+
+def print_json(value: Any) -> None:
+    """Print a dataclass or plain data as one JSON document on stdout."""
+    print(json.dumps(as_plain(value), indent=2, sort_keys=True))
+
+
+def as_plain(value: Any) -> Any:
+    """Return dataclasses, paths and enums as data that JSON can carry."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: as_plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, dict):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value) if isinstance(value, Path) else getattr(value, "value", str(value))
+
+
+def report_error(error: TidemillError, exit_code: int) -> int:
+    """Print an error's four parts, with its traceback from debug level 1 on."""
+    if _shows_traceback():
+        traceback.print_exception(type(error), error, error.__traceback__)
+    say(f"error: {error}")
+    return exit_code
+
+
+def _shows_traceback() -> bool:
+    try:
+        return debug.shows(debug.Level.DECISIONS)
+    except ConfigError:
+        return False
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run one command line; return its exit code, having printed any error in our form."""
+    try:
+        debug.level()
+        code = app(args=list(arguments), prog_name="tidemill", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except ConfigError as error:
+        return report_error(error, EXIT_USAGE)
+    except TidemillError as error:
+        return report_error(error, EXIT_FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        say("stopped")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_FAILED
+    except _usage_error_class() as error:
+        return _report_usage(error)
+
+
+def _usage_error_class() -> type[Exception]:
+    """Return the parser's base of usage errors, which typer has moved between packages."""
+    for base in typer.BadParameter.__mro__:
+        if base.__name__ == "UsageError":
+            return base
+    raise AssertionError("typer.BadParameter is not a UsageError")
+
+
+def _report_usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "tidemill"
+    text = error.format_message()
+    if not text:
+        return EXIT_USAGE  # the parser has printed the help already
+    what, _, expected = text.partition(": ")
+    possible = ", ".join(getattr(error, "possibilities", None) or ())
+    shown = TidemillError(
+        what if expected else text,
+        where=where,
+        expected=expected or possible or "a command line that its help describes",
+        got=" ".join(sys.argv[1:]) or "nothing",
+        hint=f"{where} --help",
+    )
+    return report_error(shown, EXIT_USAGE)
