@@ -39,12 +39,8 @@ def convert(
     output_dir: Annotated[
         Path, typer.Option("--output_dir", help="Where the checkpoint is written.")
     ] = Path("tllm_checkpoint"),
-    tp_size: Annotated[
-        int, typer.Option("--tp_size", min=1, help="Tensor-parallel ranks.")
-    ] = 1,
-    pp_size: Annotated[
-        int, typer.Option("--pp_size", min=1, help="Pipeline-parallel stages.")
-    ] = 1,
+    tp_size: Annotated[int, typer.Option("--tp_size", min=1, help="Tensor-parallel ranks.")] = 1,
+    pp_size: Annotated[int, typer.Option("--pp_size", min=1, help="Pipeline-parallel stages.")] = 1,
     dtype: Annotated[
         str, typer.Option("--dtype", help="Stored type: " + ", ".join(DTYPES) + ".")
     ] = "auto",
@@ -92,4 +88,9 @@ def convert(
     if as_json:
         print_json(report)
     else:
-        say(str(report))
+        say_notes(report.notes)
+        say(
+            f"converted {report.num_tensors} tensors, {report.total_bytes / 1e6:.1f} MB of "
+            f"{report.dtype}, in {report.seconds:.2f} s, peak memory "
+            f"{report.peak_memory_bytes / 1e6:.0f} MB: {report.output_dir}"
+        )

@@ -1,0 +1,158 @@
+"""The run verb: prompts through an engine in this process, tokens to the terminal as they come.
+
+Takes the command lines of TensorRT-LLM's run.py. Text goes to stdout; time to first token and
+tokens per second go to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tidemill.base.errors import ConfigError
+from tidemill.frontends.cli import run_flags
+from tidemill.frontends.cli.foreign_flags import read_foreign_flags
+from tidemill.frontends.cli.shell import given, print_json, say, say_notes
+
+if TYPE_CHECKING:
+    from tidemill.api.llm import LLM, SamplingParams, TextUpdate
+
+HELP = """Generate text with an engine, in this process.
+
+\b
+Examples:
+  tidemill run --engine_dir ./engine --input_text "What is gravity?" --max_output_len 64
+  tidemill run --engine_dir ./engine --input_text "Once" --input_text "Twice" --streaming
+  tidemill run --engine_dir ./engine --input_file prompts.txt --json
+  tidemill run --engine_dir ./engine --chat
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished answer with its timings; what --json prints."""
+
+    prompt: str
+    text: str
+    num_tokens: int
+    finish_reason: str
+    first_token_ms: float
+    tokens_per_s: float
+
+
+def run(
+    context: typer.Context,
+    engine_dir: Annotated[Path, typer.Option("--engine_dir", help="Engine that build wrote.")],
+    input_text: Annotated[
+        list[str] | None, typer.Option("--input_text", help="A prompt; may be repeated.")
+    ] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input_file", help="Prompts, one on each line.")
+    ] = None,
+    max_output_len: Annotated[
+        int, typer.Option("--max_output_len", min=1, help="Most tokens of an answer.")
+    ] = 128,
+    is_streaming: Annotated[
+        bool, typer.Option("--streaming", help="Print tokens as they come.")
+    ] = False,
+    is_chat: Annotated[
+        bool, typer.Option("--chat", help="Converse, with the model's chat template.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0)] = None,
+    top_k: Annotated[int | None, typer.Option("--top_k", min=0, help="1 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top_p", min=0.0, max=1.0)] = None,
+    random_seed: Annotated[int | None, typer.Option("--random_seed", min=0)] = None,
+    end_id: Annotated[
+        int | None, typer.Option("--end_id", help="Token that ends an answer.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+) -> None:
+    say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args))
+    prompts = [] if is_chat else read_prompts(input_text or [], input_file)
+
+    from tidemill.api.llm import LLM, SamplingParams
+
+    chosen = given(
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=random_seed, end_id=end_id
+    )
+    sampling = SamplingParams(max_tokens=max_output_len, **chosen)
+    with LLM(engine_dir) as llm:
+        if is_chat:
+            converse(llm, sampling, sys.stdin)
+            return
+        answers = [answer(llm, prompt, sampling, is_streaming) for prompt in prompts]
+    if as_json:
+        print_json(answers)
+    elif not is_streaming:
+        print("\n".join(each.text for each in answers))
+
+
+def read_prompts(texts: list[str], file: Path | None) -> list[str]:
+    """Return all prompts, those of the command line first.
+
+    Raises: ConfigError when there is none or the file cannot be read as lines of text.
+    """
+    prompts = list(texts)
+    if file is not None:
+        try:
+            prompts += [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "the file of prompts cannot be read",
+                where=str(file),
+                expected="a text file with one prompt on each line",
+                got=str(error),
+                hint="--input_text gives a prompt on the command line",
+            ) from error
+    if not prompts:
+        raise ConfigError(
+            "there is nothing to answer",
+            where="command line of run",
+            expected="--input_text, --input_file or --chat",
+            got="no prompt",
+            hint='--input_text "What is gravity?"',
+        )
+    return prompts
+
+
+def answer(llm: LLM, prompt: str, sampling: SamplingParams, is_streaming: bool) -> Answer:
+    """Answer one prompt, streaming to stdout if asked, and report its speed on stderr."""
+    return _follow(prompt, llm.generate_stream(prompt, sampling), is_streaming)
+
+
+def converse(llm: LLM, sampling: SamplingParams, lines: Iterable[str]) -> None:
+    """Answer each line in turn, with the whole conversation so far as the prompt."""
+    messages: list[dict[str, str]] = []
+    say("One line is one message; end with Ctrl-D.")
+    for line in lines:
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        prompt = llm.apply_chat_template(messages)
+        reply = _follow(prompt, llm.generate_stream(prompt, sampling), is_streaming=True)
+        messages.append({"role": "assistant", "content": reply.text})
+
+
+def _follow(prompt: str, updates: Iterable[TextUpdate], is_streaming: bool) -> Answer:
+    start = time.perf_counter()
+    first = last = start
+    text, num_tokens, reason = "", 0, ""
+    for update in updates:
+        last = time.perf_counter()
+        first = last if num_tokens == 0 else first
+        text += update.text
+        num_tokens += len(update.token_ids)
+        reason = str(update.finish_reason or "")
+        if is_streaming:
+            print(update.text, end="", flush=True)
+    if is_streaming:
+        print()
+    # The first token's time is the prompt's; the rate is that of the tokens after it.
+    rate = (num_tokens - 1) / (last - first) if num_tokens > 1 and last > first else 0.0
+    first_ms = (first - start) * 1e3
+    say(f"{num_tokens} tokens, {rate:.1f} tokens/s, first token after {first_ms:.1f} ms")
+    return Answer(prompt, text, num_tokens, reason, first_ms, rate)

@@ -1,0 +1,45 @@
+"""The serve verb: starts the real tritonserver on a model repository.
+
+One of the CLI's two doors to the Triton frontend; the import contracts name them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = """Serve a model repository with NVIDIA's tritonserver.
+
+Arguments after -- go to tritonserver as they are.
+
+\b
+Examples:
+  tidemill serve --model_repository ./repository
+  tidemill serve --model_repository ./repository --http-port 9000 -- --log-verbose=1
+"""
+
+
+def serve(
+    model_repository: Annotated[
+        Path, typer.Option("--model_repository", help="Repository that deploy wrote.")
+    ],
+    http_port: Annotated[int, typer.Option("--http_port", min=1, max=65535)] = 8000,
+    grpc_port: Annotated[int, typer.Option("--grpc_port", min=1, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option("--metrics_port", min=1, max=65535)] = 8002,
+    server_flags: Annotated[
+        list[str] | None, typer.Argument(help="Flags for tritonserver, after --.")
+    ] = None,
+) -> None:
+    from tidemill.frontends.triton.serve import ServeRequest
+    from tidemill.frontends.triton.serve import serve as serve_repository
+
+    request = ServeRequest(
+        model_repository=model_repository,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        server_flags=tuple(server_flags or ()),
+    )
+    raise typer.Exit(serve_repository(request))
