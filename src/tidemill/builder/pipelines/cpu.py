@@ -1,0 +1,55 @@
+"""The CPU pipeline: from the graph as drawn to ops that have a CPU kernel, as a plain list.
+
+In: a graph. Out: a graph of `CPU_KINDS` only, or an error that lists every op without a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tidemill.base.errors import UnsupportedError
+from tidemill.builder.pass_contract import Pass, PassResult, run_passes
+from tidemill.builder.passes.dead_code import DeadCode
+from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
+from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
+from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
+from tidemill.ir.checker import describe_op
+from tidemill.ir.graph import Graph
+
+CPU_PASSES: tuple[Pass, ...] = (
+    DeadCode(),
+    FuseRopeCache(),
+    FuseLinearGated(),
+    FuseLinearResidual(),
+)
+
+CPU_KINDS = (
+    "embedding",
+    "rms_norm",
+    "linear",
+    "linear_residual",
+    "linear_gated",
+    "rope_cache",
+    "paged_attention",
+    "gather_last",
+    "sample",
+)
+
+
+def run_cpu_pipeline(
+    graph: Graph, observe: Callable[[str, PassResult], None] | None = None
+) -> Graph:
+    """Rewrite a graph for the CPU; `observe` sees each pass's name and result.
+
+    Raises: BuildError when a pass breaks the graph; UnsupportedError for ops without a kernel.
+    """
+    graph = run_passes(graph, CPU_PASSES, observe)
+    left = [describe_op(at, op) for at, op in enumerate(graph.ops) if op.kind not in CPU_KINDS]
+    if left:
+        raise UnsupportedError(
+            f"{len(left)} op(s) have no CPU kernel",
+            where=f"graph '{graph.name}': " + "; ".join(left),
+            expected="after fusion, only " + ", ".join(CPU_KINDS),
+            hint="this model joins its layers in a way that no pass fuses yet",
+        )
+    return graph
