@@ -130,12 +130,12 @@ def _report_usage(error: Any) -> int:
     text = error.format_message()
     if not text:
         return EXIT_USAGE  # the parser has printed the help already
-    what, _, expected = text.partition(": ")
-    possible = ", ".join(getattr(error, "possibilities", None) or ())
+    # "Invalid value for '--x': reason" is the only form whose second half says what was expected.
+    what, _, reason = text.partition(": ") if text.startswith("Invalid value") else (text, "", "")
     shown = TidemillError(
-        what if expected else text,
+        what,
         where=where,
-        expected=expected or possible or "a command line that its help describes",
+        expected=reason or "a command line that its help describes",
         got=" ".join(sys.argv[1:]) or "nothing",
         hint=f"{where} --help",
     )

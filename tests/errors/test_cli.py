@@ -1,0 +1,98 @@
+"""Mistakes on the command line: four parts on stderr, a non-zero exit, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tidemill.base.errors import ConfigError, UnsupportedError
+from tidemill.frontends.cli import convert_checkpoint_flags
+from tidemill.frontends.cli.build import resolve_max_seq_len
+from tidemill.frontends.cli.foreign_flags import read_foreign_flags
+from tidemill.frontends.cli.main import app
+from tidemill.frontends.cli.run import read_prompts
+from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_USAGE, run_app
+
+REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["convert", "--model_dir", "m", "--dtype", "float15"], "did you mean float16?"),
+        (["build", "--checkpoint_dir", "c", "--gemm_plugin", "int3"], "--gemm_plugin of build"),
+        (["build", "--checkpoint_dir", "c", "--gemm_plugin"], "got: nothing"),
+        (["build", "--checkpoint_dir", "c", "--opt_num_tokens", "x"], "an integer"),
+        (["build", "--checkpoint_dir", "c", "--fast_build=1"], "--fast_build"),
+        (["build", "--checkpoint_dir", "c", "--gem_plugin", "auto"], "mean --gemm_plugin?"),
+        (["build", "--checkpoint_dir", "c", "stray"], "'stray'"),
+        (["build", "--checkpoint_dir", "c", "--max_batch_size", "0"], "--max_batch_size"),
+        (["build"], "--checkpoint_dir"),
+        (["inspect", "--engine_dir", "e", "--what", "grph"], "did you mean graph?"),
+        (["deploy", "--engine_dir", "e", "--model_repository", "r", "--name", "n",
+          "--style", "ensemble"], "one of text, tokens"),
+        (["run", "--engine_dir", "e"], "no prompt"),
+        (["biuld"], "tidemill --help"),
+        (["serve", "--model_repository", "r", "--http_port", "70000"], "--http_port"),
+    ],
+)  # fmt: skip
+def test_bad_command_line_is_a_usage_error(
+    arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(app, arguments) == EXIT_USAGE
+    printed = capsys.readouterr().err
+    assert part in printed
+    assert "where: " in printed and "got: " in printed and "try: " in printed
+    assert "Traceback" not in printed
+
+
+def test_debug_level_one_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TIDEMILL_DEBUG", "1")
+    assert run_app(app, ["convert", "--model_dir", "m", "--dtype", "float15"]) == EXIT_USAGE
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_flags_that_would_change_weights_are_refused_all_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "ckpt"
+    arguments = ["convert", "--model_dir", "m", "--output_dir", str(output)]
+    assert run_app(app, [*arguments, "--use_weight_only", "--int8_kv_cache"]) == EXIT_FAILED
+    printed = capsys.readouterr().err
+    assert "--use_weight_only: not yet" in printed and "--int8_kv_cache: not yet" in printed
+    assert not output.exists()
+
+
+def test_every_refused_flag_of_convert_is_named() -> None:
+    for row in REFUSED:
+        value = {"nothing": [], "text": ["x"]}.get(getattr(row.values, "value", ""), ["2"])
+        value = [row.values[0]] if isinstance(row.values, tuple) else value
+        with pytest.raises(UnsupportedError, match=row.name):
+            read_foreign_flags("convert", [row], [row.name, *value])
+
+
+def test_two_flags_disagree_about_the_longest_sequence() -> None:
+    with pytest.raises(ConfigError, match="disagree"):
+        resolve_max_seq_len(max_seq_len=100, max_input_len=60, max_output_len=60)
+
+
+def test_file_of_prompts_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_prompts([], tmp_path / "absent.txt")
+
+
+def test_file_of_prompts_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.npy"
+    file.write_bytes(b"\x93NUMPY\xff\xfe")
+    with pytest.raises(ConfigError, match="one prompt on each line"):
+        read_prompts([], file)
+
+
+def test_file_of_prompts_is_empty(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n\n")
+    with pytest.raises(ConfigError, match="nothing to answer"):
+        read_prompts([], file)
