@@ -7,6 +7,7 @@ on any failure that is removed. Knows nothing of graphs, kernels or what the byt
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -74,7 +75,9 @@ class EngineWriter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # After a full disk, closing fails again on what is still buffered; the file goes anyway.
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._discard()
 
     def add_weight(self, name: str, data: npt.NDArray[Any]) -> int:
