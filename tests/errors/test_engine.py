@@ -228,3 +228,19 @@ def test_missing_extra_file(tmp_path: Path) -> None:
     ):
         writer.finish(make_manifest(), CODE_IMAGE, CONFIG, [tmp_path / "tokenizer.json"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_flipped_bit_is_found(engine_dir: Path) -> None:
+    path = engine_dir / "rank0.engine"
+    sections = list(EngineFile.open(engine_dir).manifest.sections.values())
+    manifest_start = path.read_bytes().index(b'{"tidemill_version"')
+    ranges = [(0, PAGE_BYTES), (manifest_start, path.stat().st_size)]
+    ranges += [(s.offset_bytes, s.offset_bytes + s.size_bytes) for s in sections]
+    rng = np.random.default_rng(11)
+    for start, end in ranges:
+        for offset in [start, end - 1, *rng.integers(start, end, 20)]:
+            flip(path, int(offset))
+            with pytest.raises(EngineFormatError):
+                EngineFile.open(engine_dir, full_check=True)
+            flip(path, int(offset))
+    EngineFile.open(engine_dir, full_check=True).close()
