@@ -1,0 +1,52 @@
+"""Brings a checkpoint's tensors into a graph as lazy constants.
+
+In: a pen, a source of tensors by the checkpoint's global names, the graph's weight type. Out:
+constants, whose bytes are read (and converted, where stored otherwise) only when asked. Matrices
+take the graph's weight type; norm weights and biases are f32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tidemill.base.dtypes import DType
+from tidemill.ir.builder import GraphBuilder
+from tidemill.ir.graph import TensorType, Value
+from tidemill.ir.storage import Array, narrow, widen
+
+
+class TensorSource(Protocol):
+    """Whole tensors in storage type (bf16 as uint16 bits), by the checkpoint's global names."""
+
+    def read(self, name: str) -> Array: ...
+
+    def dtype(self, name: str) -> DType: ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one model, and the pen that draws them. `dtype` is that of matrices."""
+
+    pen: GraphBuilder
+    tensors: TensorSource
+    dtype: DType
+
+    def matrix(self, source: str, rows: int, columns: int) -> Value:
+        """Draw a weight matrix [rows, columns]."""
+        return self._constant(source, TensorType(self.dtype, (rows, columns)))
+
+    def vector(self, source: str, size: int) -> Value:
+        """Draw a norm weight or a bias, in f32."""
+        return self._constant(source, TensorType(DType.F32, (size,)))
+
+    def _constant(self, source: str, value_type: TensorType) -> Value:
+        def load() -> Array:
+            return _convert(self.tensors.read(source), self.tensors.dtype(source), value_type.dtype)
+
+        name = source.removeprefix("transformer.")
+        return self.pen.constant(name, value_type, load, source=source)
+
+
+def _convert(stored: Array, source: DType, target: DType) -> Array:
+    return stored if source is target else narrow(widen(stored, source), target)
