@@ -20,7 +20,6 @@ from tidemill.checkpoint.safetensors_source import SafetensorsSource
 from tidemill.checkpoint.sharding import (
     EMBEDDING,
     LM_HEAD,
-    NAME_TO_ROW,
     Split,
     assemble,
     expected_tensors,
@@ -107,13 +106,15 @@ class Checkpoint:
             return replace(config, tie_word_embeddings=True)
         if not config.tie_word_embeddings:
             return config
-        self.config = config
-        self._rows = {name: NAME_TO_ROW[name] for name in (EMBEDDING, LM_HEAD)}
-        self._check_tensors(are_others_fine=True)
-        is_copy = self.read(LM_HEAD).tobytes() == self.read(EMBEDDING).tobytes()
+        untied = replace(config, tie_word_embeddings=False)
+        self.config, self._rows = untied, expected_tensors(untied)
+        # A faulty pair cannot be compared; the check of all tensors will list it.
+        is_readable = not any(EMBEDDING in fault or LM_HEAD in fault for fault in self._faults())
+        is_copy = is_readable and self.read(LM_HEAD).tobytes() == self.read(EMBEDDING).tobytes()
         return replace(config, tie_word_embeddings=is_copy)
 
-    def _check_tensors(self, are_others_fine: bool = False) -> None:
+    def _faults(self) -> list[str]:
+        """List every tensor of every rank file that disagrees with the config."""
         faults: list[str] = []
         for number, rank in enumerate(self._ranks):
             stage = number // self.config.mapping.tp_size
@@ -122,7 +123,11 @@ class Checkpoint:
                 for name, row in self._rows.items()
                 if stage_of(name, self.config) == stage
             }
-            faults += _tensor_faults(f"rank{number}", rank, expected, are_others_fine)
+            faults += _tensor_faults(f"rank{number}", rank, expected)
+        return faults
+
+    def _check_tensors(self) -> None:
+        faults = self._faults()
         if faults:
             listed = faults[:_MAX_LISTED]
             if len(faults) > _MAX_LISTED:
@@ -138,10 +143,7 @@ class Checkpoint:
 
 
 def _tensor_faults(
-    label: str,
-    rank: SafetensorsSource,
-    expected: dict[str, tuple[int, ...]],
-    are_others_fine: bool,
+    label: str, rank: SafetensorsSource, expected: dict[str, tuple[int, ...]]
 ) -> list[str]:
     stored = set(rank.names())
     faults = [f"{label}: {name} is missing" for name in expected if name not in stored]
@@ -149,9 +151,9 @@ def _tensor_faults(
         if name in stored and rank.shape(name) != shape:
             guess = _guess_split(rank.shape(name), shape)
             faults.append(f"{label}: {name} has shape {rank.shape(name)}, expected {shape}{guess}")
-    if not are_others_fine:
-        extra = stored - set(expected) - {LM_HEAD}
-        faults += [f"{label}: {name} is not a tensor of this model" for name in sorted(extra)]
+    # A tied model's last stage may hold a copy of the embedding as its head.
+    extra = stored - set(expected) - {LM_HEAD}
+    faults += [f"{label}: {name} is not a tensor of this model" for name in sorted(extra)]
     return faults
 
 

@@ -112,7 +112,7 @@ def _read_fields(reader: FieldReader) -> CheckpointConfig | None:
     num_heads = reader.integer("num_attention_heads", 1)
     # A default of 1 stands in where the field it derives from is itself at fault.
     num_kv_heads = reader.integer("num_key_value_heads", 1, num_heads or 1)
-    head_size = reader.integer("head_size", 1, (hidden_size or 1) // (num_heads or 1))
+    head_size = reader.integer("head_size", 1, max(1, hidden_size // (num_heads or 1)))
     rotary_dim = int((head_size or 0) * reader.number("rotary_pct", 1.0))
     mapping, mapping_extra = _read_mapping(reader)
     config = CheckpointConfig(

@@ -64,7 +64,8 @@ def _read_keys(reader: FieldReader, source: GgufSource) -> dict[str, Any]:
     vocab_size = source.shape(embedding)[0] if embedding in source.names() else None
     hidden_size = reader.integer("embedding_length", 1)
     num_heads = reader.integer("attention.head_count", 1)
-    head_size = reader.integer("attention.key_length", 1, (hidden_size or 1) // (num_heads or 1))
+    default_size = max(1, hidden_size // (num_heads or 1))
+    head_size = reader.integer("attention.key_length", 1, default_size)
     return {
         "vocab_size": reader.integer("vocab_size", 1, vocab_size),
         "hidden_size": hidden_size,

@@ -36,7 +36,7 @@ def config_from_hf(values: Mapping[str, Any], architecture: str, where: str) -> 
         "num_hidden_layers": reader.integer("num_hidden_layers", 1),
         "num_attention_heads": num_heads,
         "num_key_value_heads": reader.integer("num_key_value_heads", 1, num_heads or 1),
-        "head_size": reader.integer("head_dim", 1, (hidden_size or 1) // (num_heads or 1)),
+        "head_size": reader.integer("head_dim", 1, max(1, hidden_size // (num_heads or 1))),
         "intermediate_size": reader.integer("intermediate_size", 1),
         "max_position_embeddings": reader.integer("max_position_embeddings", 1, 2048),
         "hidden_act": reader.text("hidden_act", "silu"),
