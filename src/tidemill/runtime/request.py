@@ -56,7 +56,7 @@ class Request:
     end_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended."""
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from tidemill.runtime.request import SamplingParams
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlanEntry:
     """One request's share of a step.
 

@@ -1,0 +1,1 @@
+"""Block bookkeeping of the paged key-value cache, in pure Python."""

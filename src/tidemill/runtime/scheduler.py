@@ -1,0 +1,270 @@
+"""Decides how many tokens each request advances in a step, and what a step's result means.
+
+In come requests, cancellations and `StepResult`; out go `StepPlan` and `TokenUpdate`. Policy:
+GUARANTEED_NO_EVICT (a request is admitted when blocks for its prompt and all its output can be
+promised, and is never paused), first come first served, generation before context, long prompts
+cut into chunks. Knows nothing of devices, text or threads.
+
+Source: TensorRT-LLM's capacity scheduler and micro-batch scheduler (its performance guide).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from tidemill.runtime.kvcache.block_pool import BlockPool, BlockTable
+from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan, StepResult
+
+
+class RequestState:
+    """An admitted request: its blocks and how far it has come.
+
+    Units: `num_computed` counts positions whose keys and values are in the cache, or will be when
+    the step in flight is committed.
+    """
+
+    __slots__ = ("is_cancelled", "num_computed", "output_tokens", "request", "table")
+
+    def __init__(self, request: Request, table: BlockTable) -> None:
+        self.request = request
+        self.table = table
+        self.num_computed = 0
+        self.output_tokens: list[int] = []
+        self.is_cancelled = False
+
+    @property
+    def num_context_left(self) -> int:
+        """Prompt tokens that are not computed yet."""
+        return len(self.request.prompt_tokens) - self.num_computed
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that are known: the prompt and what was drawn."""
+        return len(self.request.prompt_tokens) + len(self.output_tokens)
+
+
+@dataclass(frozen=True)
+class PlanCounts:
+    """What the latest plan holds. Units: requests and tokens."""
+
+    num_context_requests: int = 0
+    num_generation_requests: int = 0
+    num_context_tokens: int = 0
+
+
+class Scheduler:
+    """Owns the state of all requests that have not ended.
+
+    `plan` and `commit` alternate; `add` and `cancel` may come at any moment, between a plan and
+    its commit too.
+    """
+
+    def __init__(self, limits: EngineLimits, pool: BlockPool) -> None:
+        self._limits = limits
+        self._pool = pool
+        # Every active request can then advance by one token in every step: none starves.
+        self._max_active = min(limits.max_batch_size, limits.max_num_tokens)
+        # Chunks end on block borders; only an engine with tinier steps than blocks cannot.
+        self._chunk_unit = min(limits.tokens_per_block, limits.max_num_tokens)
+        self._waiting: deque[Request] = deque()
+        self._context: list[RequestState] = []
+        self._generation: list[RequestState] = []
+        self._id_to_state: dict[int, RequestState | None] = {}  # None: waiting
+        self._in_flight: list[RequestState] = []
+        self._plan: StepPlan | None = None
+        self._ended: list[TokenUpdate] = []
+        self.counts = PlanCounts()
+
+    @property
+    def num_active(self) -> int:
+        return len(self._context) + len(self._generation)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether some request has not ended, or its end has not been told."""
+        return bool(self._id_to_state or self._ended)
+
+    def knows(self, request_id: int) -> bool:
+        """Say whether a request of that id has not ended yet."""
+        return request_id in self._id_to_state
+
+    def add(self, request: Request) -> None:
+        """Put a request, already validated, at the end of the queue."""
+        assert request.request_id not in self._id_to_state, request.request_id
+        self._id_to_state[request.request_id] = None
+        self._waiting.append(request)
+
+    def cancel(self, request_id: int) -> None:
+        """End a request now; its update comes with the next commit. Unknown ids are no error."""
+        if request_id not in self._id_to_state:
+            return
+        state = self._id_to_state[request_id]
+        if state is None:
+            self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
+            del self._id_to_state[request_id]
+            self._ended.append(TokenUpdate(request_id, (), FinishReason.CANCELLED))
+            return
+        state.is_cancelled = True
+        # The executor may be writing to the blocks of a step in flight: free them at its commit.
+        if self._plan is None:
+            self._ended.append(TokenUpdate(request_id, (), FinishReason.CANCELLED))
+            self._drop_ended([state])
+
+    def plan(self) -> StepPlan:
+        """Make the next step; empty when no request can advance."""
+        assert self._plan is None, "the previous step was not committed"
+        self._admit()
+        entries: list[PlanEntry] = []
+        in_flight = self._in_flight = []
+        self._plan_generation(entries, in_flight)
+        num_generation = len(entries)
+        num_context_tokens = self._plan_context(entries, in_flight)
+        num_context = len(entries) - num_generation
+        self.counts = PlanCounts(num_context, num_generation, num_context_tokens)
+        plan = StepPlan(tuple(entries))
+        if entries:
+            self._plan = plan
+        return plan
+
+    def commit(self, result: StepResult) -> list[TokenUpdate]:
+        """Take in the result of the latest plan; tell each request's new tokens and end."""
+        updates, self._ended = self._ended, []
+        if self._plan is None:
+            return updates
+        ended: list[RequestState] = []
+        drawn = iter(result.sampled_tokens)
+        for state, entry in zip(self._in_flight, self._plan.entries, strict=True):
+            state.num_computed += len(entry.tokens)
+            token = next(drawn) if entry.samples else None
+            if state.is_cancelled:
+                update = TokenUpdate(entry.request_id, (), FinishReason.CANCELLED)
+            elif token is None:
+                continue
+            else:
+                update = self._advance(state, token)
+            updates.append(update)
+            if update.finish_reason is not FinishReason.NOT_FINISHED:
+                ended.append(state)
+            elif len(state.output_tokens) == 1:
+                self._generation.append(state)
+        assert next(drawn, None) is None, "more tokens were drawn than asked for"
+        self._plan = None
+        self._in_flight = []
+        if ended or self.counts.num_context_requests:
+            self._context = [s for s in self._context if s.num_context_left]
+            self._drop_ended(ended)
+        # Active requests outside of the plan may have been cancelled while it was in flight.
+        self._drop_cancelled(updates)
+        return updates
+
+    def check(self) -> None:
+        """Recompute every invariant from scratch."""
+        self._pool.check()
+        active = self._context + self._generation
+        assert len(active) <= self._max_active, "too many active requests"
+        ids = [s.request.request_id for s in active] + [r.request_id for r in self._waiting]
+        assert len(ids) == len(set(ids)) and set(ids) == set(self._id_to_state), "request lost"
+        assert self._pool.num_used == sum(len(s.table.blocks) for s in active), "blocks lost"
+        for state in active:
+            request = state.request
+            assert self._id_to_state[request.request_id] is state
+            assert (
+                self._pool.blocks_for(len(request.prompt_tokens) + request.max_new_tokens)
+                == len(state.table.blocks) + state.table.num_promised
+            )
+            assert len(state.output_tokens) < request.max_new_tokens
+            assert state.num_computed <= len(state.table.blocks) * self._pool.tokens_per_block
+        for state in self._generation:
+            assert state.num_computed == state.num_known - 1, "one token is to be computed"
+        for state in self._context:
+            assert not state.output_tokens and state.num_context_left > 0
+
+    def _admit(self) -> None:
+        while self._waiting and self.num_active < self._max_active:
+            request = self._waiting[0]
+            table = self._pool.open(len(request.prompt_tokens) + request.max_new_tokens)
+            if table is None:
+                return
+            self._waiting.popleft()
+            state = RequestState(request, table)
+            self._id_to_state[request.request_id] = state
+            self._context.append(state)
+
+    def _plan_generation(self, entries: list[PlanEntry], in_flight: list[RequestState]) -> None:
+        tokens_per_block = self._pool.tokens_per_block
+        for state in self._generation:
+            request, table, start = state.request, state.table, state.num_computed
+            if start >= len(table.blocks) * tokens_per_block:
+                self._pool.grow(table, start + 1)
+            entries.append(
+                PlanEntry(
+                    request.request_id,
+                    (state.output_tokens[-1],),
+                    start,
+                    table.blocks,
+                    True,
+                    request.sampling,
+                )
+            )
+        in_flight.extend(self._generation)
+
+    def _plan_context(self, entries: list[PlanEntry], in_flight: list[RequestState]) -> int:
+        max_num_tokens = self._limits.max_num_tokens - len(entries)
+        budget = max_num_tokens
+        for state in self._context:
+            num_left = state.num_context_left
+            num_tokens = num_left
+            if num_left > budget:
+                num_tokens = budget - budget % self._chunk_unit
+            if num_tokens == 0:
+                break
+            request, start = state.request, state.num_computed
+            end = start + num_tokens
+            self._pool.grow(state.table, end)
+            entries.append(
+                PlanEntry(
+                    request.request_id,
+                    request.prompt_tokens[start:end],
+                    start,
+                    state.table.blocks,
+                    num_tokens == num_left,
+                    request.sampling,
+                )
+            )
+            in_flight.append(state)
+            budget -= num_tokens
+        return max_num_tokens - budget
+
+    @staticmethod
+    def _advance(state: RequestState, token: int) -> TokenUpdate:
+        request = state.request
+        if token in request.end_ids:
+            return TokenUpdate(request.request_id, (), FinishReason.END_ID)
+        state.output_tokens.append(token)
+        reason = FinishReason.NOT_FINISHED
+        if len(state.output_tokens) == request.max_new_tokens:
+            reason = FinishReason.LENGTH
+        return TokenUpdate(request.request_id, (token,), reason)
+
+    def _drop_cancelled(self, updates: list[TokenUpdate]) -> None:
+        cancelled = [s for s in self._context if s.is_cancelled]
+        for state in cancelled:
+            request_id = state.request.request_id
+            updates.append(TokenUpdate(request_id, (), FinishReason.CANCELLED))
+        self._drop_ended(cancelled)
+
+    def _drop_ended(self, ended: list[RequestState]) -> None:
+        if not ended:
+            return
+        for state in ended:
+            self._pool.close(state.table)
+            del self._id_to_state[state.request.request_id]
+        gone = set(map(id, ended))
+        self._generation = [s for s in self._generation if id(s) not in gone]
+        self._context = [s for s in self._context if id(s) not in gone]

@@ -1,0 +1,75 @@
+"""Tells whether a request can be served by an engine, before it is queued.
+
+In comes a `Request` (or sampling values) and the engine's limits; out comes nothing or one
+`InvalidRequestError` that lists every fault. Knows nothing of the queue or the cache's state.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tidemill.base.errors import InvalidRequestError
+from tidemill.runtime.request import Request, SamplingParams
+from tidemill.runtime.step import EngineLimits
+
+MAX_SEED = 2**64 - 1
+
+
+def sampling_faults(sampling: SamplingParams) -> list[str]:
+    """List what is wrong with sampling values, in TensorRT-LLM's words."""
+    faults = []
+    temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        faults.append(f"require temperature >= 0, got temperature={temperature}")
+    if not 0 <= top_p <= 1:
+        faults.append(f"require 0 <= top_p <= 1, got top_p={top_p}")
+    if top_k < 0:
+        faults.append(f"require top_k >= 0, got top_k={top_k}")
+    if not 0 <= sampling.seed <= MAX_SEED:
+        faults.append(f"require 0 <= seed < 2**64, got seed={sampling.seed}")
+    return faults
+
+
+def validate_request(request: Request, limits: EngineLimits) -> None:
+    """Refuse a request that this engine can never serve.
+
+    Raises: InvalidRequestError with all faults found.
+    """
+    faults = _length_faults(request, limits) + sampling_faults(request.sampling)
+    prompt = request.prompt_tokens
+    if prompt and not (min(prompt) >= 0 and max(prompt) < limits.vocab_size):
+        wrong = next(t for t in prompt if not 0 <= t < limits.vocab_size)
+        faults.append(
+            f"prompt holds token {wrong}, expected tokens from 0 to {limits.vocab_size - 1}"
+        )
+    if faults:
+        raise InvalidRequestError(
+            "the request cannot be served: " + "; ".join(faults),
+            where=f"request {request.request_id}",
+        )
+
+
+def _length_faults(request: Request, limits: EngineLimits) -> list[str]:
+    num_prompt, max_new = len(request.prompt_tokens), request.max_new_tokens
+    if num_prompt == 0:
+        return ["the prompt is empty, expected at least one token"]
+    if max_new < 1:
+        return [f"require max_tokens > 0, got max_tokens={max_new}"]
+    if num_prompt > limits.max_input_len:
+        return [
+            f"prompt length ({num_prompt}) exceeds maximum input length ({limits.max_input_len})"
+        ]
+    total = num_prompt + max_new
+    if total > limits.max_seq_len:
+        return [
+            f"prompt length ({num_prompt}) + max_tokens ({max_new}) exceeds maximum sequence"
+            f" length ({limits.max_seq_len}); at most {limits.max_seq_len - num_prompt} new"
+            " tokens fit"
+        ]
+    capacity = limits.num_blocks * limits.tokens_per_block
+    if total > capacity:
+        return [
+            f"prompt length ({num_prompt}) + max_tokens ({max_new}) exceeds the key-value cache's"
+            f" {capacity} tokens; give it more with --kv_cache_tokens"
+        ]
+    return []
