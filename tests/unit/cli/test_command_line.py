@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from tidemill.engine import describe
+from tidemill.frontends.cli import inspect
 from tidemill.frontends.cli.build import resolve_max_seq_len
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.shell import EXIT_USAGE, run_app
@@ -60,3 +62,7 @@ def test_help_imports_no_numpy_and_no_rich() -> None:
         "assert not {'numpy', 'rich', 'llvmlite', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_views_in_the_help_are_those_of_the_engine_room() -> None:
+    assert set(inspect.VIEWS) == set(describe.VIEWS)

@@ -12,7 +12,7 @@ import typer
 
 from tidemill.frontends.cli.shell import check_choice
 
-VIEWS = ("summary", "graph", "plan", "tactics", "sizes", "memory")
+VIEWS = ("summary", "graph", "plan", "memory", "tactics", "sizes", "config")
 
 HELP = """Show what is inside an engine.
 
@@ -29,9 +29,11 @@ def inspect(
     what: Annotated[
         str, typer.Option("--what", help="One of: " + ", ".join(VIEWS) + ".")
     ] = "summary",
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Which rank's engine file.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     check_choice("--what of inspect", what, VIEWS)
 
     from tidemill.api.inspect import inspect_engine
 
-    print(inspect_engine(engine_dir, what))
+    print(inspect_engine(engine_dir, what, as_json, rank))
