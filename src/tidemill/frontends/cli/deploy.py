@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from tidemill.frontends.cli.shell import check_choice, say
+from tidemill.frontends.cli.shell import check_choice, print_json, say
 
 STYLES = ("text", "tokens")
+LINKS = ("copy", "hard", "symbolic")
 
 HELP = """Write a Triton model repository for an engine.
 
@@ -36,10 +37,48 @@ def deploy(
     style: Annotated[
         str, typer.Option("--style", help="One of: " + ", ".join(STYLES) + ".")
     ] = "text",
+    is_decoupled: Annotated[
+        bool | None,
+        typer.Option(
+            "--decoupled/--no-decoupled",
+            help="Whether answers may stream; default: text yes, tokens no.",
+        ),
+    ] = None,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option("--max_batch_size", min=0, help="Rows of one request; default: engine's."),
+    ] = None,
+    exclude_input_in_output: Annotated[
+        bool,
+        typer.Option("--exclude_input_in_output", help="Answer without the prompt by default."),
+    ] = False,
+    link: Annotated[
+        str, typer.Option("--link", help="Engine files: " + ", ".join(LINKS) + ".")
+    ] = "copy",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a model of that name.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     check_choice("--style of deploy", style, STYLES)
+    check_choice("--link of deploy", link, LINKS)
 
     from tidemill.frontends.triton.deploy import DeployRequest
     from tidemill.frontends.triton.deploy import deploy as deploy_engine
 
-    say(f"deployed {deploy_engine(DeployRequest(engine_dir, model_repository, name, style))}")
+    request = DeployRequest(
+        engine_dir=engine_dir,
+        model_repository=model_repository,
+        name=name,
+        style=style,
+        is_decoupled=is_decoupled,
+        max_batch_size=max_batch_size,
+        exclude_input_in_output=exclude_input_in_output,
+        link=link,
+        replace=replace,
+    )
+    report = deploy_engine(request)
+    if as_json:
+        print_json(report)
+    else:
+        say(f"deployed {report}")
