@@ -56,10 +56,8 @@ PTR = Type("ptr", 64, "ptr")
 
 def literal(value: float, type_: Type) -> str:
     """Spell a constant; vectors are splats."""
-    if type_.kind == "float":
-        text = _float_literal(float(value), type_)
-    else:
-        text = str(int(value))
+    is_float = type_.kind == "float"
+    text = _float_literal(float(value), type_) if is_float else str(int(value))
     return text if type_.lanes == 1 else f"splat ({type_.base} {text})"
 
 

@@ -1,0 +1,45 @@
+"""Vector functions: exp2, exp and silu over f32 lanes, with stated errors."""
+
+from __future__ import annotations
+
+from tidemill.codegen.emitter import Value
+from tidemill.codegen.types import I32
+
+_EXP2 = (1.5353362e-4, 1.3398874e-3, 9.6184373e-3, 5.5503324e-2, 2.4022648e-1, 6.9314720e-1, 1.0)
+_EXP = (
+    1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+    5.0000001201e-1,
+)  # fmt: skip
+
+
+def _polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
+    total = x.f.constant(coefficients[0], x.type)
+    for coefficient in coefficients[1:]:
+        total = total.fma(x, coefficient)
+    return total
+
+
+def _scale_by_power_of_two(value: Value, exponent: Value) -> Value:
+    lanes = value.type.lanes
+    return (value.bits_as(I32.x(lanes)) + (exponent.to(I32) << 23)).bits_as(value.type)
+
+
+def exp2(x: Value) -> Value:
+    """2 ** x for x <= 127; relative error 2e-7; below -126 the result is about 2 ** -126."""
+    x = x.max(-126.0)
+    whole = x.call("rint")
+    return _scale_by_power_of_two(_polynomial(x - whole, _EXP2), whole)
+
+
+def exp(x: Value) -> Value:
+    """e ** x, relative error about 1.2e-7; the argument is clamped to [-87.3, 88.7]."""
+    x = x.max(-87.3).min(88.7)
+    whole = (x * 1.44269504088896341).call("rint")
+    rest = whole.fma(-1.42860677e-6, whole.fma(-0.693145751953125, x))
+    power = _polynomial(rest, _EXP).fma(rest * rest, rest + 1.0)
+    return _scale_by_power_of_two(power, whole)
+
+
+def silu(x: Value) -> Value:
+    """x * sigmoid(x)."""
+    return x / (exp(x.f.zero(x.type) - x) + 1.0)

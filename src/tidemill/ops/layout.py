@@ -1,0 +1,74 @@
+"""Where native code keeps the elements of weights, activations and the key-value cache.
+
+Weights     panels of 32 outputs: [N/32][K/step][2][16][step]; one contiguous stream a thread.
+            `step` is 2 for bf16 (a pair is what a dot product takes), 1 otherwise.
+Activations plain rows whose stride is an odd number of cache lines, so that the rows of a register
+            tile fall into different cache sets.
+Cache       k[block][head][D/step][BS][step], v[block][head][BS/step][D][step]: tokens (for k) and
+            dimensions (for v) lie in vector lanes, so nothing is summed across lanes.
+All padding is zero and stays zero, or is multiplied by zeros. Units: elements unless named bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.base.dtypes import DType
+
+PANEL = 32  # outputs of a panel: two vectors of 16
+K_UNROLL = 2  # steps of k that a kernel takes at once
+CACHE_LINE_BYTES = 64
+ATTENTION_CHUNK = 64  # cached positions that attention takes at once
+
+
+def round_up(count: int, unit: int) -> int:
+    """The least multiple of `unit` that is at least `count`."""
+    return -(-count // unit) * unit
+
+
+def k_step(weight: DType) -> int:
+    """Inputs that one element of a packed row covers."""
+    return 2 if weight is DType.BF16 else 1
+
+
+def padded_k(k: int, weight: DType) -> int:
+    """Inputs of a packed weight, padding included."""
+    return round_up(k, K_UNROLL * k_step(weight))
+
+
+def padded_n(n: int) -> int:
+    """Outputs of a packed weight, padding included."""
+    return round_up(n, PANEL)
+
+
+def wide_row(columns: int) -> int:
+    """Stored elements of an f32 row that a linear layer writes or a norm reads."""
+    return padded_n(columns)
+
+
+def activation_row(columns: int, dtype: DType) -> int:
+    """Stored elements of an activation row: an odd number of cache lines."""
+    lines = -(-padded_n(columns) * dtype.itemsize_bytes // CACHE_LINE_BYTES) | 1
+    return lines * CACHE_LINE_BYTES // dtype.itemsize_bytes
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Strides of one layer's paged cache; K and V have the same sizes."""
+
+    num_kv_heads: int
+    head_size: int
+    tokens_per_block: int
+    dtype: DType
+
+    @property
+    def step(self) -> int:
+        return k_step(self.dtype)
+
+    @property
+    def head_elements(self) -> int:
+        return self.head_size * self.tokens_per_block
+
+    @property
+    def block_elements(self) -> int:
+        return self.num_kv_heads * self.head_elements
