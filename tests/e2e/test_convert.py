@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
 from tests.conftest import MakeTinyLlama
+from tests.sentencepiece_file import write_sentencepiece
 from tests.tiny_llama import TinyLlama
 from tidemill.api.convert import ConvertReport, ConvertRequest, convert
 from tidemill.checkpoint.checkpoint import Checkpoint
@@ -274,6 +277,40 @@ def test_progress_counts_every_byte_once(tiny_llama: Path, tmp_path: Path) -> No
     done = [call[1] for call in calls]
     assert done == sorted(done)
     assert done[-1] == calls[-1][2] == report.total_bytes
+
+
+def test_tokenizer_model_alone_becomes_a_tokenizer_json(tiny_llama: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (model / "tokenizer.json").unlink()
+    byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = ["ab", "\u2581ab", "\u2581", "a", "b", "c"]
+    write_sentencepiece(model / "tokenizer.model", ["<unk>", "<s>", "</s>", *byte_pieces, *letters])
+    added = {"265": {"content": "<|end|>", "special": True}}
+    settings = {"add_bos_token": False, "added_tokens_decoder": added}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    report = _convert(model, tmp_path / "out")
+    assert "rebuilt" in report.notes[0]
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert tokenizer.encode("abc ab\n<|end|>").tokens == [
+        "\u2581ab", "c", "\u2581ab", "<0x0A>", "<|end|>",
+    ]  # fmt: skip
+
+
+def test_memory_stays_near_the_largest_tensor(
+    make_tiny_llama: MakeTinyLlama, tmp_path: Path
+) -> None:
+    shape = TinyLlama(num_layers=9, hidden_size=252, intermediate_size=2048, vocab_size=4099)
+    source = make_tiny_llama(shape)
+    _convert(source, tmp_path / "warm_up", tp_size=2)
+    tracemalloc.start()
+    report = _convert(source, tmp_path / "out", tp_size=2, dtype="float32")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    largest_bytes = 4099 * 252 * 4
+    assert report.total_bytes > 10 * largest_bytes
+    assert peak_bytes < 3 * largest_bytes
 
 
 @pytest.mark.slow  # transformers takes some ten seconds to parse the vocabulary, twice

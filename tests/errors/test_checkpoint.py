@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MakeTinyLlama
+from tests.sentencepiece_file import write_sentencepiece
 from tests.tiny_llama import TinyLlama
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.sample import fetch_sample
@@ -205,6 +207,50 @@ def test_gguf_of_a_future_version(refusal: Refusal, gguf_path: Path) -> None:
 def test_gguf_without_its_keys_lists_them(refusal: Refusal, gguf_path: Path) -> None:
     message = str(refusal(gguf_path))
     assert "llama.embedding_length" in message and "llama.context_length" in message
+
+
+def test_gguf_in_an_encoding_without_a_dequantiser(refusal: Refusal, tmp_path: Path) -> None:
+    encoding = gguf.GGMLQuantizationType.IQ4_XS
+    row_bytes = gguf.GGML_QUANT_SIZES[encoding][1]
+    writer = gguf.GGUFWriter(tmp_path / "iq.gguf", "llama")
+    writer.add_tensor("w", np.zeros((2, row_bytes), np.uint8), raw_dtype=encoding)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "IQ4_XS (1 tensors)" in str(refusal(tmp_path / "iq.gguf"))
+
+
+def test_gguf_that_is_one_part_of_several(refusal: Refusal, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert "llama-gguf-split --merge" in str(refusal(tmp_path / "part.gguf"))
+
+
+def test_hub_id_without_the_hub_package(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "pip install huggingface_hub" in str(refusal("no-such-org/no-such-model"))
+
+
+def test_hub_id_that_cannot_be_downloaded(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    assert "no route to the hub" in str(refusal("no-such-org/no-such-model"))
+
+
+def test_added_tokens_that_leave_a_gap(refusal: Refusal, model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    write_sentencepiece(model / "tokenizer.model", ["<unk>", "<s>", "</s>", "a"])
+    added = {"7": {"content": "<pad>", "special": True}}
+    (model / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    assert "'<pad>' at id 7" in str(refusal(model))
 
 
 def test_several_gguf_files_in_one_directory(refusal: Refusal, gguf_path: Path) -> None:

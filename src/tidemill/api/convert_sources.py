@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tidemill.api.tokenizer_files import files_from_gguf, files_from_hf
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import CheckpointError, ConfigError, UnsupportedError
 from tidemill.checkpoint.checkpoint import Checkpoint
@@ -24,11 +25,9 @@ from tidemill.checkpoint.file_bytes import Array
 from tidemill.checkpoint.gguf_config import config_from_gguf
 from tidemill.checkpoint.hf_config import config_from_hf
 from tidemill.checkpoint.json_file import read_json_object
-from tidemill.checkpoint.sentencepiece_model import metadata_from_sentencepiece
 from tidemill.checkpoint.sharding import TensorRow, expected_tensors
 from tidemill.checkpoint.source import GgufSource, SafetensorsSource, TensorSource
 from tidemill.checkpoint.weight_map import WeightMap, load, resolve, settle_tie
-from tidemill.checkpoint.writer import TOKENIZER_FILES
 from tidemill.network.registry import ModelDescription, find_architecture, find_gguf_architecture
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -119,7 +118,7 @@ def _open_hf(directory: Path, values: Mapping[str, Any]) -> OpenedModel:
     source = SafetensorsSource.open_directory(directory)
     is_stated = values.get("tie_word_embeddings") is not None
     config = settle_tie(config, model.hf_map, source, is_stated)
-    files, notes = _hf_files(directory)
+    files, notes = files_from_hf(directory)
     return _mapped("huggingface", directory, config, (model.hf_map, source), (files, notes))
 
 
@@ -160,7 +159,7 @@ def _open_gguf(path: Path) -> OpenedModel:
     model = find_gguf_architecture(prefix, str(path))
     config = config_from_gguf(source, model.architecture, prefix)
     model.check(config, {}, str(path))
-    files = _files_from_metadata(metadata)
+    files = files_from_gguf(metadata)
     return _mapped("gguf", path, config, (model.gguf_map, source), (files, []))
 
 
@@ -176,7 +175,7 @@ def _open_custom(directory: Path, map_path: Path) -> OpenedModel:
         model, config = _hf_config(directory, values)
     is_stated = values.get("tie_word_embeddings") is not None
     config = settle_tie(config, model.hf_map, source, is_stated)
-    return _mapped("custom", directory, config, (model.hf_map, source), _hf_files(directory))
+    return _mapped("custom", directory, config, (model.hf_map, source), files_from_hf(directory))
 
 
 def _mapped(
@@ -216,22 +215,3 @@ def _open_checkpoint(directory: Path) -> OpenedModel:
         {name: partial(load_converted, name) for name in checkpoint.tensor_names()},
         files,
     )
-
-
-def _hf_files(directory: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Collect the files beside the weights; rebuild tokenizer.json where only its source is."""
-    paths = [directory / name for name in TOKENIZER_FILES]
-    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
-    if "tokenizer.json" in files:
-        return files, []
-    sentencepiece = directory / "tokenizer.model"
-    if not sentencepiece.is_file():
-        return files, ["no tokenizer found: text needs one, token ids work"]
-    rebuilt = _files_from_metadata(metadata_from_sentencepiece(sentencepiece))
-    return {**rebuilt, **files}, ["tokenizer.json was rebuilt from tokenizer.model"]
-
-
-def _files_from_metadata(metadata: dict[str, Any]) -> dict[str, bytes]:
-    from tidemill.text.gguf_tokenizer import tokenizer_files_from_gguf
-
-    return {name: text.encode() for name, text in tokenizer_files_from_gguf(metadata).items()}

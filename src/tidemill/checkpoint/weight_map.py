@@ -31,7 +31,7 @@ from tidemill.checkpoint.sharding import (
 )
 from tidemill.checkpoint.source import TensorSource
 
-_READ_ELEMENTS = 1 << 20
+_READ_ELEMENTS = 1 << 16
 _MAX_LISTED = 20
 
 

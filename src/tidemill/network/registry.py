@@ -1,4 +1,4 @@
-"""The architectures we know: a row each, from a name to the description of its weights.
+"""The architectures we know: a row each, from a name to its weights and its drawing.
 
 The next architecture is one file under `models` and one row here. Asked by the name in a Hugging
 Face or checkpoint config, or by the name in a GGUF file.
@@ -13,18 +13,27 @@ from typing import Any
 from tidemill.base.errors import UnsupportedError
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.weight_map import WeightMap
+from tidemill.ir.graph import Graph
+from tidemill.network.layers.weights import TensorSource
 from tidemill.network.models import llama_weights
+from tidemill.network.models.llama import LlamaGraphConfig, draw_llama
+
+Draw = Callable[[CheckpointConfig, TensorSource, int], Graph]
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What conversion needs to know of one architecture."""
+    """What converting and building need to know of one architecture.
+
+    `draw` takes the checkpoint's config, its tensors, and the longest sequence to prepare for.
+    """
 
     architecture: str
     gguf_name: str
     hf_map: WeightMap
     gguf_map: WeightMap
     unsupported_settings: Callable[[CheckpointConfig, Mapping[str, Any]], list[str]]
+    draw: Draw
 
     def check(self, config: CheckpointConfig, hf_values: Mapping[str, Any], where: str) -> None:
         """Refuse settings outside of what this version can do.
@@ -41,6 +50,10 @@ class ModelDescription:
             )
 
 
+def _draw_llama(config: CheckpointConfig, tensors: TensorSource, max_seq_len: int) -> Graph:
+    return draw_llama(LlamaGraphConfig.from_checkpoint(config), tensors, max_seq_len)
+
+
 def _llama_like(architecture: str, gguf_name: str) -> ModelDescription:
     return ModelDescription(
         architecture,
@@ -48,6 +61,7 @@ def _llama_like(architecture: str, gguf_name: str) -> ModelDescription:
         llama_weights.HF_MAP,
         llama_weights.GGUF_MAP,
         llama_weights.unsupported_settings,
+        _draw_llama,
     )
 
 

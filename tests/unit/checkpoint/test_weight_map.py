@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.sentencepiece_file import UNIGRAM, write_sentencepiece
 from tidemill.base.errors import UnsupportedError
 from tidemill.checkpoint.custom_source import CustomSource
 from tidemill.checkpoint.rope_scaling import rope_from_gguf, rope_from_hf
@@ -98,32 +98,18 @@ def test_custom_map_renames_transposes_and_leaves_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read_rows("layers.7.q.weight", 1, 3), wide.T.numpy()[1:])
 
 
-def _message(number: int, payload: bytes) -> bytes:
-    return bytes([number << 3 | 2, len(payload)]) + payload
-
-
-def _piece(text: str, score: float, kind: int) -> bytes:
-    body = _message(1, text.encode()) + b"\x15" + struct.pack("<f", score)
-    return _message(1, body + bytes([3 << 3, kind]))
-
-
-def _sentencepiece(model_type: int) -> bytes:
-    pieces = _piece("<unk>", 0.0, 2) + _piece("<s>", 0.0, 3) + _piece("\u2581a", -1.5, 1)
-    return pieces + _message(2, bytes([3 << 3, model_type]))
-
-
 def test_sentencepiece_vocabulary_is_read_from_its_protobuf(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(_sentencepiece(model_type=2))
+    write_sentencepiece(path, ["<unk>", "<s>", "\u2581a", "<0x0A>"])
     metadata = metadata_from_sentencepiece(path)
-    assert metadata["tokenizer.ggml.tokens"] == ["<unk>", "<s>", "\u2581a"]
-    assert metadata["tokenizer.ggml.scores"] == [0.0, 0.0, -1.5]
-    assert metadata["tokenizer.ggml.token_type"] == [2, 3, 1]
+    assert metadata["tokenizer.ggml.tokens"] == ["<unk>", "<s>", "\u2581a", "<0x0A>"]
+    assert metadata["tokenizer.ggml.scores"] == [0.0, -1.0, -2.0, -3.0]
+    assert metadata["tokenizer.ggml.token_type"] == [2, 3, 1, 6]
     assert metadata["tokenizer.ggml.eos_token_id"] == 2
 
 
 def test_sentencepiece_unigram_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(_sentencepiece(model_type=1))
+    write_sentencepiece(path, ["<unk>", "a"], UNIGRAM)
     with pytest.raises(UnsupportedError, match="AutoTokenizer"):
         metadata_from_sentencepiece(path)
