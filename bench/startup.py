@@ -1,7 +1,8 @@
 """Times what a user waits for before anything happens: `import tidemill` and `tidemill --help`.
 
-Checks the answer first (help lists the verbs), then times whole processes, warm. Prints one JSON line
-for each, interpreter start-up included, with the bare interpreter as baseline. Units: milliseconds.
+Checks the answer first (help lists the verbs), then times whole processes, warm. Prints one JSON
+line for each, with interpreter start-up included and the bare interpreter as baseline. Units:
+milliseconds.
 """
 
 from __future__ import annotations
