@@ -1,0 +1,101 @@
+"""A Triton model's config.pbtxt as data, with its writer.
+
+In: tensors, policy and parameters of one model. Out: text-format protobuf that any tritonserver
+reads. The writer needs no third-party package, so that `deploy` works without the `triton` extra;
+reading what users wrote is `read_config.py`, where protobuf itself is the parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+INDENT = "  "
+
+
+class DataType(Enum):
+    """Element types of the contract's tensors, by Triton's names."""
+
+    BOOL = "TYPE_BOOL"
+    INT32 = "TYPE_INT32"
+    UINT64 = "TYPE_UINT64"
+    FP16 = "TYPE_FP16"
+    FP32 = "TYPE_FP32"
+    STRING = "TYPE_STRING"
+
+
+@dataclass(frozen=True)
+class TensorConfig:
+    """One input or output; a batch dimension, where the model has one, is not part of `dims`."""
+
+    name: str
+    data_type: DataType
+    dims: tuple[int, ...] = (1,)
+    is_optional: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What this house says about a model in its config.pbtxt.
+
+    Units: `max_batch_size` 0 means that tensors have no batch dimension.
+    """
+
+    name: str
+    max_batch_size: int
+    inputs: tuple[TensorConfig, ...]
+    outputs: tuple[TensorConfig, ...]
+    is_decoupled: bool
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    backend: str = "python"
+
+
+def write_config(config: ModelConfig) -> str:
+    """Return the config.pbtxt text of a model: one instance on the CPU, never a dynamic batcher.
+
+    Ranks and batching belong to the engine; Triton sees one instance that accepts every request.
+    """
+    lines = [
+        f"name: {quote(config.name)}",
+        f"backend: {quote(config.backend)}",
+        f"max_batch_size: {config.max_batch_size}",
+        f"model_transaction_policy {{ decoupled: {_boolean(config.is_decoupled)} }}",
+        *_tensor_list("input", config.inputs),
+        *_tensor_list("output", config.outputs),
+        "instance_group [ { count: 1 kind: KIND_CPU } ]",
+    ]
+    for key, value in config.parameters.items():
+        text = f"{{ string_value: {quote(value)} }}"
+        lines.append(f"parameters {{ key: {quote(key)} value: {text} }}")
+    return "\n".join(lines) + "\n"
+
+
+def quote(text: str) -> str:
+    """Return the text as a protobuf string literal, in ASCII."""
+    escaped = []
+    for byte in text.encode("utf-8"):
+        character = chr(byte)
+        if character in '"\\':
+            escaped.append("\\" + character)
+        elif 0x20 <= byte < 0x7F:
+            escaped.append(character)
+        else:
+            escaped.append(f"\\{byte:03o}")
+    return '"' + "".join(escaped) + '"'
+
+
+def _tensor_list(kind: str, tensors: tuple[TensorConfig, ...]) -> list[str]:
+    rows = [INDENT + _tensor(tensor) for tensor in tensors]
+    return [f"{kind} [", ",\n".join(rows), "]"]
+
+
+def _tensor(tensor: TensorConfig) -> str:
+    dims = ", ".join(str(size) for size in tensor.dims)
+    optional = " optional: true" if tensor.is_optional else ""
+    name, data_type = quote(tensor.name), tensor.data_type.value
+    return f"{{ name: {name} data_type: {data_type} dims: [ {dims} ]{optional} }}"
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,100 @@
+"""One model's directory in a Triton model repository, written whole or not at all.
+
+In: the text of its files and the engine's files. Out: `<repository>/<name>/config.pbtxt` and
+`<name>/1/` with model.py and the engine beside it. Knows nothing of tensors or servers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidemill.base.errors import ConfigError
+
+VERSION = "1"
+CONFIG_NAME = "config.pbtxt"
+LINK_MODES = ("copy", "hard", "symbolic")
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """What a model's directory will hold.
+
+    `texts` are generated files by path inside of the directory; `engine_files` are brought into
+    the version directory by `link`: "copy", "hard" or "symbolic".
+    """
+
+    repository: Path
+    name: str
+    texts: Mapping[str, str]
+    engine_files: tuple[Path, ...]
+    link: str = "copy"
+
+    @property
+    def path(self) -> Path:
+        return self.repository / self.name
+
+
+def write_model_directory(directory: ModelDirectory, replace: bool = False) -> Path:
+    """Write the directory under a temporary name and rename it when complete; return its path.
+
+    Raises: ConfigError when the name is taken and `replace` is false, or a link is not possible.
+    """
+    if directory.path.exists() and not replace:
+        raise ConfigError(
+            "the repository already has a model of this name",
+            where=str(directory.path),
+            expected="a new name",
+            got=directory.name,
+            hint="another name, or replace the old deployment",
+        )
+    directory.repository.mkdir(parents=True, exist_ok=True)
+    staging = directory.repository / f".{directory.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        _fill(directory, staging)
+        if directory.path.exists():
+            _swap(staging, directory.path)
+        else:
+            staging.rename(directory.path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return directory.path
+
+
+def _fill(directory: ModelDirectory, staging: Path) -> None:
+    (staging / VERSION).mkdir(parents=True)
+    for relative, text in directory.texts.items():
+        (staging / relative).write_text(text, encoding="utf-8")
+    for source in directory.engine_files:
+        _bring(source, staging / VERSION / source.name, directory.link)
+
+
+def _bring(source: Path, target: Path, link: str) -> None:
+    if link == "symbolic":
+        target.symlink_to(source.resolve())
+        return
+    if link == "copy":
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        raise ConfigError(
+            "the engine's file cannot be hard-linked into the repository",
+            where=str(source),
+            expected="both on one file system that has hard links",
+            got=str(error.strerror or error),
+            hint="copy it, or link symbolically",
+        ) from error
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put the new directory in the old one's place; the old one goes last."""
+    old = staging.with_name(staging.name + ".old")
+    target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old)

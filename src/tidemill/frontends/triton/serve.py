@@ -1,0 +1,64 @@
+"""Serves a model repository until it is told to stop: the library side of `tidemill serve`.
+
+In: `ServeRequest`. Out: the exit code: 0 after SIGINT or SIGTERM, the server's own when it ended
+by itself. A first signal lets requests in flight finish; a second one ends the server at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tidemill.frontends.triton.server import ServeRequest, TritonServer, print_line
+
+__all__ = ["ServeRequest", "serve"]
+
+WAIT_S = 0.5
+
+
+class _StopRequested(BaseException):
+    """A signal came; not an Exception, so that nothing on the way mistakes it for a failure."""
+
+
+def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int:
+    """Start tritonserver, say where it listens, and wait until it or the user ends it.
+
+    Raises: ServerError and ConfigError as TritonServer does.
+    """
+    start = time.perf_counter()
+    say(f"starting tritonserver on {request.model_repository}")
+    try:
+        with _signals_stop(), TritonServer(request, say) as server:
+            say(f"ready after {time.perf_counter() - start:.1f} s")
+            say(f"  HTTP    {server.http_url}")
+            say(f"  gRPC    {server.grpc_url}")
+            say(f"  metrics {server.metrics_url}")
+            while (code := server.wait(WAIT_S)) is None:
+                pass
+            say(f"tritonserver ended with exit code {code}")
+            return code if code >= 0 else 128 - code
+    except _StopRequested:
+        say("stopped")
+        return 0
+
+
+@contextmanager
+def _signals_stop() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into an orderly stop; later ones act as they did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        raise _StopRequested
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

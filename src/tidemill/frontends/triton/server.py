@@ -1,0 +1,267 @@
+"""Runs NVIDIA's tritonserver on a model repository, as a context manager.
+
+In: `ServeRequest`. Out: a ready server at `http_url` and `grpc_url`, stopped with the body. The
+demo, the tests and `serve` share it. Known traps of the wheel's server are designed out here:
+library paths, stub, ports, shared-memory leftovers, admin endpoints open to anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from tidemill.base.errors import ConfigError, ServerError
+from tidemill.frontends.triton.installation import (
+    find_installation,
+    server_environment,
+    stage_backends,
+)
+from tidemill.frontends.triton.ports import choose_ports
+from tidemill.frontends.triton.server_output import ServerOutput
+from tidemill.frontends.triton.shared_memory import remove_leftovers, unique_prefix
+
+LOOPBACK = "127.0.0.1"
+PORT_FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
+OWN_FLAGS = (*PORT_FLAGS, "--http-address", "--grpc-address", "--metrics-address")
+RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
+RESTRICTION_FLAGS = ("--http-restricted-api", "--grpc-restricted-protocol")
+POLL_S = 0.03
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """What to serve, where to listen, and flags for tritonserver itself.
+
+    The default address is this machine alone: Triton has no authentication. Port 0 picks a free
+    one. Without `admin_key` the restricted endpoints are closed to everybody. Units: timeouts
+    count seconds.
+    """
+
+    model_repository: Path
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    host: str = LOOPBACK
+    server_flags: tuple[str, ...] = ()
+    admin_key: str | None = None
+    is_verbose: bool = False
+    ready_timeout_s: float = 120.0
+    exit_timeout_s: int = 15
+
+
+def print_line(line: str) -> None:
+    """Write a line of the server's to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class TritonServer:
+    """A tritonserver process: started and ready inside of the `with`, gone after it.
+
+    Raises: ConfigError for flags that clash with the request, ServerError when the server cannot
+    be started, ends before it is ready, or takes too long.
+    """
+
+    def __init__(self, request: ServeRequest, pass_on: Callable[[str], None] = print_line) -> None:
+        check_server_flags(request.server_flags)
+        check_repository(request.model_repository)
+        self.request = request
+        self._pass_on = pass_on
+        self._installation = find_installation()
+        wanted = (request.http_port, request.grpc_port, request.metrics_port)
+        self._ports = choose_ports(request.host, dict(zip(PORT_FLAGS, wanted, strict=True)))
+        self._prefix = unique_prefix()
+        self._staging = Path(tempfile.mkdtemp(prefix="tidemill-server-"))
+        self._process: subprocess.Popen[str] | None = None
+        self._output: ServerOutput | None = None
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.http_address}"
+
+    @property
+    def http_address(self) -> str:
+        return f"{self._client_host}:{self._ports['--http-port']}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{self._client_host}:{self._ports['--grpc-port']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self._client_host}:{self._ports['--metrics-port']}/metrics"
+
+    @property
+    def _client_host(self) -> str:
+        return LOOPBACK if self.request.host in ("0.0.0.0", "") else self.request.host
+
+    def __enter__(self) -> TritonServer:
+        try:
+            self.start()
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process, in a session of its own so that a Ctrl-C reaches it through us."""
+        remove_leftovers()
+        self._process = subprocess.Popen(
+            self.command(),
+            env=server_environment(self._installation),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        is_verbose = self.request.is_verbose or any(
+            flag.startswith("--log-verbose") for flag in self.request.server_flags
+        )
+        self._output = ServerOutput(self._process.stdout, self._pass_on, is_verbose)
+
+    def command(self) -> list[str]:
+        """Return the command line, staging the backend directory that it names."""
+        request = self.request
+        command = [
+            str(self._installation.binary),
+            f"--model-repository={request.model_repository.resolve()}",
+            f"--http-address={request.host}",
+            f"--grpc-address={request.host}",
+            f"--metrics-address={request.host}",
+            *(f"{flag}={port}" for flag, port in self._ports.items()),
+            "--allow-gpu-metrics=false",
+            f"--exit-timeout-secs={request.exit_timeout_s}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+        ]
+        backends = stage_backends(self._installation, self._staging / "backends")
+        if backends is not None:
+            command.append(f"--backend-directory={backends}")
+        key = request.admin_key or secrets.token_hex(16)
+        for flag in RESTRICTION_FLAGS:
+            if not any(given.startswith(flag) for given in request.server_flags):
+                command.append(f"{flag}={RESTRICTED_APIS}:admin-key={key}")
+        return [*command, *request.server_flags]
+
+    def is_ready(self) -> bool:
+        """Ask the server's health endpoint once."""
+        connection = http.client.HTTPConnection(self.http_address, timeout=2)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def wait_until_ready(self) -> None:
+        """Block until every model is ready.
+
+        Raises: ServerError with the server's own last errors when it ends or the time is over.
+        """
+        deadline = time.monotonic() + self.request.ready_timeout_s
+        while not self.is_ready():
+            code = self.poll()
+            if code is not None:
+                raise self._not_ready(f"it ended with exit code {code}")
+            if time.monotonic() > deadline:
+                raise self._not_ready(f"not ready after {self.request.ready_timeout_s:g} s")
+            time.sleep(POLL_S)
+
+    def _not_ready(self, got: str) -> ServerError:
+        assert self._output is not None
+        self._output.join(timeout_s=1.0)
+        return ServerError(
+            "tritonserver did not become ready",
+            where=str(self.request.model_repository),
+            expected="every model loaded",
+            got=f"{got}; its last lines:\n{self._output.faults()}",
+            hint="mend or remove the model named above",
+        )
+
+    def poll(self) -> int | None:
+        """Return the exit code of a server that has ended."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait for the server to end by itself; return its exit code, None when time is over."""
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def request_stop(self) -> None:
+        """Ask the server to finish what runs and end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """End the server, by force after its own exit timeout; clean up what it leaves."""
+        if self._process is not None:
+            self.request_stop()
+            if self.wait(self.request.exit_timeout_s + 5.0) is None:
+                self._pass_on("tritonserver did not end in time; killing it")
+            # Stubs outlive a killed server, and the group also holds those of a crashed one.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            if self._output is not None:
+                self._output.join(timeout_s=1.0)
+        remove_leftovers(self._prefix)
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+
+def check_repository(repository: Path) -> None:
+    """Refuse a repository without a model before a server is started.
+
+    Raises: ServerError when the directory is missing or holds no model directory.
+    """
+    models = [path for path in repository.iterdir() if path.is_dir()] if repository.is_dir() else []
+    if not models:
+        raise ServerError(
+            "there is no model to serve",
+            where=str(repository),
+            expected="a model repository: one directory for each model",
+            got="an empty directory" if repository.is_dir() else "no such directory",
+            hint="tidemill deploy --engine_dir ENGINE --model_repository DIR --name NAME",
+        )
+
+
+def check_server_flags(flags: tuple[str, ...]) -> None:
+    """Refuse tritonserver flags that this command sets itself.
+
+    Raises: ConfigError naming them.
+    """
+    clashing = [flag for flag in flags if flag.split("=")[0] in OWN_FLAGS]
+    if clashing:
+        raise ConfigError(
+            "these tritonserver flags are set by tidemill serve itself",
+            where="flags after --",
+            expected="flags other than " + ", ".join(OWN_FLAGS),
+            got=", ".join(clashing),
+            hint="tidemill's own --http-port, --grpc-port, --metrics-port and --host",
+        )
