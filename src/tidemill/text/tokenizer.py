@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from tidemill.base.errors import CheckpointError, InvalidRequestError
 from tidemill.text.token_bytes import TokenBytes
@@ -43,8 +42,6 @@ class Tokenizer:
         own_eos = self._special_id("eos_token", None)
         eos_ids = (() if own_eos is None else (own_eos,)) + config.generation_eos_token_ids
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(eos_ids))
-        if config.add_bos is not None or config.add_eos is not None:
-            self._replace_post_processor()
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
@@ -93,7 +90,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Turn text into ids; special tokens written in the text are recognised.
 
-        A chat template writes its own special tokens: encode its text with add_special_tokens off.
+        Which are added, tokenizer.json's post-processor decides alone, as in transformers. A chat
+        template writes its own: encode its text with add_special_tokens off.
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
@@ -166,29 +164,3 @@ class Tokenizer:
         token = self._config.special_tokens.get(name)
         found = None if token is None else self.token_id(token)
         return otherwise if found is None else found
-
-    def _replace_post_processor(self) -> None:
-        """Obey an explicit add_bos_token or add_eos_token, which overrule tokenizer.json.
-
-        Source: transformers TokenizersBackend.update_post_processor.
-        """
-        tokens = self._config.special_tokens
-        bos, eos = tokens.get("bos_token"), tokens.get("eos_token")
-        before = [bos] if self._config.add_bos and bos is not None else []
-        after = [eos] if self._config.add_eos and eos is not None else []
-        single = [*before, "$A", *after]
-        specials = {token: self.token_id(token) for token in {*before, *after}}
-        missing = [token for token, place in specials.items() if place is None]
-        if missing:
-            raise CheckpointError(
-                "A special token is not in the vocabulary",
-                where="tokenizer_config.json, bos_token or eos_token",
-                expected="a token of tokenizer.json",
-                got=", ".join(missing),
-                hint="take tokenizer.json and tokenizer_config.json from the same model",
-            )
-        self._backend.post_processor = TemplateProcessing(
-            single=single,
-            pair=[*single, *before, "$B", *after],
-            special_tokens=list(specials.items()),
-        )

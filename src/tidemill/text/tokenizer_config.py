@@ -22,16 +22,14 @@ class TokenizerConfig:
     """The settings of one tokenizer; absent ones are None or empty.
 
     `special_tokens` maps names such as "eos_token" to the token's text; the `generation_*` ids are
-    those of generation_config.json. `add_bos` and `add_eos` are None where the config is silent,
-    and tokenizer.json then decides.
+    those of generation_config.json. Whether a prompt begins with the BOS token stands in
+    tokenizer.json; add_bos_token of the config is for tokenizers that have no such file.
     """
 
     special_tokens: dict[str, str]
     generation_bos_token_id: int | None
     generation_eos_token_ids: tuple[int, ...]
     generation_pad_token_id: int | None
-    add_bos: bool | None
-    add_eos: bool | None
     chat_template: str | None
 
 
@@ -53,8 +51,6 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig:
         generation_bos_token_id=_first(_ids(generation, "bos_token_id", generation_path)),
         generation_eos_token_ids=_ids(generation, "eos_token_id", generation_path),
         generation_pad_token_id=_first(_ids(generation, "pad_token_id", generation_path)),
-        add_bos=config.get("add_bos_token"),
-        add_eos=config.get("add_eos_token"),
         chat_template=_chat_template(directory, config.get("chat_template")),
     )
 
