@@ -114,6 +114,17 @@ def test_yarn_rotary_scaling(refusal: Refusal, model: Path) -> None:
     assert "yarn" in str(refusal(model))
 
 
+def test_llama3_rotary_scaling_without_its_numbers(refusal: Refusal, model: Path) -> None:
+    _edit_config(model, rope_parameters={"rope_type": "llama3", "factor": 8.0})
+    message = str(refusal(model))
+    assert "none for low_freq_factor, high_freq_factor" in message
+
+
+def test_output_that_cannot_be_written(model: Path) -> None:
+    with pytest.raises(CheckpointError, match="could not be written"):
+        convert(ConvertRequest(model, model / "config.json" / "out"))
+
+
 def test_prequantised_hf_model(refusal: Refusal, model: Path) -> None:
     _edit_config(model, quantization_config={"quant_method": "gptq"})
     assert "gptq" in str(refusal(model))

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidemill.base.dtypes import TRTLLM_TO_DTYPE
-from tidemill.base.errors import ConfigError
+from tidemill.base.errors import CheckpointError, ConfigError
 from tidemill.base.mapping import Mapping
 
 if TYPE_CHECKING:
+    from tidemill.api.convert_sources import OpenedModel
     from tidemill.checkpoint.config import CheckpointConfig
+    from tidemill.checkpoint.writer import WrittenCheckpoint
 
 Progress = Callable[[str, int, int], None]
 
@@ -68,35 +70,51 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     _check_request(request)
     # Imported here so that importing the API costs nothing.
     from tidemill.api.convert_sources import open_model
-    from tidemill.checkpoint.writer import CheckpointWriter, TensorToWrite
 
     weight_map = None if request.weight_map is None else Path(request.weight_map)
     model = open_model(request.model_dir, weight_map)
     config = _laid_out(model.config, request)
-    output_dir = Path(request.output_dir)
-    tensors = [
-        TensorToWrite(name, row, partial(model.loaders[name], config.weight_dtype))
-        for name, row in model.rows.items()
-    ]
-    num_tensors = total_bytes = 0
-    with CheckpointWriter(output_dir, config) as writer:
-        content_hash = ""
-        if not request.save_config_only:
-            written = writer.write_tensors(tensors, request.workers, progress)
-            num_tensors, total_bytes = written.num_tensors, written.total_bytes
-            content_hash = written.content_hash
-            writer.write_files(model.files)
-        writer.commit(model.label, content_hash)
+    try:
+        written = _write(model, config, request, progress)
+    except OSError as error:
+        raise CheckpointError(
+            "checkpoint could not be written",
+            where=str(request.output_dir),
+            expected="a writable place with room for the weights",
+            got=str(error),
+            hint="free disk space, or give another --output_dir",
+        ) from error
     return ConvertReport(
-        output_dir=output_dir,
-        num_tensors=num_tensors,
-        total_bytes=total_bytes,
+        output_dir=Path(request.output_dir),
+        num_tensors=written.num_tensors,
+        total_bytes=written.total_bytes,
         seconds=time.perf_counter() - started,
         peak_memory_bytes=_peak_memory_bytes(),
         dtype=config.dtype,
         source_kind=model.kind,
         notes=tuple(model.notes),
     )
+
+
+def _write(
+    model: OpenedModel,
+    config: CheckpointConfig,
+    request: ConvertRequest,
+    progress: Progress | None,
+) -> WrittenCheckpoint:
+    from tidemill.checkpoint.writer import CheckpointWriter, TensorToWrite, WrittenCheckpoint
+
+    tensors = [
+        TensorToWrite(name, row, partial(model.loaders[name], config.weight_dtype))
+        for name, row in model.rows.items()
+    ]
+    with CheckpointWriter(Path(request.output_dir), config) as writer:
+        written = WrittenCheckpoint(num_tensors=0, total_bytes=0, content_hash="")
+        if not request.save_config_only:
+            written = writer.write_tensors(tensors, request.workers, progress)
+            writer.write_files(model.files)
+        writer.commit(model.label, written.content_hash)
+    return written
 
 
 def _check_request(request: ConvertRequest) -> None:

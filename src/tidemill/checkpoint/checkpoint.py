@@ -14,7 +14,7 @@ from pathlib import Path
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import CheckpointError, UnsupportedError
 from tidemill.checkpoint.config import CheckpointConfig
-from tidemill.checkpoint.file_bytes import Array
+from tidemill.checkpoint.file_bytes import Array, has_equal_bits
 from tidemill.checkpoint.json_file import read_json_object
 from tidemill.checkpoint.safetensors_source import SafetensorsSource
 from tidemill.checkpoint.sharding import (
@@ -110,7 +110,7 @@ class Checkpoint:
         self.config, self._rows = untied, expected_tensors(untied)
         # A faulty pair cannot be compared; the check of all tensors will list it.
         is_readable = not any(EMBEDDING in fault or LM_HEAD in fault for fault in self._faults())
-        is_copy = is_readable and self.read(LM_HEAD).tobytes() == self.read(EMBEDDING).tobytes()
+        is_copy = is_readable and has_equal_bits(self.read(LM_HEAD), self.read(EMBEDDING))
         return replace(config, tie_word_embeddings=is_copy)
 
     def _faults(self) -> list[str]:

@@ -22,6 +22,11 @@ from tidemill.base.errors import CheckpointError
 Array = npt.NDArray[Any]
 
 
+def has_equal_bits(first: Array, second: Array) -> bool:
+    """Say whether two contiguous arrays of one type and shape hold the same bits, NaN included."""
+    return np.array_equal(first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8))
+
+
 class FileBytes:
     """An open, read-only file of known size."""
 

@@ -14,11 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from tidemill.base.errors import UnsupportedError
+from tidemill.base.errors import CheckpointError, UnsupportedError
 from tidemill.checkpoint.file_bytes import Array
 
 _DEFAULT_BASE = 10000.0
-_KNOWN_TYPES = ("linear", "llama3")
+_TYPE_TO_KEYS = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+}  # fmt: skip
 # What Llama 3.1 and later use beside the factor; GGUF does not store these.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
@@ -30,7 +35,8 @@ _LLAMA3 = {
 def rope_from_hf(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
     """Read the rotary base and scaling of a Hugging Face config.
 
-    Raises: UnsupportedError for scaling other than linear and llama3.
+    Raises: UnsupportedError for scaling other than linear and llama3; CheckpointError listing the
+    keys that such scaling lacks.
     """
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if any(isinstance(value, dict) for value in parameters.values()):
@@ -40,9 +46,22 @@ def rope_from_hf(config: Mapping[str, Any], where: str) -> tuple[float, dict[str
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return float(base), None
-    if kind not in _KNOWN_TYPES:
+    if kind not in _TYPE_TO_KEYS:
         raise _unsupported(str(kind), where)
+    missing = [key for key in _TYPE_TO_KEYS[kind] if not _is_positive(scaling.get(key))]
+    if missing:
+        raise CheckpointError(
+            "rotary scaling is incomplete",
+            where=where,
+            expected=f"{kind} scaling with numbers above 0 for {', '.join(_TYPE_TO_KEYS[kind])}",
+            got="none for " + ", ".join(missing),
+            hint="fetch config.json of this model again",
+        )
     return float(base), scaling
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def rope_from_gguf(
@@ -83,7 +102,7 @@ def _unsupported(got: str, where: str) -> UnsupportedError:
     return UnsupportedError(
         "rotary scaling is not supported",
         where=where,
-        expected="none, " + ", ".join(_KNOWN_TYPES),
+        expected="none, " + ", ".join(_TYPE_TO_KEYS),
         got=got,
         hint="use a model without it; up to the original context length it is often not needed: "
         "remove rope_scaling from config.json to try",

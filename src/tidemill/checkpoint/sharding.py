@@ -18,7 +18,7 @@ import numpy as np
 from tidemill.base.errors import CheckpointError
 from tidemill.base.mapping import Mapping
 from tidemill.checkpoint.config import CheckpointConfig
-from tidemill.checkpoint.file_bytes import Array
+from tidemill.checkpoint.file_bytes import Array, has_equal_bits
 
 
 class Split(Enum):
@@ -251,7 +251,7 @@ def _assemble_qkv(row: TensorRow, config: CheckpointConfig, shards: Sequence[Arr
         for rows in _qkv_ranges(config, tp_rank):
             piece = part[start : start + rows.stop - rows.start]
             start += len(piece)
-            if is_filled[rows].any() and full[rows].tobytes() != piece.tobytes():
+            if is_filled[rows].any() and not has_equal_bits(full[rows], piece):
                 raise CheckpointError(
                     "copies of a key-value head differ between ranks",
                     where=f"{row.name}, tensor-parallel rank {tp_rank}",

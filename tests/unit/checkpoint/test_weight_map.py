@@ -76,7 +76,13 @@ def test_gguf_rope_factors_of_unknown_origin_are_refused() -> None:
 
 
 def test_old_and_new_spelling_of_hf_rope_give_the_same() -> None:
-    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     old = rope_from_hf({"rope_theta": 5e5, "rope_scaling": llama3}, "config.json")
     new = rope_from_hf({"rope_parameters": {**llama3, "rope_theta": 5e5}}, "config.json")
     assert old == new == (5e5, llama3)
