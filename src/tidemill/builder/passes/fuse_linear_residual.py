@@ -35,8 +35,9 @@ class FuseLinearResidual:
                     continue
                 linear = graph.ops[linear_at]
                 # The product moves down to the addition, past ops fused before: what it reads
-                # must still be there.
-                if not any(value.name in overwritten for value in linear.inputs):
+                # must still be there, and must not be what it writes.
+                gone = overwritten | {residual.name}
+                if not any(value.name in gone for value in linear.inputs):
                     changes |= {linear_at: (), at: (_fuse(linear, residual, op),)}
                     overwritten.add(residual.name)
                     break

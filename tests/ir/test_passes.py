@@ -1,0 +1,262 @@
+"""Passes, text in and text out, and the same numbers before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from tests.ir.tiny_graphs import attention_graph, random_graph, run_outputs
+from tidemill.base.errors import BuildError, UnsupportedError
+from tidemill.builder.pass_contract import PassResult, run_passes
+from tidemill.builder.passes.dead_code import DeadCode
+from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
+from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
+from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
+from tidemill.builder.pipelines.cpu import CPU_PASSES, run_cpu_pipeline
+from tidemill.ir.graph import Graph
+from tidemill.ir.text import parse_graph, print_op
+
+HEADER = """graph "g" {
+input %x: f32[T, 4]
+constant %w: f32[4, 4]
+constant %v: f32[4, 4]
+constant %b: f32[4]
+"""
+
+
+def parse(ops: str, outputs: str) -> Graph:
+    lines = [f"output {name}" for name in outputs.split()]
+    return parse_graph("\n".join([HEADER.strip(), *ops.strip().splitlines(), *lines, "}"]))
+
+
+def ops_text(graph: Graph) -> str:
+    return "\n".join(map(print_op, graph.ops))
+
+
+def check_rewrite(each: FuseLinearGated | FuseLinearResidual, before: str, after: str) -> None:
+    result = each.apply(parse(before, "%z"))
+    assert result.is_changed
+    assert ops_text(result.graph) == after.strip()
+    assert not each.apply(result.graph).is_changed
+
+
+def check_untouched(each: FuseLinearGated | FuseLinearResidual, ops: str, outputs: str) -> None:
+    graph = parse(ops, outputs)
+    assert each.apply(graph) == PassResult(graph, False)
+
+
+def test_fuse_linear_residual_joins_product_and_addition_on_either_side() -> None:
+    check_rewrite(
+        FuseLinearResidual(),
+        """
+%r: f32[T, 4] = silu(%x)
+%p: f32[T, 4] = linear(%r, %w, %b) layer 1
+%s: f32[T, 4] = silu(%x)
+%y: f32[T, 4] = add(%s, %p) layer 1
+%q: f32[T, 4] = linear(%r, %w)
+%z: f32[T, 4] = add(%q, %y)
+""",
+        """
+%r: f32[T, 4] = silu(%x)
+%s: f32[T, 4] = silu(%x)
+%y: f32[T, 4] = linear_residual(%r, %w, %b, %s) {has_bias=true} layer 1
+%z: f32[T, 4] = linear_residual(%r, %w, %y) {has_bias=false}
+""",
+    )
+
+
+RESIDUAL = "%r: f32[T, 4] = silu(%x)\n%p: f32[T, 4] = linear(%x, %w)\n"
+
+
+@pytest.mark.parametrize(
+    ("ops", "outputs"),
+    [
+        (RESIDUAL + "%z: f32[T, 4] = add(%r, %p)\n%u: f32[T, 4] = silu(%r)", "%z %u"),
+        (RESIDUAL + "%z: f32[T, 4] = add(%r, %p)\n%u: f32[T, 4] = silu(%p)", "%z %u"),
+        (RESIDUAL + "%z: f32[T, 4] = add(%r, %p)", "%z %r"),
+        (RESIDUAL + "%z: f32[T, 4] = add(%r, %p)", "%z %p"),
+        ("%p: f32[T, 4] = linear(%x, %w)\n%z: f32[T, 4] = add(%x, %p)", "%z"),
+        ("%p: f32[T, 4] = linear(%x, %w)\n%z: f32[T, 4] = add(%p, %p)", "%z"),
+        (RESIDUAL.replace("linear(%x", "linear(%r") + "%z: f32[T, 4] = add(%r, %p)", "%z"),
+    ],
+    ids=["residual_used_later", "product_used_twice", "residual_is_output", "product_is_output",
+         "residual_is_graph_input", "product_added_to_itself", "residual_is_multiplied"],
+)  # fmt: skip
+def test_fuse_linear_residual_leaves_what_others_still_need(ops: str, outputs: str) -> None:
+    check_untouched(FuseLinearResidual(), ops, outputs)
+
+
+def test_fuse_linear_residual_does_not_move_a_product_past_the_end_of_its_input() -> None:
+    ops = """
+%a: f32[T, 4] = silu(%x)
+%r: f32[T, 4] = silu(%x)
+%p: f32[T, 4] = linear(%a, %w)
+%q: f32[T, 4] = linear(%x, %w)
+%y: f32[T, 4] = add(%a, %q)
+%z: f32[T, 4] = add(%r, %p)
+"""
+    graph = run_passes(parse(ops, "%y %z"), [FuseLinearResidual()])
+    assert [op.kind for op in graph.ops] == ["silu", "silu", "linear", "linear_residual", "add"]
+
+
+def test_fuse_linear_gated_joins_both_products_and_their_biases() -> None:
+    check_rewrite(
+        FuseLinearGated(),
+        """
+%f: f32[T, 4] = linear(%x, %w, %b) layer 2
+%g: f32[T, 4] = linear(%x, %v, %b) layer 2
+%s: f32[T, 4] = silu(%f) layer 2
+%m: f32[T, 4] = mul(%s, %g) {dtype="f32"} layer 2
+%h: f32[T, 4] = linear(%m, %w)
+%i: f32[T, 4] = linear(%m, %v)
+%t: f32[T, 4] = silu(%i)
+%z: f32[T, 4] = mul(%h, %t) {dtype="f32"}
+""",
+        """
+%m: f32[T, 4] = linear_gated(%x, %w, %v, %b, %b) {activation="silu", has_bias=true} layer 2
+%z: f32[T, 4] = linear_gated(%m, %v, %w) {activation="silu", has_bias=false}
+""",
+    )
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        """
+%f: f32[T, 4] = linear(%x, %w, %b)
+%g: f32[T, 4] = linear(%x, %v)
+%s: f32[T, 4] = silu(%f)
+%z: f32[T, 4] = mul(%s, %g) {dtype="f32"}
+""",
+        """
+%f: f32[T, 4] = linear(%x, %w)
+%g: f32[T, 4] = linear(%f, %v)
+%s: f32[T, 4] = silu(%f)
+%z: f32[T, 4] = mul(%s, %g) {dtype="f32"}
+""",
+        """
+%f: f32[T, 4] = linear(%x, %w)
+%g: f32[T, 4] = linear(%x, %v)
+%s: f32[T, 4] = silu(%f)
+%z: f32[T, 4] = mul(%s, %s) {dtype="f32"}
+""",
+        """
+%f: f32[T, 4] = linear(%x, %w)
+%g: f32[T, 4] = linear(%x, %v)
+%s: f32[T, 4] = silu(%f)
+%z: bf16[T, 4] = mul(%s, %g) {dtype="bf16"}
+""",
+    ],
+    ids=["one_bias", "gate_reads_fc", "same_branch_twice", "join_narrower_than_input"],
+)
+def test_fuse_linear_gated_leaves_what_does_not_fit(ops: str) -> None:
+    check_untouched(FuseLinearGated(), ops, "%z")
+
+
+def test_fuse_rope_cache_cuts_rope_and_attention_at_the_cache() -> None:
+    result = FuseRopeCache().apply(attention_graph())
+    assert result.is_changed
+    assert ops_text(result.graph) == (
+        "%layers.3.rotated: bf16[T, 8] = rope_cache(%qkv, %positions, %cos, %sin) {num_heads=2, "
+        'num_kv_heads=1, head_size=4, rotary_dim=2, scale=0.5, dtype="bf16", '
+        'cache_dtype="bf16"} layer 3\n'
+        "%layers.3.attended: bf16[T, 8] = paged_attention(%layers.3.rotated) {num_heads=2, "
+        'num_kv_heads=1, head_size=4, cache_dtype="bf16"} layer 3'
+    )
+
+
+def test_fuse_rope_cache_leaves_rotation_that_is_a_graph_output() -> None:
+    graph = attention_graph()
+    graph = replace(graph, outputs=(*graph.outputs, graph.ops[0].outputs[0]))
+    assert FuseRopeCache().apply(graph) == PassResult(graph, False)
+
+
+def test_dead_code_removes_unused_ops_and_constants_but_keeps_inputs() -> None:
+    graph = parse(
+        """
+%y: f32[T, 4] = linear(%x, %w)
+%u: f32[T, 4] = silu(%y)
+%t: f32[T, 4] = add(%u, %y)
+""",
+        "%y",
+    )
+    result = DeadCode().apply(graph)
+    assert ops_text(result.graph) == "%y: f32[T, 4] = linear(%x, %w)"
+    assert [constant.value.name for constant in result.graph.constants] == ["w"]
+    assert result.graph.inputs == graph.inputs
+    assert not DeadCode().apply(result.graph).is_changed
+
+
+def test_dead_code_keeps_attention_whose_result_is_unused_because_it_fills_the_cache() -> None:
+    graph = replace(attention_graph(), outputs=())
+    assert DeadCode().apply(graph) == PassResult(graph, False)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_passes_keep_the_meaning_of_random_graphs(seed: int) -> None:
+    graph = random_graph(seed)
+    rewritten = run_passes(graph, CPU_PASSES)
+    for got, expected in zip(run_outputs(rewritten, seed), run_outputs(graph, seed), strict=True):
+        # Float64 and values grown by 24 random ops: only the order of additions may differ.
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+def test_random_graphs_meet_both_linear_fusions() -> None:
+    kinds = [op.kind for seed in range(30) for op in run_passes(random_graph(seed), CPU_PASSES).ops]
+    assert kinds.count("linear_residual") > 20
+    assert kinds.count("linear_gated") > 0
+
+
+def test_rope_cache_keeps_the_meaning_of_attention() -> None:
+    graph = attention_graph()
+    (expected,) = run_outputs(graph, 1)
+    (got,) = run_outputs(run_cpu_pipeline(graph), 1)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_pipeline_refuses_ops_without_a_kernel_and_lists_them() -> None:
+    graph = parse("%y: f32[T, 4] = silu(%x)\n%z: f32[T, 4] = add(%y, %x)", "%z")
+    with pytest.raises(UnsupportedError, match=r"op 0 silu %y; op 1 add %z"):
+        run_cpu_pipeline(graph)
+
+
+@dataclass(frozen=True)
+class Breaker:
+    name: str = "breaker"
+
+    def apply(self, graph: Graph) -> PassResult:
+        return PassResult(replace(graph, ops=graph.ops[1:]), True)
+
+
+@dataclass(frozen=True)
+class Liar:
+    name: str = "liar"
+
+    def apply(self, graph: Graph) -> PassResult:
+        return PassResult(replace(graph, name="other"), False)
+
+
+def test_pass_that_breaks_the_graph_is_named_with_its_predecessors() -> None:
+    with pytest.raises(BuildError) as caught:
+        run_passes(attention_graph(), [DeadCode(), FuseRopeCache(), Breaker(), DeadCode()])
+    assert caught.value.what == "pass breaker broke the graph"
+    assert caught.value.where == "graph 'tiny', after passes: dead_code, fuse_rope_cache"
+    assert "%layers.3.rotated is used before it is defined" in caught.value.got
+
+
+def test_pass_that_changes_the_graph_and_denies_it_is_named() -> None:
+    with pytest.raises(BuildError, match="pass liar broke the graph"):
+        run_passes(attention_graph(), [Liar()])
+
+
+def test_observer_sees_every_pass_in_order() -> None:
+    seen: list[tuple[str, bool]] = []
+    run_cpu_pipeline(attention_graph(), lambda name, result: seen.append((name, result.is_changed)))
+    assert seen == [
+        ("dead_code", False),
+        ("fuse_rope_cache", True),
+        ("fuse_linear_gated", False),
+        ("fuse_linear_residual", False),
+    ]

@@ -1,0 +1,47 @@
+"""Storage types: exact widening, rounding to nearest even."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tidemill.base.dtypes import DType
+from tidemill.ir.storage import narrow, rounded, widen
+
+
+def test_every_bf16_pattern_widens_and_narrows_to_itself() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    wide = widen(bits, DType.BF16)
+    is_number = ~np.isnan(wide)
+    np.testing.assert_array_equal(narrow(wide, DType.BF16)[is_number], bits[is_number])
+    assert np.isnan(widen(narrow(wide[~is_number], DType.BF16), DType.BF16)).all()
+
+
+def test_bf16_rounding_agrees_with_torch_on_ties_extremes_and_random_bits() -> None:
+    seed = 3
+    print(f"seed {seed}")
+    random = np.random.default_rng(seed).integers(0, 1 << 32, 50_000, dtype=np.uint64)
+    special = np.array(
+        [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0xFF7FFFFF, 0x00000001, 0x80008000],
+        dtype=np.uint32,
+    )
+    values = np.concatenate([random.astype(np.uint32), special]).view(np.float32)
+    values = values[~np.isnan(values)]
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
+    np.testing.assert_array_equal(narrow(values, DType.BF16), expected.view(np.uint16))
+
+
+def test_nan_with_payload_in_the_dropped_bits_stays_nan() -> None:
+    values = np.array([0x7F800001, 0xFF800001], dtype=np.uint32).view(np.float32)
+    assert np.isnan(rounded(values, DType.BF16)).all()
+
+
+def test_overflow_becomes_infinity_and_empty_stays_empty() -> None:
+    assert np.isinf(narrow(np.array([70000.0]), DType.F16)).all()
+    assert narrow(np.empty((0, 3)), DType.BF16).shape == (0, 3)
+
+
+def test_rounded_keeps_the_float_type_it_was_given() -> None:
+    out = rounded(np.array([1.0 + 2.0**-9]), DType.BF16)
+    assert out.dtype == np.float64
+    assert out[0] == 1.0
