@@ -92,14 +92,14 @@ class _Parser:
             elif word != "}":
                 ops.append(self._op(line))
             else:
-                return Graph(
-                    self._string(header[1]),
-                    tuple(inputs),
-                    tuple(constants),
-                    tuple(ops),
-                    tuple(outputs),
-                )
-        raise self._fault("a closing }")
+                break
+        else:
+            raise self._fault("a closing }")
+        if len(self._lines) > self._number + 1:
+            self._number += 1
+            raise self._fault("the end of the text")
+        name = self._string(header[1])
+        return Graph(name, tuple(inputs), tuple(constants), tuple(ops), tuple(outputs))
 
     def _constant(self, line: str) -> Constant:
         match = _CONSTANT.fullmatch(line)
@@ -127,9 +127,12 @@ class _Parser:
             if match is None:
                 raise self._fault("<name>=<JSON value>", text[at:])
             try:
-                attrs[match[1]], at = json.JSONDecoder().raw_decode(text, match.end())
+                value, at = json.JSONDecoder().raw_decode(text, match.end())
             except json.JSONDecodeError as error:
                 raise self._fault("a JSON value", text[match.end() :]) from error
+            if not isinstance(value, int | float | str):
+                raise self._fault("a number, a text or true or false", repr(value))
+            attrs[match[1]] = value
         return attrs
 
     def _define(self, text: str) -> Value:
