@@ -1,0 +1,66 @@
+"""One Triton request's way back: any number of responses, then exactly one final flag.
+
+In: updates of the engine, one stream for each prompt of the request. Out: responses in the style's
+tensors. Whatever happens, the request ends once: a request without its final flag hangs its client
+and delays the server's shutdown. Knows nothing of inputs.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from tidemill.frontends.triton.stub_api import (
+    FINAL,
+    Array,
+    ResponseSender,
+    make_error,
+    make_response,
+)
+from tidemill.host.messages import Update
+
+
+class Answer(ABC):
+    """The open end of one request with `num_rows` prompts; callable from any thread."""
+
+    def __init__(self, sender: ResponseSender, num_rows: int) -> None:
+        self.sender = sender
+        self.num_rows = num_rows
+        self._open_rows = set(range(num_rows))
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def update(self, row: int, update: Update) -> None:
+        """Pass on what the engine tells of one prompt; an error of one ends the whole request."""
+        if update.error is not None:
+            self.fail(update.error.to_exception())
+            return
+        if update.is_final:
+            self._open_rows.discard(row)
+        self.take(row, update, is_last=not self._open_rows)
+
+    @abstractmethod
+    def take(self, row: int, update: Update, is_last: bool) -> None:
+        """Send or keep an update; with `is_last` the final response must go out."""
+
+    def send(self, outputs: Mapping[str, Array], is_final: bool) -> None:
+        """Send a response, with the final flag on the last: no empty one comes after it."""
+        with self._lock:
+            if self._is_closed:
+                return
+            # Closed only once it is sent: a response that fails to go out still gets an error.
+            self.sender.send(make_response(outputs), flags=FINAL if is_final else 0)
+            self._is_closed = is_final
+
+    def fail(self, error: Exception) -> None:
+        """End the request with an error, unless it has ended."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self.sender.send(make_error(error), flags=FINAL)

@@ -1,0 +1,144 @@
+"""The requests in flight of one model: submitted, cancelled, stopped by id, all of them ended.
+
+In: answers with the engine requests behind them. Out: calls on the host's client. A thread looks
+for clients that went away, at most ten times a second and only while something is in flight. Knows
+nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from tidemill.base.errors import CancelledError
+from tidemill.frontends.triton.answer import Answer
+from tidemill.host.messages import GenerateRequest, Update
+
+CANCELLATION_CHECK_PERIOD_S = 0.1
+
+
+class Client(Protocol):
+    """What this module needs of the host's client."""
+
+    def submit(self, request: GenerateRequest, on_update: Callable[[Update], None]) -> None: ...
+
+    def cancel(self, request_id: str) -> None: ...
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A Triton request under way: its answer and the ids of its prompts at the host."""
+
+    triton_id: str
+    answer: Answer
+    host_ids: tuple[str, ...]
+    is_cancelled: bool = False
+
+
+class InflightRequests:
+    """Owns every flight of one model until it has landed."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._flights: set[_Flight] = set()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._watcher = threading.Thread(target=self._watch, name="cancellations", daemon=True)
+        self._watcher.start()
+
+    def start(self, triton_id: str, answer: Answer, requests: Sequence[GenerateRequest]) -> None:
+        """Submit one engine request for each prompt; the answer ends even if that fails."""
+        # Clients choose Triton's ids and may reuse them; the host's must be unique.
+        host_ids = tuple(uuid.uuid4().hex for _ in requests)
+        flight = _Flight(triton_id, answer, host_ids)
+        with self._changed:
+            self._flights.add(flight)
+            self._changed.notify()
+        try:
+            for row, (host_id, request) in enumerate(zip(host_ids, requests, strict=True)):
+                named = msgspec.structs.replace(request, request_id=host_id)
+                self._client.submit(named, self._receiver(flight, row))
+        except Exception as error:
+            self._abandon(flight, error)
+        if flight.is_cancelled:  # while it was being submitted: the later prompts know nothing
+            self._cancel_at_host(flight)
+
+    def stop(self, triton_id: str) -> None:
+        """Cancel what runs under a Triton id; its answers end normally, with what they have.
+
+        An unknown id is no error: the request may just have ended.
+        """
+        for flight in self._current():
+            if flight.triton_id == triton_id:
+                self._cancel(flight)
+
+    def close(self) -> None:
+        """Cancel and end everything, and stop watching."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._watcher.join(timeout=1.0)
+        for flight in self._current():
+            self._abandon(flight, CancelledError("the model is being unloaded"))
+
+    def check(self) -> None:
+        """Verify that every flight is still open."""
+        assert all(not flight.answer.is_closed for flight in self._current())
+
+    def _receiver(self, flight: _Flight, row: int) -> Callable[[Update], None]:
+        def receive(update: Update) -> None:
+            try:
+                flight.answer.update(row, update)
+            except Exception as error:
+                self._abandon(flight, error)
+                return
+            if flight.answer.is_closed:
+                self._land(flight)
+                if update.error is not None:
+                    self._cancel(flight)
+
+        return receive
+
+    def _abandon(self, flight: _Flight, error: Exception) -> None:
+        """End a flight that cannot go on, at both ends; neither end's own failure matters now."""
+        self._land(flight)
+        with contextlib.suppress(Exception):
+            flight.answer.fail(error)
+        with contextlib.suppress(Exception):
+            self._cancel(flight)
+
+    def _cancel(self, flight: _Flight) -> None:
+        if not flight.is_cancelled:
+            flight.is_cancelled = True
+            self._cancel_at_host(flight)
+
+    def _cancel_at_host(self, flight: _Flight) -> None:
+        for host_id in flight.host_ids:
+            self._client.cancel(host_id)
+
+    def _land(self, flight: _Flight) -> None:
+        with self._changed:
+            self._flights.discard(flight)
+
+    def _current(self) -> list[_Flight]:
+        with self._changed:
+            return list(self._flights)
+
+    def _watch(self) -> None:
+        """Cancel what nobody waits for any more; sleep while nothing is in flight."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._flights or self._is_closing)
+                if not self._is_closing:
+                    self._changed.wait_for(lambda: self._is_closing, CANCELLATION_CHECK_PERIOD_S)
+                if self._is_closing:
+                    return
+            for flight in self._current():
+                if not flight.is_cancelled and flight.answer.sender.is_cancelled():
+                    self._cancel(flight)

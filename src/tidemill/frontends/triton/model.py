@@ -1,0 +1,109 @@
+"""What both styles of model share: the shell between Triton's stub and the engine's host.
+
+In: requests as Triton hands them over. Out: answers through their senders; `execute` returns at
+once, so that batching is the engine's and never Triton's. Starts or joins the host when the model
+is loaded and leaves it when it is unloaded. A style adds how requests are read and answered.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tidemill.base.errors import InvalidRequestError, TidemillError
+from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.inflight import InflightRequests
+from tidemill.frontends.triton.request_inputs import collect_arrays
+from tidemill.frontends.triton.stub_api import (
+    FINAL,
+    Array,
+    InferenceRequest,
+    ResponseSender,
+    make_error,
+    make_response,
+)
+from tidemill.host.client import HostClient
+from tidemill.host.messages import GenerateRequest
+from tidemill.host.session import SessionConfig
+
+Arrays = Mapping[str, Array]
+
+NO_STREAMING = "Streaming is only supported if model is deployed using decoupled mode."
+NO_BATCH = (
+    "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
+)
+NO_STOP_ID = "Trying to stop a request but request ID is not provided"
+
+
+class ServedModel(ABC):
+    """A `TritonPythonModel`; the stub calls `initialize`, `execute` and `finalize`."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the engine beside the model's model.py.
+
+        Raises: SessionError when it cannot be loaded; Triton reports the text.
+        """
+        config = json.loads(args["model_config"])
+        policy = config.get("model_transaction_policy", {})
+        self.is_decoupled = bool(policy.get("decoupled", False))
+        self.has_batch = int(config.get("max_batch_size", 0)) > 0
+        self.parameters = {
+            key: str(value["string_value"])
+            for key, value in config.get("parameters", {}).items()
+            if value.get("string_value")
+        }
+        engine_dir = Path(args["model_repository"]) / args["model_version"]
+        self._client = HostClient.connect_or_start(engine_dir, SessionConfig())
+        self._inflight = InflightRequests(self._client)
+
+    def execute(self, requests: Sequence[InferenceRequest]) -> None:
+        """Start every request; each one's faults are its own."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._start(request, sender)
+            except TidemillError as error:
+                sender.send(make_error(error), flags=FINAL)
+            except Exception as error:
+                # A fault of ours: the client must still get an end, and the stub live on.
+                sender.send(make_error(RuntimeError(f"internal error: {error!r}")), flags=FINAL)
+
+    def finalize(self) -> None:
+        """End what is in flight and leave the host."""
+        self._inflight.close()
+        self._client.close()
+
+    def _start(self, request: InferenceRequest, sender: ResponseSender) -> None:
+        arrays = collect_arrays(request)
+        triton_id = request.request_id()
+        if is_set(arrays, "stop"):
+            if not triton_id:
+                raise InvalidRequestError(NO_STOP_ID)
+            self._inflight.stop(triton_id)
+            sender.send(make_response({}), flags=FINAL)
+            return
+        requests, answer = self.read(arrays, sender)
+        self._inflight.start(triton_id, answer, requests)
+
+    @abstractmethod
+    def read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
+        """Turn tensors into one engine request for each prompt, and the answer to them.
+
+        Raises: InvalidRequestError for values that cannot be served.
+        """
+
+    def check_streaming(self, is_streaming: bool) -> None:
+        """Refuse a stream where the deployment gives one response a request.
+
+        Raises: InvalidRequestError in upstream's words, which clients look for.
+        """
+        if is_streaming and not self.is_decoupled:
+            raise InvalidRequestError(NO_STREAMING)
+
+
+def is_set(arrays: Arrays, name: str) -> bool:
+    """Say whether a switch was sent and is on; it holds for the whole request."""
+    array = arrays.get(name)
+    return array is not None and array.size > 0 and bool(array.reshape(-1)[0])

@@ -1,0 +1,84 @@
+"""Typed access to `triton_python_backend_utils`, which exists only inside of Triton's stub.
+
+The only module that touches it; tests put a fake in its place. Everything else in this room deals
+with the protocols below and with NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+from tidemill.base.errors import CancelledError, QueueFullError, RequestError, SessionError
+
+Array = npt.NDArray[Any]
+
+
+class Tensor(Protocol):
+    """A named array of a request."""
+
+    def name(self) -> str: ...
+
+    def as_numpy(self) -> Array: ...
+
+
+class Response(Protocol):
+    """A response on its way; opaque."""
+
+
+class ResponseSender(Protocol):
+    """The way back to one client, usable from any thread until the final flag was sent."""
+
+    def send(self, response: Response | None = None, flags: int = 0) -> None: ...
+
+    def is_cancelled(self) -> bool: ...
+
+
+class InferenceRequest(Protocol):
+    """One request as Triton hands it over."""
+
+    def request_id(self) -> str: ...
+
+    def inputs(self) -> Sequence[Tensor]: ...
+
+    def get_response_sender(self) -> ResponseSender: ...
+
+
+FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+def make_response(outputs: Mapping[str, Array]) -> Response:
+    """Return a response with these tensors; those that the client did not ask for are dropped."""
+    tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items()]
+    response: Response = pb_utils.InferenceResponse(output_tensors=tensors)
+    return response
+
+
+def make_error(error: Exception) -> Response:
+    """Return a response that carries an error's message and the code of its kind."""
+    code = _error_code(error)
+    response: Response = pb_utils.InferenceResponse(
+        output_tensors=[], error=pb_utils.TritonError(str(error), code)
+    )
+    return response
+
+
+def _error_code(error: Exception) -> int:
+    codes = pb_utils.TritonError
+    by_kind = (
+        (QueueFullError, codes.UNAVAILABLE),
+        (CancelledError, codes.CANCELLED),
+        (RequestError, codes.INVALID_ARG),
+        (SessionError, codes.UNAVAILABLE),
+    )
+    code: int = next((code for kind, code in by_kind if isinstance(error, kind)), codes.INTERNAL)
+    return code
+
+
+def strings(*texts: str) -> Array:
+    """Return texts as a one-dimensional string tensor, which clients index once."""
+    return np.array([text.encode("utf-8") for text in texts], dtype=np.object_)
