@@ -56,19 +56,21 @@ class Isa:
         if self.target.arch == "x86_64":
             f.intrinsic_void("llvm.x86.sse2.pause")
         else:
-            f.line('call void asm sideeffect "yield", ""()')
+            yield_hint = f.constant(1, I32)
+            f.intrinsic_void("llvm.aarch64.hint", yield_hint)
 
-    def futex(self, f: Function, word: Pointer, operation: int, value: Value) -> None:
-        """The futex system call on the low 32 bits of `word`, without a C library."""
-        args = [word.typed, f"i64 {operation}", value.typed, "i64 0", "i64 0", "i64 0"]
-        if self.target.arch == "x86_64":
-            number, text = 202, "syscall"
-            constraints = "={rax},{rax},{rdi},{rsi},{rdx},{r10},{r8},{r9},~{rcx},~{r11},~{memory}"
-        else:
-            number, text = 98, "svc #0"
-            constraints = "={x0},{x8},{x0},{x1},{x2},{x3},{x4},{x5},~{memory}"
-        joined = ", ".join([f"i64 {number}", *args])
-        f.op(f'call i64 asm sideeffect "{text}", "{constraints}"({joined})', I64)
+    def futex(
+        self, f: Function, syscall: Value, word: Pointer, operation: int, value: Value
+    ) -> None:
+        """Make the futex system call on the low 32 bits of `word`.
+
+        `syscall` is the C library's function of that name, whose address the context brings: code
+        that calls it through a pointer needs no linker.
+        """
+        number = 202 if self.target.arch == "x86_64" else 98
+        args = [f"i64 {number}", word.typed, f"i64 {operation}", value.typed]
+        args += ["i64 0", "i64 0", "i64 0"]
+        f.op(f"call i64 (i64, ...) {syscall}({', '.join(args)})", I64)
 
 
 def isa_for(target: Target) -> Isa:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tidemill.base.abi import RECORD_WORDS
 from tidemill.codegen.emitter import Function, Module, Pointer, Value
 from tidemill.codegen.types import I64, PTR, Type
-
-RECORD_WORDS = 32
 
 
 @dataclass(frozen=True)

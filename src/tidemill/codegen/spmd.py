@@ -2,31 +2,19 @@
 
 Exports `team_worker(context, thread)`, which serves steps until stopped (it spins briefly, then
 sleeps on a futex, so that an idle engine uses no CPU), and `team_step(context)`, which runs one
-step with the caller as thread 0. The context is a block of i64 words, laid out below; words that
-different threads write are a cache line apart. Counters only ever grow: nothing is reset.
+step with the caller as thread 0. The context is laid out in base/abi.py. Counters only ever grow:
+nothing is reset.
 """
 
 from __future__ import annotations
 
+from tidemill.base import abi
 from tidemill.codegen.emitter import Function, Module, Pointer, Registers, Value
 from tidemill.codegen.isa import Isa
-from tidemill.codegen.kernel import RECORD_WORDS
 from tidemill.codegen.types import I64, PTR
-
-# Words of the context.
-GO, SLEEPERS, STOP, BARRIER = 0, 8, 16, 24
-NUM_OPS, RECORDS, NUM_THREADS, PROFILE = 32, 33, 34, 35
-PHASE = 40  # + 8 * thread: barriers passed so far, times the team's size
 
 SPINS_BEFORE_SLEEP = 20_000
 _FUTEX_WAIT_PRIVATE, _FUTEX_WAKE_PRIVATE = 128, 129
-
-WORKER_SYMBOL, STEP_SYMBOL = "team_worker", "team_step"
-
-
-def context_words(num_threads: int) -> int:
-    """Size of the context in i64 words."""
-    return PHASE + 8 * num_threads
 
 
 def emit_team(module: Module, isa: Isa) -> None:
@@ -39,9 +27,9 @@ def emit_team(module: Module, isa: Isa) -> None:
 def _emit_walk(module: Module, isa: Isa) -> Function:
     f = module.function("team_walk", context=PTR, thread=I64)
     context, thread = f.args[0].as_pointer(I64), f.args[1]
-    num_ops, num_threads = context[NUM_OPS], context[NUM_THREADS]
-    records, profile = context[RECORDS].as_pointer(I64), context[PROFILE]
-    phase_at = context.at(thread * 8 + PHASE)
+    num_ops, num_threads = context[abi.CONTEXT_NUM_OPS], context[abi.CONTEXT_NUM_THREADS]
+    records, profile = context[abi.CONTEXT_RECORDS].as_pointer(I64), context[abi.CONTEXT_PROFILE]
+    phase_at = context.at(thread * 8 + abi.CONTEXT_PHASE)
     phase, clock = f.registers(I64), f.registers(I64)
     phase[0] = phase_at[0]
     clock[0] = 0
@@ -49,17 +37,17 @@ def _emit_walk(module: Module, isa: Isa) -> Function:
     with f.when(is_profiled):
         clock[0] = f.intrinsic("llvm.readcyclecounter", I64)
     with f.loop(0, num_ops) as i:
-        record = records.at(i * RECORD_WORDS)
+        record = records.at(i * abi.RECORD_WORDS)
         kernel = record[0].to(PTR)
         f.line(f"call void {kernel}({record.typed}, {thread.typed}, {num_threads.typed})")
         slot = (thread * num_ops + i) * 2
         _profile(f, profile, is_profiled, slot, clock)
         with f.when(num_threads > 1):
             phase[0] = phase[0] + num_threads
-            context.at(BARRIER).atomic_add(1)
+            context.at(abi.CONTEXT_BARRIER).atomic_add(1)
             with f.repeat_until() as until:
                 isa.pause(f)
-                until(context.at(BARRIER).atomic_load() >= phase[0])
+                until(context.at(abi.CONTEXT_BARRIER).atomic_load() >= phase[0])
         _profile(f, profile, is_profiled, slot + 1, clock)
     phase_at[0] = phase[0]
     return f
@@ -77,9 +65,9 @@ def _profile(
 
 
 def _emit_worker(module: Module, isa: Isa, walk: Function) -> None:
-    f = module.function(WORKER_SYMBOL, exported=True, context=PTR, thread=I64)
+    f = module.function(abi.WORKER_SYMBOL, exported=True, context=PTR, thread=I64)
     context, thread = f.args[0].as_pointer(I64), f.args[1]
-    go = context.at(GO)
+    go = context.at(abi.CONTEXT_GO)
     seen, spins = f.registers(I64), f.registers(I64)
     seen[0] = 0
     with f.repeat_until() as until_stopped:
@@ -92,23 +80,26 @@ def _emit_worker(module: Module, isa: Isa, walk: Function) -> None:
             _sleep(f, isa, context, go, seen[0])
         with f.when(go.atomic_load().ne(seen[0])):
             seen[0] = seen[0] + 1
-            with f.when(context.at(STOP).atomic_load().eq(0)):
+            with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)):
                 f.call(walk, context, thread)
-        until_stopped(context.at(STOP).atomic_load().ne(0))
+        until_stopped(context.at(abi.CONTEXT_STOP).atomic_load().ne(0))
 
 
 def _sleep(f: Function, isa: Isa, context: Pointer, go: Pointer, seen: Value) -> None:
     """Sleep until `go` moves; the count of sleepers tells the caller whether to wake anybody."""
-    context.at(SLEEPERS).atomic_add(1, "seq_cst")
-    isa.futex(f, go, _FUTEX_WAIT_PRIVATE, seen)
-    context.at(SLEEPERS).atomic_add(-1, "seq_cst")
+    syscall = context[abi.CONTEXT_SYSCALL].to(PTR)
+    context.at(abi.CONTEXT_SLEEPERS).atomic_add(1, "seq_cst")
+    isa.futex(f, syscall, go, _FUTEX_WAIT_PRIVATE, seen)
+    context.at(abi.CONTEXT_SLEEPERS).atomic_add(-1, "seq_cst")
 
 
 def _emit_step(module: Module, isa: Isa, walk: Function) -> None:
-    f = module.function(STEP_SYMBOL, exported=True, context=PTR)
+    f = module.function(abi.STEP_SYMBOL, exported=True, context=PTR)
     context = f.args[0].as_pointer(I64)
-    context.at(GO).atomic_add(1, "seq_cst")
-    with f.when(context.at(SLEEPERS).atomic_load("seq_cst").ne(0)):
-        isa.futex(f, context.at(GO), _FUTEX_WAKE_PRIVATE, context[NUM_THREADS])
-    with f.when(context.at(STOP).atomic_load().eq(0)):
+    context.at(abi.CONTEXT_GO).atomic_add(1, "seq_cst")
+    with f.when(context.at(abi.CONTEXT_SLEEPERS).atomic_load("seq_cst").ne(0)):
+        syscall, num_threads = context[abi.CONTEXT_SYSCALL], context[abi.CONTEXT_NUM_THREADS]
+        go = context.at(abi.CONTEXT_GO)
+        isa.futex(f, syscall.to(PTR), go, _FUTEX_WAKE_PRIVATE, num_threads)
+    with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)):
         f.call(walk, context, 0)

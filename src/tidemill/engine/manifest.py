@@ -36,8 +36,9 @@ class TensorSpec:
 class Operand:
     """One 64-bit field of a plan record.
 
-    `space` is "weights", "arena", "input" or "kv" (then `value` is an offset in bytes that the
-    loader adds to that memory's base address), or "immediate" (`value` is used as it is).
+    `space` is "weights", "arena", "input" or "scratch" (then `value` is an offset in bytes that
+    the loader adds to that memory's base address), "kv" (`value` is 2 * layer for keys and one
+    more for values) or "immediate" (`value` is used as it is).
     """
 
     name: str
@@ -70,13 +71,17 @@ class CodeSection:
 
 @dataclass(frozen=True)
 class KvLayout:
-    """The paged key-value cache of this engine: bytes of one block of one layer, K and V each."""
+    """The paged key-value cache of this engine: bytes of one block of one layer, K and V each.
+
+    `tile_tokens` is the most tokens of one attention tile, a property of the compiled kernel.
+    """
 
     num_layers: int
     num_kv_heads: int
     head_size: int
     tokens_per_block: int
     dtype: DType
+    tile_tokens: int = 1
 
     @property
     def block_bytes_per_layer(self) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
 
+LANES = 16  # floats of the kernels' working vector
 PANEL = 32  # outputs of a panel: two vectors of 16
 K_UNROLL = 2  # steps of k that a kernel takes at once
 CACHE_LINE_BYTES = 64

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tidemill.base.abi import TILE_WORDS
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Module, Pointer, Registers, Value
 from tidemill.codegen.isa import LANES, Isa, V
@@ -25,7 +26,6 @@ from tidemill.ops.cpu_elements import PairMath, store_f32
 from tidemill.ops.layout import ATTENTION_CHUNK, CacheLayout, activation_row
 
 FIELDS = ("tiles", "num_tiles", "tables", "table_row", "q", "k", "v", "y")
-TILE_WORDS = 4  # first row, number of tokens, first position, sequence
 MASKED = -1e30
 _COLUMNS = ATTENTION_CHUNK // LANES
 _DIM_GROUP = 4

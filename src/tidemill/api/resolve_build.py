@@ -1,0 +1,123 @@
+"""One place where a build's wishes become limits, with who chose each value.
+
+In: a request and the checkpoint's config. Out: a `BuildConfig` that nothing changes later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tidemill.base.errors import ConfigError, UnsupportedError
+from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
+from tidemill.builder.build_config import BuildConfig
+from tidemill.checkpoint.config import CheckpointConfig
+
+if TYPE_CHECKING:
+    from tidemill.api.build import BuildRequest
+
+DEFAULT_MAX_BATCH_SIZE = 64
+DEFAULT_MAX_NUM_TOKENS = 1024
+DEFAULT_TOKENS_PER_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class ResolvedBuild:
+    """Final limits; `chosen_by` says user or default for each field."""
+
+    config: BuildConfig
+    chosen_by: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBuild:
+    """Fill in what the user left open, and check what was given.
+
+    Prompts are taken in chunks, so by default a prompt may be as long as the sequence allows.
+    Raises: ConfigError naming the flag, UnsupportedError for beams.
+    """
+    longest = model.max_position_embeddings
+    max_seq_len = request.max_seq_len or longest
+    max_batch_size = request.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+    config = BuildConfig(
+        max_batch_size=max_batch_size,
+        max_input_len=request.max_input_len or max_seq_len,
+        max_seq_len=max_seq_len,
+        max_num_tokens=request.max_num_tokens or max(DEFAULT_MAX_NUM_TOKENS, max_batch_size),
+        max_beam_width=request.max_beam_width or 1,
+        tokens_per_block=request.tokens_per_block or DEFAULT_TOKENS_PER_BLOCK,
+    )
+    _check(config)
+    chosen_by = {
+        name: "default" if getattr(request, name) is None else "user"
+        for name in BuildConfig.__dataclass_fields__
+    }
+    notes = []
+    if max_seq_len > longest:
+        notes.append(
+            f"max_seq_len {max_seq_len} is beyond the {longest} positions that the model was "
+            "trained for; answers may degrade past them"
+        )
+    return ResolvedBuild(config, chosen_by, tuple(notes))
+
+
+def _check(config: BuildConfig) -> None:
+    faults = [
+        f"{name} {getattr(config, name)} (must be at least 1)"
+        for name in BuildConfig.__dataclass_fields__
+        if getattr(config, name) < 1
+    ]
+    if config.max_input_len > config.max_seq_len:
+        faults.append(
+            f"max_input_len {config.max_input_len} exceeds max_seq_len {config.max_seq_len}"
+        )
+    if config.max_num_tokens < config.max_batch_size:
+        faults.append(
+            f"max_num_tokens {config.max_num_tokens} is below max_batch_size "
+            f"{config.max_batch_size}: each running request needs one token a step"
+        )
+    if config.tokens_per_block % 16:
+        faults.append(f"tokens_per_block {config.tokens_per_block} (must be a multiple of 16)")
+    if faults:
+        raise ConfigError(
+            "the build's limits cannot be accepted",
+            where="flags of build",
+            expected="limits that fit together",
+            got="; ".join(faults),
+            hint="leave a flag out to have it chosen for you",
+        )
+    if config.max_beam_width > 1:
+        raise UnsupportedError(
+            "beam search is not supported yet",
+            where="--max_beam_width",
+            expected="1",
+            got=str(config.max_beam_width),
+            hint="build with --max_beam_width 1 and sample instead",
+        )
+
+
+def choose_target(name: str | None) -> Target:
+    """Return the named target, or the best one that this machine has.
+
+    Raises: ConfigError for an unknown name, UnsupportedError when this CPU has no target.
+    """
+    if name is not None:
+        if name not in NAME_TO_TARGET:
+            raise ConfigError(
+                "unknown target",
+                where="--target",
+                expected="one of " + ", ".join(NAME_TO_TARGET),
+                got=name,
+                hint="leave --target out to build for this machine",
+            )
+        return NAME_TO_TARGET[name]
+    targets = host_targets()
+    if not targets:
+        raise UnsupportedError(
+            "this CPU is older than any target that engines are built for",
+            where="/proc/cpuinfo",
+            expected="AVX2, FMA and F16C (x86-64-v3), or NEON on aarch64",
+            got="a CPU without them",
+            hint="build on this machine for another one with --target",
+        )
+    return targets[0]

@@ -1,0 +1,29 @@
+"""The native calling convention: what compiled code and the runtime agree on, as numbers.
+
+A plan is a table of records of 64-bit words; word 0 is a kernel's address, its operands follow.
+The context is the team's shared block. The step header heads the step's inputs. The code
+generator emits by these numbers and the runtime fills memory by them; changing one means a new
+engine format version. Units: words are 64-bit.
+"""
+
+RECORD_WORDS = 32
+
+# Words of the team's context. What different threads write lies a cache line apart.
+CONTEXT_GO, CONTEXT_SLEEPERS, CONTEXT_STOP, CONTEXT_BARRIER = 0, 8, 16, 24
+CONTEXT_NUM_OPS, CONTEXT_RECORDS, CONTEXT_NUM_THREADS, CONTEXT_PROFILE = 32, 33, 34, 35
+CONTEXT_SYSCALL = 36  # address of the C library's syscall function
+CONTEXT_PHASE = 40  # + 8 * thread: barriers passed so far, times the team's size
+
+WORKER_SYMBOL, STEP_SYMBOL = "team_worker", "team_step"
+
+# Words of the step header: counts of this step.
+HEADER_TOKENS, HEADER_LOGIT_ROWS, HEADER_TILES = 0, 1, 2
+HEADER_WORDS = 8
+
+# 32-bit words of an attention tile: first packed row, number of tokens, first position, sequence.
+TILE_WORDS = 4
+
+
+def context_words(num_threads: int) -> int:
+    """Size of the context of a team."""
+    return CONTEXT_PHASE + 8 * num_threads

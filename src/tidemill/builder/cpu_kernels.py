@@ -1,0 +1,144 @@
+"""The kernels that a plan needs, each emitted once however many ops share it.
+
+In: an op of the lowered graph. Out: its kernel. One kernel for each distinct (op, shape, scheme);
+layers of equal shape share one. Knows the shapes of an op's operands, not where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tidemill.base.dtypes import DType
+from tidemill.builder.build_config import BuildConfig
+from tidemill.codegen.emitter import Function, Module
+from tidemill.codegen.isa import Isa
+from tidemill.codegen.kernel import Kernel
+from tidemill.codegen.spmd import emit_team
+from tidemill.engine.manifest import KvLayout
+from tidemill.ir.graph import Op
+from tidemill.ops.embedding import cpu as embedding_cpu
+from tidemill.ops.gather_last import cpu as gather_last_cpu
+from tidemill.ops.layout import CacheLayout
+from tidemill.ops.linear.cpu import OP_TO_EPILOGUE, LinearKernels
+from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
+from tidemill.ops.rms_norm import cpu as rms_norm_cpu
+from tidemill.ops.rope_cache.cpu import RopeCacheKernel
+from tidemill.ops.sample import cpu as sample_cpu
+
+
+class KernelLibrary:
+    """Emits kernels into one module on demand."""
+
+    def __init__(self, isa: Isa, config: BuildConfig) -> None:
+        self.module = Module()
+        self._isa, self._config = isa, config
+        self._kernels: dict[str, Kernel] = {}
+        self._tiles: dict[tuple[DType, int], tuple[LinearKernels, dict[int, Function]]] = {}
+        self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
+            "embedding": self._embedding,
+            "rms_norm": self._rms_norm,
+            "linear": self._linear,
+            "linear_residual": self._linear,
+            "linear_gated": self._linear,
+            "rope_cache": self._rope_cache,
+            "paged_attention": self._paged_attention,
+            "gather_last": self._gather_last,
+            "sample": self._sample,
+        }
+        emit_team(self.module, isa)
+
+    def kernel(self, op: Op) -> Kernel:
+        """Return the op's kernel, emitting it if it is new."""
+        return self._kind_to_emit[op.kind](op)
+
+    def _once(self, symbol: str, emit: Callable[[str], Kernel]) -> Kernel:
+        if symbol not in self._kernels:
+            self._kernels[symbol] = emit(symbol)
+        return self._kernels[symbol]
+
+    def _embedding(self, op: Op) -> Kernel:
+        dtype, columns = op.inputs[1].type.dtype, _columns(op)
+        return self._once(
+            f"embedding_{dtype.value}_{columns}",
+            lambda symbol: embedding_cpu.emit(self.module, symbol, dtype, columns),
+        )
+
+    def _rms_norm(self, op: Op) -> Kernel:
+        activation, columns = op.outputs[0].type.dtype, _columns(op)
+        epsilon = float(op.attrs["epsilon"])
+        # Norms of equal width may differ in epsilon: it is part of the identity.
+        return self._once(
+            f"rms_norm_{activation.value}_{columns}_{epsilon:g}".replace("-", "m"),
+            lambda symbol: rms_norm_cpu.emit(
+                self.module, symbol, self._isa, activation, columns, epsilon
+            ),
+        )
+
+    def _linear(self, op: Op) -> Kernel:
+        weight = op.inputs[1].type
+        k, suffix = int(weight.shape[1]), "_bias" if has_bias(op) else ""
+        symbol = f"{op.kind}_{weight.dtype.value}_k{k}{suffix}"
+        return self._once(symbol, lambda name: self._emit_linear(op, name, weight.dtype, k))
+
+    def _emit_linear(self, op: Op, symbol: str, dtype: DType, k: int) -> Kernel:
+        if (dtype, k) not in self._tiles:
+            kernels = LinearKernels(self.module, self._isa, dtype, k)
+            self._tiles[dtype, k] = kernels, kernels.emit_tiles()
+        kernels, tiles = self._tiles[dtype, k]
+        return kernels.emit(symbol, tiles, OP_TO_EPILOGUE[op.kind], has_bias(op))
+
+    def _rope_cache(self, op: Op) -> Kernel:
+        emitter = RopeCacheKernel(
+            self._isa,
+            op.outputs[0].type.dtype,
+            int(op.attrs["num_heads"]),
+            int(op.attrs["rotary_dim"]),
+            float(op.attrs["scale"]),
+            self._cache(op),
+        )
+        return self._once("rope_cache", lambda symbol: emitter.emit(self.module, symbol))
+
+    def _paged_attention(self, op: Op) -> Kernel:
+        emitter = AttentionKernel(self._isa, int(op.attrs["num_heads"]), self._cache(op))
+        return self._once("paged_attention", lambda symbol: emitter.emit(self.module, symbol))
+
+    def _gather_last(self, op: Op) -> Kernel:
+        columns = _columns(op)
+        return self._once(
+            f"gather_last_{columns}",
+            lambda symbol: gather_last_cpu.emit(self.module, symbol, columns),
+        )
+
+    def _sample(self, op: Op) -> Kernel:
+        vocab_size = int(op.inputs[0].type.shape[1])
+        return self._once("sample", lambda symbol: sample_cpu.emit(self.module, symbol, vocab_size))
+
+    def _cache(self, op: Op) -> CacheLayout:
+        return CacheLayout(
+            int(op.attrs["num_kv_heads"]),
+            int(op.attrs["head_size"]),
+            self._config.tokens_per_block,
+            DType(op.attrs["cache_dtype"]),
+        )
+
+
+def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
+    """Describe the cache that an attention op's kernels use."""
+    heads, kv_heads = int(attention.attrs["num_heads"]), int(attention.attrs["num_kv_heads"])
+    return KvLayout(
+        num_layers=num_layers,
+        num_kv_heads=kv_heads,
+        head_size=int(attention.attrs["head_size"]),
+        tokens_per_block=config.tokens_per_block,
+        dtype=DType(attention.attrs["cache_dtype"]),
+        tile_tokens=tile_tokens(heads // kv_heads),
+    )
+
+
+def has_bias(op: Op) -> bool:
+    """Whether a linear op of any form adds a bias; a plain one says so by its inputs alone."""
+    return len(op.inputs) == 3 if op.kind == "linear" else bool(op.attrs["has_bias"])
+
+
+def _columns(op: Op) -> int:
+    return int(op.outputs[0].type.shape[1])

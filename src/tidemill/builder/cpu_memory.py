@@ -1,0 +1,110 @@
+"""Memory of a CPU step: the arena's buffers and the block of step inputs, each with its place.
+
+In: a lowered-to graph and the limits. Out: `TensorSpec`s with offsets. An in-place op's output is
+the same buffer as the input it overwrites; buffers share memory where their live ranges allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tidemill.base import abi
+from tidemill.base.dtypes import DType
+from tidemill.builder.build_config import BuildConfig
+from tidemill.builder.memory_plan import BufferRequest, plan_memory
+from tidemill.builder.verify_memory_plan import verify_memory_plan
+from tidemill.engine.manifest import TensorSpec
+from tidemill.ir.graph import Graph, Op, Value
+from tidemill.ops.layout import ATTENTION_CHUNK, activation_row, round_up, wide_row
+from tidemill.ops.table import OPS
+
+# Ops whose output a linear layer or attention reads, as rows of activations.
+_ACTIVATION_KINDS = ("rms_norm", "linear_gated", "rope_cache", "paged_attention")
+
+
+def place_buffers(graph: Graph, config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
+    """Place every op's output in the arena; returns specs by value name, and the arena's bytes."""
+    owner = _owners(graph)
+    specs = {v.name: _spec(op, v, config) for op in graph.ops for v in op.outputs}
+    first, last = _live_ranges(graph, owner)
+    requests = [
+        BufferRequest(root, specs[root].size_bytes, first[root], last[root]) for root in first
+    ]
+    plan = plan_memory(requests)
+    verify_memory_plan(requests, plan)
+    placed = {
+        name: replace(
+            spec,
+            offset_bytes=plan.offsets[owner[name]],
+            first_op=first[owner[name]],
+            last_op=last[owner[name]],
+        )
+        for name, spec in specs.items()
+    }
+    return placed, plan.total_bytes
+
+
+def _live_ranges(graph: Graph, owner: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
+    """First and last op that touches each buffer; the graph's outputs live to the end."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for index, op in enumerate(graph.ops):
+        for value in (*op.inputs, *op.outputs):
+            if value.name in owner:
+                root = owner[value.name]
+                first.setdefault(root, index)
+                last[root] = index
+    for value in graph.outputs:
+        last[owner[value.name]] = len(graph.ops) - 1
+    return first, last
+
+
+def place_inputs(config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
+    """Place the step's inputs in one block; returns specs by name, and the block's bytes."""
+    # The last chunk of attention may look past the last block: those entries stay zero.
+    table_row = round_up(config.max_seq_len, ATTENTION_CHUNK) // config.tokens_per_block + 1
+    shapes = [
+        ("header", DType.I64, "1", 1, abi.HEADER_WORDS),
+        ("tokens", DType.I32, "T", config.max_num_tokens, 1),
+        ("positions", DType.I32, "T", config.max_num_tokens, 1),
+        ("slots", DType.I32, "T", config.max_num_tokens, 1),
+        ("tiles", DType.I32, "T", config.max_num_tokens, abi.TILE_WORDS),
+        ("tables", DType.I32, "S", config.max_batch_size, table_row),
+        ("logit_rows", DType.I32, "L", config.max_batch_size, 1),
+        ("temperature", DType.F32, "L", config.max_batch_size, 1),
+        ("top_k", DType.I32, "L", config.max_batch_size, 1),
+        ("top_p", DType.F32, "L", config.max_batch_size, 1),
+        ("seed", DType.I64, "L", config.max_batch_size, 1),
+        ("sampled_positions", DType.I64, "L", config.max_batch_size, 1),
+    ]
+    specs, offset = {}, 0
+    for name, dtype, symbol, rows, columns in shapes:
+        size = rows * columns * dtype.itemsize_bytes
+        specs[name] = TensorSpec(name, dtype, symbol, columns, columns, offset, size)
+        offset += round_up(size, 64)
+    return specs, offset
+
+
+def _owners(graph: Graph) -> dict[str, str]:
+    """Value name -> name of the value whose buffer it lives in."""
+    owner: dict[str, str] = {}
+    for op in graph.ops:
+        inplace = OPS[op.kind].inplace
+        for index, value in enumerate(op.outputs):
+            is_inplace = index in inplace
+            owner[value.name] = owner[op.inputs[inplace[index]].name] if is_inplace else value.name
+    return owner
+
+
+def _spec(op: Op, value: Value, config: BuildConfig) -> TensorSpec:
+    """A value's shape in memory; its place is filled in later."""
+    dtype, rows = value.type.dtype, str(value.type.shape[0])
+    columns = int(value.type.shape[1]) if len(value.type.shape) > 1 else 1
+    if len(value.type.shape) == 1:
+        row = 1
+    elif op.kind in _ACTIVATION_KINDS:
+        row = activation_row(columns, dtype)
+    else:
+        row = wide_row(columns)
+    most = {"T": config.max_num_tokens, "L": config.max_batch_size}[rows]
+    return TensorSpec(value.name, dtype, rows, columns, row, 0, most * row * dtype.itemsize_bytes)

@@ -1,0 +1,120 @@
+"""The CPU as a device: memory, loaded code, and the team of threads that runs a plan.
+
+In: a code image and its entry offsets, addresses of memory. Out: `Team.step()`, one native call
+that releases the GIL. Knows the native calling convention (base/abi.py) and nothing of models.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidemill.base import abi
+
+_PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
+_JOIN_SECONDS = 5.0
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def allocate(size_bytes: int) -> Bytes:
+    """Reserve zeroed memory; pages are taken when first written, huge ones where allowed."""
+    memory = mmap.mmap(-1, max(size_bytes, 1))
+    if size_bytes >= 1 << 21:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.uint8)
+
+
+def address_of(array: npt.NDArray[Any]) -> int:
+    """Return the address of an array's first element; the caller keeps the array alive."""
+    return int(array.ctypes.data)
+
+
+def _syscall_address() -> int:
+    """Address of the C library's `syscall`, for code that sleeps and wakes."""
+    function = ctypes.CDLL(None).syscall
+    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
+class LoadedCode:
+    """A position-independent code image, mapped read-only and executable."""
+
+    def __init__(self, image: bytes, entry_offsets: dict[str, int]) -> None:
+        self._memory = mmap.mmap(-1, len(image))
+        self._memory.write(image)
+        self._base = address_of(np.frombuffer(self._memory, dtype=np.uint8))
+        self._entry_offsets = entry_offsets
+        libc = ctypes.CDLL(None, use_errno=True)
+        size = -(-len(image) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if libc.mprotect(ctypes.c_void_p(self._base), ctypes.c_size_t(size), _PROT_READ_EXEC):
+            raise OSError(ctypes.get_errno(), "this system refuses to make memory executable")
+
+    def address(self, symbol: str) -> int:
+        return self._base + self._entry_offsets[symbol]
+
+
+class Team:
+    """Threads that walk one table of records together; the caller of `step` is thread 0.
+
+    Workers spin briefly between steps and then sleep, so an idle team uses no CPU. Each worker
+    holds the code and memory it runs on, so nothing is unmapped under it. Not thread-safe: one
+    owner calls `step` and `close`.
+    """
+
+    def __init__(self, code: LoadedCode, records: npt.NDArray[np.int64], num_threads: int) -> None:
+        self._code, self._records = code, records
+        self.num_threads = num_threads
+        self._memory = allocate(8 * abi.context_words(num_threads))
+        self._context = self._memory.view(np.int64)
+        self._context[abi.CONTEXT_RECORDS] = address_of(records)
+        self._context[abi.CONTEXT_NUM_THREADS] = num_threads
+        self._context[abi.CONTEXT_SYSCALL] = _syscall_address()
+        self.num_ops = len(records)
+        worker_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+        step_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        self._worker = worker_type(code.address(abi.WORKER_SYMBOL))
+        self._step = step_type(code.address(abi.STEP_SYMBOL))
+        self._address = address_of(self._context)
+        self._threads = [
+            threading.Thread(target=self._serve, args=(t,), name=f"tidemill-{t}", daemon=True)
+            for t in range(1, num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_ops(self) -> int:
+        """How many records a step runs; fewer than all for inspection."""
+        return int(self._context[abi.CONTEXT_NUM_OPS])
+
+    @num_ops.setter
+    def num_ops(self, count: int) -> None:
+        assert 0 <= count <= len(self._records)
+        self._context[abi.CONTEXT_NUM_OPS] = count
+
+    def step(self) -> None:
+        """Run the records once."""
+        self._step(self._address)
+
+    def profile(self) -> npt.NDArray[np.int64]:
+        """Start counting cycles; the array is (threads, ops, work and wait), added to each step."""
+        cycles = np.zeros((self.num_threads, len(self._records), 2), np.int64)
+        self._profile = cycles
+        self._context[abi.CONTEXT_PROFILE] = address_of(cycles)
+        return cycles
+
+    def close(self) -> None:
+        """End the workers; the team cannot step again."""
+        self._context[abi.CONTEXT_STOP] = 1
+        self._step(self._address)  # wakes the sleepers; nothing runs
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
+        self._threads = []
+
+    def _serve(self, thread: int) -> None:
+        self._worker(self._address, thread)

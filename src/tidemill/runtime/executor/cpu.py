@@ -1,0 +1,122 @@
+"""The native executor: fills a step's inputs, runs the plan's records, reads the drawn tokens.
+
+In: a `StepPlan`. Out: a `StepResult`. Owns the engine's memory: mapped weights, the arena, the
+paged cache and the team. Decides nothing: who advances and where blocks lie is the scheduler's.
+Block 0 of the cache is nobody's: unused table entries point to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidemill.base import abi
+from tidemill.base.debug import Level, say
+from tidemill.base.target import host_features, num_physical_cores
+from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
+from tidemill.engine.manifest import Operand
+from tidemill.engine.reader import EngineFile, check_target
+from tidemill.runtime.executor.cache_size import choose_cache_tokens
+from tidemill.runtime.executor.step_inputs import StepInputs
+from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
+
+Array = npt.NDArray[Any]
+
+
+class NativeExecutor:
+    """One engine, loaded and ready to step. Not thread-safe: one loop owns it."""
+
+    def __init__(self, engine: EngineFile, kv_cache_tokens: int, num_threads: int) -> None:
+        manifest = engine.manifest
+        self.engine, self.manifest = engine, manifest
+        self.limits = _limits(engine, kv_cache_tokens)
+        num_blocks = self.limits.num_blocks + 1
+        self._weights = engine.weights
+        self._arena = allocate(manifest.arena_bytes)
+        self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
+        self._block_bytes = num_blocks * manifest.kv.block_bytes_per_layer
+        self._cache = allocate(2 * manifest.kv.num_layers * self._block_bytes)
+        self.inputs = StepInputs(manifest, self.limits)
+        code = LoadedCode(engine.code_image(), manifest.code.entry_offsets)
+        self.team = Team(code, self._make_records(code), num_threads)
+        self._specs = {spec.name: spec for spec in manifest.buffers}
+        self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0]
+        say(Level.DECISIONS, "runtime", self._describe(num_threads))
+
+    @staticmethod
+    def load(
+        engine_dir: Path, *, kv_cache_tokens: int | None = None, num_threads: int | None = None
+    ) -> NativeExecutor:
+        """Load an engine for this machine.
+
+        Units: `kv_cache_tokens` is the size of the cache; None computes a modest one.
+        Raises: EngineFormatError, EngineTargetError.
+        """
+        engine = EngineFile.open(engine_dir)
+        check_target(engine.manifest, host_features())
+        tokens = kv_cache_tokens or choose_cache_tokens(engine)
+        return NativeExecutor(engine, tokens, num_threads or num_physical_cores())
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
+        num_rows = self.inputs.fill(plan)
+        self.team.step()
+        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+
+    def buffer(self, name: str) -> Array:
+        """View a buffer of the arena in storage type, padding included: (rows, row elements)."""
+        spec = self._specs[name]
+        raw = self._arena[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]
+        return raw.view(spec.dtype.storage_name).reshape(-1, spec.row_elements)
+
+    def close(self) -> None:
+        """End the team and release the engine."""
+        self.team.close()
+        self.engine.close()
+
+    def _make_records(self, code: LoadedCode) -> npt.NDArray[np.int64]:
+        bases = {
+            "weights": address_of(self._weights),
+            "arena": address_of(self._arena),
+            "input": address_of(self.inputs.memory),
+            "scratch": address_of(self._scratch),
+            "immediate": 0,
+        }
+        cache = address_of(self._cache)
+
+        def resolve(operand: Operand) -> int:
+            if operand.space == "kv":
+                return cache + operand.value * self._block_bytes
+            return bases[operand.space] + operand.value
+
+        records = np.zeros((len(self.manifest.plan), abi.RECORD_WORDS), np.int64)
+        for record, op in zip(records, self.manifest.plan, strict=True):
+            record[0] = code.address(op.kernel)
+            record[1 : 1 + len(op.operands)] = [resolve(operand) for operand in op.operands]
+        return records
+
+    def _describe(self, num_threads: int) -> str:
+        return (
+            f"{num_threads} thread(s), {self.manifest.code.target}; "
+            f"weights {self._weights.nbytes / 1e6:.0f} MB mapped, arena up to "
+            f"{self._arena.nbytes / 1e6:.0f} MB, key-value cache "
+            f"{self._cache.nbytes / 1e6:.0f} MB for "
+            f"{self.limits.num_blocks * self.limits.tokens_per_block} tokens"
+        )
+
+
+def _limits(engine: EngineFile, kv_cache_tokens: int) -> EngineLimits:
+    built = engine.config["build_config"]
+    block = engine.manifest.kv.tokens_per_block
+    return EngineLimits(
+        max_batch_size=built["max_batch_size"],
+        max_num_tokens=built["max_num_tokens"],
+        max_seq_len=built["max_seq_len"],
+        max_input_len=built["max_input_len"],
+        tokens_per_block=block,
+        num_blocks=-(-kv_cache_tokens // block),
+        vocab_size=engine.config["pretrained_config"]["vocab_size"],
+    )

@@ -1,0 +1,113 @@
+"""One block of memory that holds a step's inputs, filled in place from a plan.
+
+In: a `StepPlan`. Out: native memory laid out as the manifest says. Rows of generation cost a few
+stores each; block tables are copied only where a row's table has changed since the last step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidemill.base import abi
+from tidemill.device.cpu import Bytes, allocate
+from tidemill.engine.manifest import Manifest
+from tidemill.runtime.request import SamplingParams
+from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
+
+Array = npt.NDArray[Any]
+
+
+class StepInputs:
+    """The inputs of the next step."""
+
+    def __init__(self, manifest: Manifest, limits: EngineLimits) -> None:
+        self._block = limits.tokens_per_block
+        self._tile_tokens = manifest.kv.tile_tokens
+        last = max(manifest.inputs, key=lambda spec: spec.offset_bytes)
+        self.memory: Bytes = allocate(last.offset_bytes + last.size_bytes)
+        views: dict[str, Array] = {}
+        for spec in manifest.inputs:
+            raw = self.memory[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]
+            view = raw.view(spec.dtype.storage_name)
+            views[spec.name] = view.reshape(-1, spec.row_elements) if spec.columns > 1 else view
+        self._header = views["header"]
+        self._tokens, self._positions = views["tokens"], views["positions"]
+        self._slots, self._tiles, self._tables = views["slots"], views["tiles"], views["tables"]
+        self._logit_rows = views["logit_rows"]
+        self._temperature, self._top_k = views["temperature"], views["top_k"]
+        self._top_p, self._seed = views["top_p"], views["seed"].view(np.uint64)
+        self._sampled_positions = views["sampled_positions"]
+        self._table_of_row: list[tuple[object, int]] = [(None, 0)] * len(self._tables)
+        self._sampling_of_row: list[SamplingParams | None] = [None] * len(self._logit_rows)
+
+    def fill(self, plan: StepPlan) -> int:
+        """Write a plan's inputs; returns the number of rows that draw a token."""
+        row = num_tiles = num_logit_rows = 0
+        for sequence, entry in enumerate(plan.entries):
+            self._write_table(sequence, entry)
+            count = len(entry.tokens)
+            if count == 1:
+                self._write_token(row, num_tiles, sequence, entry)
+                num_tiles += 1
+            else:
+                num_tiles += self._write_chunk(row, num_tiles, sequence, entry)
+            row += count
+            if entry.samples:
+                self._write_sampling(num_logit_rows, row - 1, entry)
+                num_logit_rows += 1
+        self._header[abi.HEADER_TOKENS] = row
+        self._header[abi.HEADER_LOGIT_ROWS] = num_logit_rows
+        self._header[abi.HEADER_TILES] = num_tiles
+        return num_logit_rows
+
+    def _write_table(self, sequence: int, entry: PlanEntry) -> None:
+        """Block ids move up by one: block 0 of the memory is the null block."""
+        table = entry.block_table
+        known = (table, len(table))
+        owner, length = self._table_of_row[sequence]
+        if owner is table and length == len(table):
+            return
+        self._tables[sequence, : len(table)] = table
+        self._tables[sequence, : len(table)] += 1
+        self._tables[sequence, len(table) :] = 0
+        self._table_of_row[sequence] = known
+
+    def _write_token(self, row: int, tile: int, sequence: int, entry: PlanEntry) -> None:
+        start = entry.start
+        self._tokens[row] = entry.tokens[0]
+        self._positions[row] = start
+        block = entry.block_table[start // self._block] + 1
+        self._slots[row] = block * self._block + start % self._block
+        self._tiles[tile] = (row, 1, start, sequence)
+
+    def _write_chunk(self, row: int, tile: int, sequence: int, entry: PlanEntry) -> int:
+        """Write a chunk of a prompt; returns the number of attention tiles it takes."""
+        count, start, size = len(entry.tokens), entry.start, self._tile_tokens
+        rows = slice(row, row + count)
+        positions = np.arange(start, start + count)
+        self._tokens[rows] = entry.tokens
+        self._positions[rows] = positions
+        blocks = self._tables[sequence, positions // self._block]
+        self._slots[rows] = blocks * self._block + positions % self._block
+        firsts = np.arange(0, count, size)
+        tiles = self._tiles[tile : tile + len(firsts)]
+        tiles[:, 0] = row + firsts
+        tiles[:, 1] = np.minimum(size, count - firsts)
+        tiles[:, 2] = start + firsts
+        tiles[:, 3] = sequence
+        return len(firsts)
+
+    def _write_sampling(self, logit_row: int, row: int, entry: PlanEntry) -> None:
+        self._logit_rows[logit_row] = row
+        self._sampled_positions[logit_row] = entry.start + len(entry.tokens) - 1
+        sampling = entry.sampling
+        if self._sampling_of_row[logit_row] is sampling:
+            return
+        self._sampling_of_row[logit_row] = sampling
+        self._temperature[logit_row] = 0.0 if sampling.is_greedy else sampling.temperature
+        self._top_k[logit_row] = sampling.top_k
+        self._top_p[logit_row] = sampling.top_p
+        self._seed[logit_row] = sampling.seed
