@@ -5,8 +5,10 @@ In: a graph, or its text. Out: the other. One line for each input, constant, op 
     graph "tiny" {
       input %tokens: i32[T]
       constant %table: bf16[101, 64] from "transformer.vocab_embedding.weight"
-      %h: f32[T, 64] = embedding(%tokens, %table) {scale=1.0} layer 0
-      output %h
+      constant %norm: f32[64] from "transformer.layers.0.input_layernorm.weight"
+      %h: f32[T, 64] = embedding(%tokens, %table)
+      %layers.0.x: bf16[T, 64] = rms_norm(%h, %norm) {epsilon=1e-05, dtype="bf16"} layer 0
+      output %layers.0.x
     }
 
 Attribute values are JSON. A parsed constant has no `load`: its bytes stay where they were.
