@@ -64,7 +64,7 @@ def place_inputs(config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
     # The last chunk of attention may look past the last block: those entries stay zero.
     table_row = round_up(config.max_seq_len, ATTENTION_CHUNK) // config.tokens_per_block + 1
     shapes = [
-        ("header", DType.I64, "1", 1, abi.HEADER_WORDS),
+        ("header", DType.I64, "1", abi.HEADER_WORDS, 1),
         ("tokens", DType.I32, "T", config.max_num_tokens, 1),
         ("positions", DType.I32, "T", config.max_num_tokens, 1),
         ("slots", DType.I32, "T", config.max_num_tokens, 1),

@@ -13,6 +13,7 @@ from tidemill.runtime.request import Request, SamplingParams
 from tidemill.runtime.step import EngineLimits
 
 MAX_SEED = 2**64 - 1
+MAX_TOP_K = 2**31 - 1
 
 
 def sampling_faults(sampling: SamplingParams) -> list[str]:
@@ -25,6 +26,8 @@ def sampling_faults(sampling: SamplingParams) -> list[str]:
         faults.append(f"require 0 <= top_p <= 1, got top_p={top_p}")
     if top_k < 0:
         faults.append(f"require top_k >= 0, got top_k={top_k}")
+    if top_k > MAX_TOP_K:
+        faults.append(f"require top_k <= {MAX_TOP_K}, got top_k={top_k}")
     if not 0 <= sampling.seed <= MAX_SEED:
         faults.append(f"require 0 <= seed < 2**64, got seed={sampling.seed}")
     return faults

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tidemill.base.errors import InvalidRequestError, TidemillError
+from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.inflight import InflightRequests
 from tidemill.frontends.triton.request_inputs import collect_arrays
@@ -25,8 +25,8 @@ from tidemill.frontends.triton.stub_api import (
     make_response,
 )
 from tidemill.host.client import HostClient
+from tidemill.host.config import HostConfig, SessionConfig
 from tidemill.host.messages import GenerateRequest
-from tidemill.host.session import SessionConfig
 
 Arrays = Mapping[str, Array]
 
@@ -54,8 +54,9 @@ class ServedModel(ABC):
             for key, value in config.get("parameters", {}).items()
             if value.get("string_value")
         }
-        engine_dir = Path(args["model_repository"]) / args["model_version"]
-        self._client = HostClient.connect_or_start(engine_dir, SessionConfig())
+        version_dir = Path(args["model_repository"]) / args["model_version"]
+        host_config = read_host_config(self.parameters)
+        self._client = HostClient.connect_or_start(find_engine_dir(version_dir), host_config)
         self._inflight = InflightRequests(self._client)
 
     def execute(self, requests: Sequence[InferenceRequest]) -> None:
@@ -101,6 +102,44 @@ class ServedModel(ABC):
         """
         if is_streaming and not self.is_decoupled:
             raise InvalidRequestError(NO_STREAMING)
+
+
+def find_engine_dir(version_dir: Path) -> Path:
+    """Return where the engine really lies: deployments that link one engine share its host."""
+    engine = version_dir / "rank0.engine"
+    return engine.resolve().parent if engine.is_symlink() else version_dir
+
+
+def read_host_config(parameters: Mapping[str, str]) -> HostConfig:
+    """Return how the engine is run, from the parameters of config.pbtxt.
+
+    `max_tokens_in_paged_kv_cache` is TensorRT-LLM's name; `num_threads` and `max_queue_size` are
+    ours.
+
+    Raises: ConfigError naming a value that is not a whole number.
+    """
+    return HostConfig(
+        SessionConfig(
+            kv_cache_tokens=_whole_number(parameters, "max_tokens_in_paged_kv_cache"),
+            num_threads=_whole_number(parameters, "num_threads"),
+            max_queue_size=_whole_number(parameters, "max_queue_size") or 0,
+        )
+    )
+
+
+def _whole_number(parameters: Mapping[str, str], name: str) -> int | None:
+    text = parameters.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise ConfigError(
+            "a parameter of the model's config.pbtxt cannot be read",
+            where=name,
+            expected="a whole number",
+            got=repr(text),
+            hint="remove it to have the default",
+        )
+    return int(text)
 
 
 def is_set(arrays: Arrays, name: str) -> bool:

@@ -1,0 +1,40 @@
+"""The host's command line: `python -m tidemill.host --engine-dir DIR --socket PATH ...`.
+
+Started by `host.launch`, never by hand: it is told where to report that it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tidemill.host.config import SessionConfig
+from tidemill.host.process import ProcessConfig, run_host
+from tidemill.host.session import Session
+
+
+def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessConfig]:
+    """Read the flags that `HostConfig.command` writes."""
+    parser = argparse.ArgumentParser(prog="tidemill.host", description=__doc__)
+    parser.add_argument("--engine-dir", type=Path, required=True)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--grace-seconds", type=float, required=True)
+    parser.add_argument("--kv-cache-tokens", type=int)
+    parser.add_argument("--num-threads", type=int)
+    parser.add_argument("--max-queue-size", type=int, default=0)
+    flags = parser.parse_args(arguments)
+    session = SessionConfig(flags.kv_cache_tokens, flags.num_threads, flags.max_queue_size)
+    process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
+    return flags.engine_dir, session, process
+
+
+def main() -> int:
+    """Run a host for one engine."""
+    engine_dir, session_config, process_config = parse_arguments(sys.argv[1:])
+    return run_host(lambda: Session.open(engine_dir, session_config), process_config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

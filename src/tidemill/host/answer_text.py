@@ -1,0 +1,86 @@
+"""One request's answer as text: detokenised, cut at stop strings, collected or streamed.
+
+In come the runtime's token updates, out go `Update`s for the client. The texts of a streamed
+answer joined equal the text of the same answer not streamed. Knows nothing of scheduling.
+"""
+
+from __future__ import annotations
+
+from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.request import FinishReason, TokenUpdate
+from tidemill.text.detokenizer import IncrementalDetokenizer
+from tidemill.text.stop_strings import StopStringMatcher
+from tidemill.text.tokenizer import Tokenizer
+
+
+class AnswerText:
+    """Turns token updates into client updates.
+
+    `echo` is the prompt's text when the answer is to begin with it. Without a tokenizer there is
+    no text, only tokens.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        tokenizer: Tokenizer | None,
+        num_input_tokens: int,
+        echo: str,
+    ) -> None:
+        self.request_id = request.request_id
+        self._is_streaming = request.streaming
+        self._num_input_tokens = num_input_tokens
+        self._num_output_tokens = 0
+        self._matcher = (
+            StopStringMatcher(request.stop, request.include_stop_in_output)
+            if request.stop
+            else None
+        )
+        self._detokenizer = (
+            IncrementalDetokenizer(tokenizer, request.skip_special_tokens) if tokenizer else None
+        )
+        self._token_ids: list[int] = []
+        self._text = [echo] if echo else []
+        self._stop_reason: str | None = None
+
+    def push(self, update: TokenUpdate) -> Update | None:
+        """Take what a step gave; return what the client is to know now, if anything.
+
+        An update with finish reason stop_words ends the answer before the runtime does.
+        """
+        tokens = update.new_tokens
+        self._num_output_tokens += len(tokens)
+        self._token_ids.extend(tokens)
+        reason = update.finish_reason
+        self._take_text(tokens, is_last=reason is not FinishReason.NOT_FINISHED)
+        if self._stop_reason is not None:
+            reason = FinishReason.STOP_WORDS
+        if reason is FinishReason.NOT_FINISHED:
+            return self._drain(None) if self._is_streaming else None
+        return self._drain(reason.name.lower())
+
+    def _take_text(self, tokens: tuple[int, ...], is_last: bool) -> None:
+        if self._detokenizer is None:
+            return
+        text = self._detokenizer.push(tokens)
+        if is_last:
+            text += self._detokenizer.finish()
+        if self._matcher is not None:
+            text, self._stop_reason = self._matcher.push(text)
+            if is_last and self._stop_reason is None:
+                text += self._matcher.finish()
+        if text:
+            self._text.append(text)
+
+    def _drain(self, finish_reason: str | None) -> Update:
+        token_ids, self._token_ids = self._token_ids, []
+        text, self._text = "".join(self._text), []
+        return Update(
+            self.request_id,
+            token_ids,
+            text,
+            finish_reason,
+            self._num_input_tokens,
+            self._num_output_tokens,
+            self._stop_reason,
+        )

@@ -1,0 +1,60 @@
+"""How an engine is run, and how its host process is found, started and left.
+
+Plain settings, chosen by whoever opens a session or a client. They decide which host is shared:
+clients that ask for the same engine and the same settings reach the same process.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """How an engine is run. None and 0 leave the choice to the engine and the machine.
+
+    Units: `kv_cache_tokens` counts tokens, `max_queue_size` requests (0: no limit).
+    """
+
+    kv_cache_tokens: int | None = None
+    num_threads: int | None = None
+    max_queue_size: int = 0
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """How a client finds or starts the host of an engine.
+
+    `program` is the command that starts a host, without its flags; empty means this Python's
+    `-m tidemill.host`. An idle host leaves `grace_seconds` after its last client.
+    """
+
+    grace_seconds: float = 5.0
+    start_timeout_seconds: float = 120.0
+    program: tuple[str, ...] = ()
+
+    def command(
+        self, engine_dir: Path, session: SessionConfig, socket_path: Path, ready_fd: int
+    ) -> list[str]:
+        """Return the command line that starts a host."""
+        flags = {
+            "--engine-dir": engine_dir,
+            "--socket": socket_path,
+            "--ready-fd": ready_fd,
+            "--grace-seconds": self.grace_seconds,
+            "--kv-cache-tokens": session.kv_cache_tokens,
+            "--num-threads": session.num_threads,
+            "--max-queue-size": session.max_queue_size,
+        }
+        program = self.program or (_python(), "-m", "tidemill.host")
+        given = [(name, str(value)) for name, value in flags.items() if value is not None]
+        return [*program, *(part for pair in given for part in pair)]
+
+
+def _python() -> str:
+    # In an embedded interpreter, such as Triton's stub, sys.executable is the embedding program.
+    if Path(sys.executable or "").name.startswith("python"):
+        return sys.executable
+    return str(Path(sys.prefix) / "bin" / "python3")

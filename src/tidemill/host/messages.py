@@ -1,0 +1,147 @@
+"""What client and host say to one another: msgpack structs with one version for all of them.
+
+A connection begins with a `Hello` from each side. After that a client sends `Ask`s and the host
+one `Tell` a step, however many requests are in flight. Errors travel as data with their four
+parts, and come out as the class they were. Knows nothing of sockets or engines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tidemill.base import errors
+from tidemill.base.errors import HostError, TidemillError
+from tidemill.runtime.loop import LoopStats
+from tidemill.runtime.step import EngineLimits
+
+PROTOCOL_VERSION = 1
+
+NAME_TO_ERROR: dict[str, type[TidemillError]] = {
+    error.__name__: error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, TidemillError)
+}
+
+
+class WireError(msgspec.Struct, array_like=True, frozen=True):
+    """An error of the family, in parts; `kind` is its class's name."""
+
+    kind: str
+    what: str
+    where: str = ""
+    expected: str = ""
+    got: str = ""
+    hint: str = ""
+
+    @classmethod
+    def from_exception(cls, error: TidemillError) -> WireError:
+        """Take an error apart."""
+        kind, parts = type(error).__name__, (error.where, error.expected, error.got, error.hint)
+        return cls(kind, error.what, *parts)
+
+    def to_exception(self) -> TidemillError:
+        """Put the error together again, as the class it was."""
+        error_class = NAME_TO_ERROR.get(self.kind, HostError)
+        return error_class(
+            self.what, where=self.where, expected=self.expected, got=self.got, hint=self.hint
+        )
+
+
+class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """One answer that a client wants.
+
+    What is computed is `prompt_tokens`, or else `prompt` tokenised, or else `messages` through
+    the chat template; with `prompt_tokens`, `prompt` is only the text that an echo returns.
+    `max_tokens` None means as many as fit. Sampling values left None are greedy when all are, and
+    neutral otherwise. `end_id` None means the model's own end tokens, -1 none.
+    """
+
+    request_id: str
+    prompt: str | None = None
+    prompt_tokens: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    max_tokens: int | None = 32
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    end_id: int | None = None
+    stop: list[str] = []
+    include_stop_in_output: bool = False
+    exclude_input_in_output: bool = True
+    streaming: bool = False
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+
+
+class Update(msgspec.Struct, array_like=True):
+    """News of one request: what is new since the update before.
+
+    Streaming requests get one for each step that gave them something, others one at their end.
+    `finish_reason` is end_id, stop_words, length, timed_out or cancelled; None while it goes on.
+    With `error` the request has ended, and no finish reason applies. `stop_reason` is the stop
+    string that matched.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None
+    num_input_tokens: int
+    num_output_tokens: int
+    stop_reason: str | None = None
+    error: WireError | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @classmethod
+    def failed(cls, request_id: str, error: TidemillError) -> Update:
+        """Make the last update of a request that failed."""
+        return cls(request_id, [], "", None, 0, 0, error=WireError.from_exception(error))
+
+
+class HostInfo(msgspec.Struct, array_like=True, frozen=True):
+    """What a client can know of the engine it uses."""
+
+    engine_dir: str
+    pid: int
+    limits: EngineLimits
+    has_tokenizer: bool
+    stats: LoopStats
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
+    """The first message in each direction. `identity` says who speaks, for error messages."""
+
+    protocol_version: int
+    identity: str
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """From a client: requests to start, ids to cancel, whether to tell `HostInfo`."""
+
+    requests: list[GenerateRequest] = []
+    cancelled_ids: list[str] = []
+    wants_info: bool = False
+
+
+class Tell(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """From the host: what a step gave this client's requests, or the info it asked for."""
+
+    updates: list[Update] = []
+    info: HostInfo | None = None
+
+
+class Starting(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """On the pipe from a starting host to its starter: how far it is, or why it failed."""
+
+    stage: str
+    is_ready: bool = False
+    error: WireError | None = None
+
+
+Message = Hello | Ask | Tell | Starting
