@@ -60,9 +60,9 @@ class Sender:
     sent: list[tuple[InferenceResponse, int]] = field(default_factory=list)
     cancelled: bool = False
 
-    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+    def send(self, response: object = None, flags: int = 0) -> None:
         assert not self.is_complete, "the final flag was sent before"
-        assert response is not None
+        assert isinstance(response, InferenceResponse)
         self.sent.append((response, flags))
 
     def is_cancelled(self) -> bool:

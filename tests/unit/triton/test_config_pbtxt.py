@@ -46,7 +46,9 @@ def test_written_config_reads_back_as_it_was_meant() -> None:
     assert not config.HasField("dynamic_batching")
 
 
-@pytest.mark.parametrize("text", ["", 'a"b\\c', "line\nbreak\ttab", "caf\u00e9 \U0001f40c", "\x00\x7f"])
+@pytest.mark.parametrize(
+    "text", ["", 'a"b\\c', "line\nbreak\ttab", "caf\u00e9 \U0001f40c", "\x00\x7f"]
+)
 def test_any_text_survives_quoting(text: str) -> None:
     written = write_config(replace(SMALL, parameters={"key": text}))
     assert written.isascii()

@@ -30,11 +30,14 @@ class ServerOutput:
         self._thread.start()
 
     def _follow(self) -> None:
-        for line in self._pipe:
-            line = line.rstrip("\n")
-            self._lines.append(line)
-            if self._is_verbose or is_worth_showing(line):
-                self._pass_on(line)
+        with self._pipe:
+            for line in self._pipe:
+                self._take(line.rstrip("\n"))
+
+    def _take(self, line: str) -> None:
+        self._lines.append(line)
+        if self._is_verbose or is_worth_showing(line):
+            self._pass_on(line)
 
     def join(self, timeout_s: float) -> None:
         """Wait until everything written so far was read; a child may hold the pipe for longer."""

@@ -1,0 +1,216 @@
+"""Mistakes around Triton: deployments, servers and requests that cannot be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.triton import fake_pb_utils  # installs the stub's module before it is imported
+from tidemill.base.errors import ConfigError, InvalidRequestError, ServerError
+from tidemill.frontends.triton import installation
+from tidemill.frontends.triton.deploy import DeployRequest, deploy
+from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
+from tidemill.frontends.triton.sampling_inputs import (
+    NEUTRAL_NUMBERS,
+    TEXT_NAMES,
+    UNSUPPORTED_TEXTS,
+    read_options,
+)
+from tidemill.frontends.triton.server import (
+    ServeRequest,
+    TritonServer,
+    check_repository,
+    check_server_flags,
+)
+from tidemill.frontends.triton.tokens_model import unpack_prompts
+
+
+@pytest.fixture
+def request_for(tmp_path: Path) -> DeployRequest:
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    for name in ("config.json", "rank0.engine", "tokenizer.json"):
+        (engine / name).write_text("{}")
+    return DeployRequest(engine, tmp_path / "repository", "llama")
+
+
+def expect_four_parts(error: Exception) -> None:
+    text = str(error)
+    assert "where: " in text and "expected: " in text and "got: " in text and "try: " in text
+
+
+def test_deploy_of_a_directory_without_engine_names_all_that_is_missing(
+    request_for: DeployRequest,
+) -> None:
+    config = {"pretrained_config": {"mapping": {"world_size": 2}}}
+    for path in request_for.engine_dir.iterdir():
+        path.unlink()
+    (request_for.engine_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError) as caught:
+        deploy(request_for)
+    expect_four_parts(caught.value)
+    assert caught.value.got == "no rank0.engine, no rank1.engine, no tokenizer.json"
+    assert not request_for.model_repository.exists()
+
+
+def test_deploy_of_a_directory_that_does_not_exist(request_for: DeployRequest) -> None:
+    shutil.rmtree(request_for.engine_dir)
+    with pytest.raises(ConfigError, match=r"no config.json, no rank0.engine") as caught:
+        deploy(request_for)
+    expect_four_parts(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_deploy_of_an_engine_with_a_broken_config(request_for: DeployRequest, text: str) -> None:
+    (request_for.engine_dir / "config.json").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        deploy(request_for)
+    expect_four_parts(caught.value)
+
+
+def test_deploy_under_a_taken_name_keeps_the_old_model(request_for: DeployRequest) -> None:
+    model = deploy(request_for).model_dir / "1" / "model.py"
+    before = model.read_text()
+    with pytest.raises(ConfigError, match="already has a model") as caught:
+        deploy(replace(request_for, style="tokens"))
+    expect_four_parts(caught.value)
+    assert model.read_text() == before
+
+
+def test_deploy_lists_every_bad_setting_at_once(request_for: DeployRequest) -> None:
+    bad = replace(request_for, style="ensembl", link="soft", name="a/b", max_batch_size=-1)
+    with pytest.raises(ConfigError) as caught:
+        deploy(bad)
+    expect_four_parts(caught.value)
+    assert caught.value.where == "style, link, name, max_batch_size"
+
+
+def test_tokens_style_has_no_batch_dimension(request_for: DeployRequest) -> None:
+    with pytest.raises(ConfigError, match="packed end to end"):
+        deploy(replace(request_for, style="tokens", max_batch_size=4))
+
+
+def test_port_in_use_names_the_flag_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(ServerError, match=f"--grpc-port {port}: in use") as caught:
+            TritonServer(ServeRequest(tmp_path, http_port=0, grpc_port=port, metrics_port=0))
+    expect_four_parts(caught.value)
+
+
+def test_address_of_another_machine_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ServerError, match="cannot be opened"):
+        TritonServer(ServeRequest(tmp_path, 0, 0, 0, host="203.0.113.7"))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_repository_without_a_model(tmp_path: Path, is_there: bool) -> None:
+    with pytest.raises(ServerError) as caught:
+        check_repository(tmp_path if is_there else tmp_path / "none")
+    expect_four_parts(caught.value)
+
+
+def test_tritonserver_flags_that_clash_with_our_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_server_flags(("--log-verbose=1", "--http-port=1", "--grpc-address"))
+    expect_four_parts(caught.value)
+    assert caught.value.got == "--http-port=1, --grpc-address"
+
+
+def test_model_that_does_not_load_ends_the_start_with_the_servers_own_words(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "config.pbtxt").write_text('name: "m" backend: "nonesuch"')
+    lines: list[str] = []
+    with (
+        pytest.raises(ServerError, match="nonesuch") as caught,
+        TritonServer(ServeRequest(tmp_path, 0, 0, 0), lines.append),
+    ):
+        pass
+    expect_four_parts(caught.value)
+
+
+def test_no_tritonserver_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ServerError, match="no tritonserver") as caught:
+        installation.find_installation(search_path=str(tmp_path))
+    expect_four_parts(caught.value)
+
+
+def test_numpy_two_is_refused_before_the_stub_dies_of_it() -> None:
+    installation.check_numpy("1.26.4")
+    with pytest.raises(ServerError, match=r"numpy 2\.1\.0") as caught:
+        installation.check_numpy("2.1.0")
+    expect_four_parts(caught.value)
+
+
+def test_python_without_shared_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda _: False)
+    with pytest.raises(ServerError, match="no shared library") as caught:
+        installation.find_libpython_dir()
+    expect_four_parts(caught.value)
+
+
+def test_wheel_without_a_stub_for_this_python(tmp_path: Path) -> None:
+    stubs = tmp_path / "tritonserver" / "python_backend_stubs"
+    (stubs / "3.8").mkdir(parents=True)
+    with pytest.raises(ServerError, match="no stub for this Python") as caught:
+        installation._wheel_installation(tmp_path)
+    expect_four_parts(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL_NUMBERS))
+def test_numbers_of_missing_features_are_refused_by_name(name: str) -> None:
+    inputs = RequestInputs({name: np.array([[2.5]])}, num_rows=1)
+    with pytest.raises(InvalidRequestError, match=f"where: {name}") as caught:
+        read_options(inputs, TEXT_NAMES)
+    expect_four_parts(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED_TEXTS))
+def test_texts_of_missing_features_are_refused_by_name(name: str) -> None:
+    inputs = RequestInputs({name: fake_pb_utils.text_array("x")}, num_rows=1)
+    with pytest.raises(InvalidRequestError, match=f"where: {name}") as caught:
+        read_options(inputs, TEXT_NAMES)
+    expect_four_parts(caught.value)
+
+
+def test_two_names_of_the_seed_that_disagree() -> None:
+    arrays = {"seed": np.array([[1]]), "random_seed": np.array([[2]])}
+    with pytest.raises(InvalidRequestError, match="seed, random_seed"):
+        read_options(RequestInputs(arrays, num_rows=1), TEXT_NAMES)
+
+
+def test_prompt_that_is_not_utf8() -> None:
+    with pytest.raises(InvalidRequestError, match="byte 2 of 3"):
+        as_text(b"ab\xff")
+
+
+@pytest.mark.parametrize("lengths", [[], [5, 1], [0, 5], [6, -1], [4]])
+def test_packed_lengths_that_do_not_add_up(lengths: list[int]) -> None:
+    with pytest.raises(InvalidRequestError, match="do not add up") as caught:
+        unpack_prompts(np.arange(5), np.array(lengths, dtype=np.int32))
+    expect_four_parts(caught.value)
+
+
+def test_serve_reports_a_missing_repository_on_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tidemill", "serve", "--model_repository"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "none")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "there is no model to serve" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,325 @@
+"""Both models between a fake stub and a fake host: what clients get, and that all requests end."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.triton.fake_pb_utils import (
+    Array,
+    InferenceRequest,
+    Sender,
+    TritonError,
+    text_array,
+)
+from tidemill.base.errors import HostError, QueueFullError
+from tidemill.frontends.triton.model import ServedModel
+from tidemill.frontends.triton.text_model import TextModel
+from tidemill.frontends.triton.tokens_model import TokensModel
+from tidemill.host.client import HostClient
+from tidemill.host.messages import GenerateRequest, Update
+
+TIMEOUT_S = 5.0
+
+
+class FakeClient:
+    """Keeps requests and lets the test tell their updates."""
+
+    def __init__(self) -> None:
+        self.requests: list[GenerateRequest] = []
+        self.listeners: list[Callable[[Update], None]] = []
+        self.cancelled: list[str] = []
+        self.is_closed = False
+        self.refuses: Exception | None = None
+
+    def submit(self, request: GenerateRequest, on_update: Callable[[Update], None]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.requests.append(request)
+        self.listeners.append(on_update)
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def tell(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
+        request_id = self.requests[row].request_id
+        self.listeners[row](Update(request_id, tokens, text, finish, 4, len(tokens)))
+
+    def fail(self, row: int, error: HostError | QueueFullError) -> None:
+        self.listeners[row](Update.failed(self.requests[row].request_id, error))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    client = FakeClient()
+    monkeypatch.setattr(HostClient, "connect_or_start", lambda *_, **__: client, raising=True)
+    return client
+
+
+Load = Callable[..., ServedModel]
+
+
+@pytest.fixture
+def load(client: FakeClient) -> Iterator[Load]:
+    loaded: list[ServedModel] = []
+
+    def make(
+        kind: type[ServedModel] = TextModel, decoupled: bool = True, **config: Any
+    ) -> ServedModel:
+        config = {"max_batch_size": 8, **config}
+        config["model_transaction_policy"] = {"decoupled": decoupled}
+        model = kind()
+        model.initialize(
+            {
+                "model_config": json.dumps(config),
+                "model_repository": "/nowhere",
+                "model_version": "1",
+            }
+        )
+        loaded.append(model)
+        return model
+
+    yield make
+    for model in loaded:
+        model.finalize()
+    assert client.is_closed == bool(loaded)
+
+
+def ask(model: ServedModel, *prompts: str, id: str = "", **extra: Array) -> Sender:
+    arrays = {"text_input": text_array(*prompts), "max_tokens": np.array([[9]]), **extra}
+    return send(model, InferenceRequest(arrays, id))
+
+
+def send(model: ServedModel, request: InferenceRequest) -> Sender:
+    model.execute([request])
+    return request.sender
+
+
+def on() -> Array:
+    return np.array([[True]])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_whole_answer_is_one_response_with_the_final_flag(load: Load, client: FakeClient) -> None:
+    sender = ask(load(decoupled=False), "Hi")
+    client.tell(0, "Hi there", [5, 6], "end_id")
+    (response,) = sender.responses
+    assert sender.is_complete
+    assert response.outputs["text_output"].shape == (1,)
+    assert response.text() == "Hi there"
+    assert response.outputs["finish_reason"][0] == b"stop"
+    assert response.outputs["num_input_tokens"].tolist() == [[4]]
+    assert response.outputs["num_output_tokens"].tolist() == [[2]]
+    assert "batch_index" not in response.outputs and "output_ids" not in response.outputs
+
+
+def test_stream_sends_pieces_and_flags_the_last_one_that_holds_data(
+    load: Load, client: FakeClient
+) -> None:
+    sender = ask(load(), "Hi", stream=on(), return_output_ids=on())
+    assert client.requests[0].streaming
+    client.tell(0, " the", [5])
+    client.tell(0, "", [6])  # half a character: held back, its token is not lost
+    client.tell(0, "\U0001f40c", [7])
+    client.tell(0, "", [], "length")
+    assert [response.text() for response in sender.responses] == [" the", "\U0001f40c", ""]
+    tokens = [response.outputs["output_ids"].tolist() for response in sender.responses]
+    assert tokens == [[[[5]]], [[[6, 7]]], [[[]]]]
+    lengths = [response.outputs["sequence_length"].tolist() for response in sender.responses]
+    assert lengths == [[[1]], [[2]], [[0]]]
+    assert [flags for _, flags in sender.sent] == [0, 0, 1]
+    assert "finish_reason" not in sender.responses[0].outputs
+
+
+def test_extras_can_be_left_out(load: Load, client: FakeClient) -> None:
+    off = np.array([[False]])
+    sender = ask(load(), "Hi", return_num_input_tokens=off, return_num_output_tokens=off)
+    client.tell(0, "x", [1], "length")
+    assert set(sender.responses[0].outputs) == {"text_output", "finish_reason"}
+
+
+def test_model_without_batch_dimension_answers_with_one_axis_less(
+    load: Load, client: FakeClient
+) -> None:
+    arrays = {"text_input": text_array("Hi", shape=(1,)), "max_tokens": np.array([3])}
+    arrays["return_output_ids"] = np.array([True])
+    sender = send(load(max_batch_size=0), InferenceRequest(arrays))
+    client.tell(0, "x", [1, 2], "length")
+    outputs = sender.responses[0].outputs
+    assert outputs["num_output_tokens"].tolist() == [2]
+    assert outputs["output_ids"].tolist() == [[1, 2]]
+
+
+def test_batch_is_answered_row_by_row_and_only_the_last_is_final(
+    load: Load, client: FakeClient
+) -> None:
+    sender = ask(load(), "a", "b", "c")
+    client.tell(2, "C", [1], "length")
+    client.tell(0, "A", [1], "length")
+    assert not sender.is_complete
+    client.tell(1, "B", [1], "length")
+    rows = [
+        (response.text(), response.outputs["batch_index"].tolist()) for response in sender.responses
+    ]
+    assert rows == [("C", [[2]]), ("A", [[0]]), ("B", [[1]])]
+    assert [flags for _, flags in sender.sent] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("server_default", "given", "expected"),
+    [("false", None, False), ("true", None, True), ("true", False, False), ("false", True, True)],
+)
+def test_prompt_is_echoed_unless_the_request_or_else_the_deployment_excludes_it(
+    load: Load, client: FakeClient, server_default: str, given: bool | None, expected: bool
+) -> None:
+    model = load(parameters={"exclude_input_in_output": {"string_value": server_default}})
+    extra = {} if given is None else {"exclude_input_in_output": np.array([[given]])}
+    arrays = {"text_input": text_array("Hi"), "max_tokens": np.array([[9]]), **extra}
+    send(model, InferenceRequest(arrays))
+    assert client.requests[0].exclude_input_in_output is expected
+
+
+def test_stop_request_cancels_what_runs_under_its_id_and_is_answered_empty(
+    load: Load, client: FakeClient
+) -> None:
+    model = load()
+    first, other = ask(model, "Hi", id="7", stream=on()), ask(model, "Ho", id="8", stream=on())
+    stop = ask(model, "", id="7", stop=on())
+    assert stop.is_complete and stop.responses[0].outputs == {}
+    assert client.cancelled == [client.requests[0].request_id]
+    client.tell(0, "", [], "cancelled")
+    assert first.is_complete and not other.is_complete
+    assert first.responses[-1].outputs["finish_reason"][0] == b"cancelled"
+    assert ask(model, "", id="unknown", stop=on()).responses[0].error is None
+
+
+def test_client_that_went_away_is_noticed_and_its_request_cancelled_once(
+    load: Load, client: FakeClient
+) -> None:
+    sender = ask(load(), "a", "b", stream=on())
+    sender.cancelled = True
+    wait_for(lambda: bool(client.cancelled))
+    time.sleep(0.25)
+    assert sorted(client.cancelled) == sorted(request.request_id for request in client.requests)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (HostError("it died"), TritonError.UNAVAILABLE),
+        (QueueFullError("x"), TritonError.UNAVAILABLE),
+    ],
+)
+def test_error_of_one_row_ends_the_request_and_cancels_the_others(
+    load: Load, client: FakeClient, error: HostError | QueueFullError, code: int
+) -> None:
+    sender = ask(load(), "a", "b", stream=on())
+    client.tell(0, "x", [1])
+    client.fail(1, error)
+    assert sender.error.code == TritonError.UNAVAILABLE and str(error) in str(sender.error)
+    assert client.requests[0].request_id in client.cancelled
+    client.tell(0, "late", [2], "cancelled")
+    assert len(sender.sent) == 2
+
+
+def test_submission_that_fails_still_ends_the_request(load: Load, client: FakeClient) -> None:
+    client.refuses = HostError("the host is gone")
+    assert "the host is gone" in str(ask(load(), "a").error)
+
+
+def test_unloading_ends_what_is_in_flight(load: Load, client: FakeClient) -> None:
+    model = load()
+    sender = ask(model, "a", stream=on())
+    model.finalize()
+    assert sender.error.code == TritonError.CANCELLED
+    assert client.is_closed
+
+
+def test_response_that_cannot_be_sent_becomes_an_error(
+    load: Load, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = ask(load(), "a", stream=on())
+    first = True
+    send_truly = sender.send
+
+    def fail_once(response: Any = None, flags: int = 0) -> None:
+        nonlocal first
+        if first:
+            first = False
+            raise RuntimeError("no shared memory")
+        send_truly(response, flags)
+
+    monkeypatch.setattr(sender, "send", fail_once)
+    client.tell(0, "x", [1])
+    assert "no shared memory" in str(sender.error)
+    assert client.cancelled
+
+
+def test_concurrent_updates_end_every_request_once(load: Load, client: FakeClient) -> None:
+    model = load()
+    senders = [ask(model, "a", "b", stream=on()) for _ in range(17)]
+
+    def finish(row: int) -> None:
+        client.tell(row, "x", [1])
+        client.tell(row, "", [], "length")
+
+    threads = [threading.Thread(target=finish, args=(row,)) for row in range(34)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(sender.is_complete and len(sender.sent) == 4 for sender in senders)
+
+
+def tokens_request(**extra: Array) -> InferenceRequest:
+    arrays = {
+        "input_ids": np.array([1, 2, 3, 4, 5], dtype=np.int32),
+        "input_lengths": np.array([2, 3], dtype=np.int32),
+        **extra,
+    }
+    return InferenceRequest(arrays)
+
+
+def test_packed_prompts_are_cut_apart_and_answers_packed_in_prompt_order(
+    load: Load, client: FakeClient
+) -> None:
+    sender = send(load(TokensModel, decoupled=False, max_batch_size=0), tokens_request())
+    assert [request.prompt_tokens for request in client.requests] == [[1, 2], [3, 4, 5]]
+    assert [request.max_tokens for request in client.requests] == [None, None]
+    client.tell(1, "", [9, 9, 9], "length")
+    assert not sender.sent
+    client.tell(0, "", [8], "end_id")
+    (response,) = sender.responses
+    assert response.outputs["output_ids"].tolist() == [8, 9, 9, 9]
+    assert response.outputs["output_lengths"].tolist() == [1, 3]
+
+
+def test_packed_stream_tells_what_is_new_of_each_prompt(load: Load, client: FakeClient) -> None:
+    model = load(TokensModel, max_batch_size=0)
+    lengths = np.array([3, 1], dtype=np.int32)
+    sender = send(model, tokens_request(streaming=np.array([True]), request_output_len=lengths))
+    assert [request.max_tokens for request in client.requests] == [3, 1]
+    client.tell(0, "", [7])
+    client.tell(1, "", [8], "length")
+    client.tell(0, "", [9], "length")
+    news = [
+        (response.outputs["output_ids"].tolist(), response.outputs["output_lengths"].tolist())
+        for response in sender.responses
+    ]
+    assert news == [([7], [1, 0]), ([8], [0, 1]), ([9], [1, 0])]
+    assert sender.is_complete
