@@ -71,10 +71,9 @@ class Team:
         self.num_threads = num_threads
         self._memory = allocate(8 * abi.context_words(num_threads))
         self._context = self._memory.view(np.int64)
-        self._context[abi.CONTEXT_RECORDS] = address_of(records)
         self._context[abi.CONTEXT_NUM_THREADS] = num_threads
         self._context[abi.CONTEXT_SYSCALL] = _syscall_address()
-        self.num_ops = len(records)
+        self.select(0, len(records))
         worker_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
         step_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
         self._worker = worker_type(code.address(abi.WORKER_SYMBOL))
@@ -87,14 +86,11 @@ class Team:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def num_ops(self) -> int:
-        """How many records a step runs; fewer than all for inspection."""
-        return int(self._context[abi.CONTEXT_NUM_OPS])
-
-    @num_ops.setter
-    def num_ops(self, count: int) -> None:
-        assert 0 <= count <= len(self._records)
+    def select(self, first: int, count: int) -> None:
+        """Let steps run only records [first, first + count), for inspection."""
+        assert 0 <= first <= first + count <= len(self._records)
+        start = address_of(self._records) + first * self._records.itemsize * abi.RECORD_WORDS
+        self._context[abi.CONTEXT_RECORDS] = start
         self._context[abi.CONTEXT_NUM_OPS] = count
 
     def step(self) -> None:

@@ -7,6 +7,7 @@ Block 0 of the cache is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tidemill.base import abi
 from tidemill.base.debug import Level, say
 from tidemill.base.target import host_features, num_physical_cores
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
-from tidemill.engine.manifest import Operand
+from tidemill.engine.manifest import Operand, PlanOp
 from tidemill.engine.reader import EngineFile, check_target
 from tidemill.runtime.executor.cache_size import choose_cache_tokens
 from tidemill.runtime.executor.step_inputs import StepInputs
@@ -48,14 +49,18 @@ class NativeExecutor:
 
     @staticmethod
     def load(
-        engine_dir: Path, *, kv_cache_tokens: int | None = None, num_threads: int | None = None
+        engine_dir: Path,
+        *,
+        kv_cache_tokens: int | None = None,
+        num_threads: int | None = None,
+        is_checked: bool = False,
     ) -> NativeExecutor:
-        """Load an engine for this machine.
+        """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
         Units: `kv_cache_tokens` is the size of the cache; None computes a modest one.
         Raises: EngineFormatError, EngineTargetError.
         """
-        engine = EngineFile.open(engine_dir)
+        engine = EngineFile.open(engine_dir, full_check=is_checked)
         check_target(engine.manifest, host_features())
         tokens = kv_cache_tokens or choose_cache_tokens(engine)
         return NativeExecutor(engine, tokens, num_threads or num_physical_cores())
@@ -64,6 +69,16 @@ class NativeExecutor:
         """Run one step."""
         num_rows = self.inputs.fill(plan)
         self.team.step()
+        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+
+    def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
+        """Run one step op by op; `observe` is called after each, while its output still lives."""
+        num_rows = self.inputs.fill(plan)
+        for index, op in enumerate(self.manifest.plan):
+            self.team.select(index, 1)
+            self.team.step()
+            observe(op)
+        self.team.select(0, len(self.manifest.plan))
         return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
 
     def buffer(self, name: str) -> Array:
