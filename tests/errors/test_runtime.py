@@ -66,6 +66,7 @@ def test_token_outside_of_the_vocabulary(token: int) -> None:
         (SamplingParams(temperature=math.nan), "require temperature >= 0, got temperature=nan"),
         (SamplingParams(top_p=2), "require 0 <= top_p <= 1, got top_p=2"),
         (SamplingParams(top_k=-1), "require top_k >= 0, got top_k=-1"),
+        (SamplingParams(top_k=2**31), "require top_k <= 2147483647, got top_k=2147483648"),
         (SamplingParams(seed=-1), "require 0 <= seed < 2**64, got seed=-1"),
     ],
 )

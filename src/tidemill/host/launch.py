@@ -152,7 +152,7 @@ def _too_slow(what: str, address: HostAddress, target: HostTarget) -> HostError:
         what,
         where=str(address.socket_path),
         expected=f"ready within {target.timeout_seconds:g} s",
-        got=log_tail(address) or "no word from it",
+        got=_log_tail(address) or "no word from it",
         hint="give it more time, or see its log beside the socket",
     )
 
@@ -162,6 +162,6 @@ def _died(what: str, address: HostAddress) -> HostError:
         what,
         where=str(address.log_path),
         expected="a host that listens",
-        got=log_tail(address) or "it ended without a word",
+        got=_log_tail(address) or "it ended without a word",
         hint="the log may say more; out of memory leaves nothing there",
     )

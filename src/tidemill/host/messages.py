@@ -130,10 +130,14 @@ class Ask(msgspec.Struct, array_like=True, frozen=True, tag=1):
 
 
 class Tell(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """From the host: what a step gave this client's requests, or the info it asked for."""
+    """From the host: what a step gave this client's requests, or the info it asked for.
+
+    After a message with `is_leaving` the host hears nothing more.
+    """
 
     updates: list[Update] = []
     info: HostInfo | None = None
+    is_leaving: bool = False
 
 
 class Starting(msgspec.Struct, array_like=True, frozen=True, tag=3):

@@ -226,8 +226,9 @@ class HostServer:
             got=f"{type(error).__name__}: {error}",
             hint="the host restarts by itself; send the request again",
         )
-        for request_id, client in list(self._id_to_client.items()):
-            self._send(client, Tell([Update.failed(request_id, failure)]))
+        for client in self._clients:
+            updates = [Update.failed(each, failure) for each in client.request_ids]
+            self._send(client, Tell(updates, is_leaving=True))
 
     def _flush_last(self, client: _Client) -> None:
         # The host is leaving: wait a moment for what it still has to say, whoever listens.

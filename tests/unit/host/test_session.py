@@ -1,0 +1,207 @@
+"""A session over a fake engine: text, stops, echo, and errors that stay with their request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.host.fake_engine import open_session
+from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.session import Session
+
+
+@pytest.fixture
+def session(engine_dir: Path) -> Session:
+    return open_session(engine_dir, max_queue_size=8)
+
+
+def run(session: Session, *requests: GenerateRequest) -> dict[str, list[Update]]:
+    for request in requests:
+        session.submit(request)
+    id_to_updates: dict[str, list[Update]] = {request.request_id: [] for request in requests}
+    while session.has_work:
+        for update in session.step():
+            id_to_updates[update.request_id].append(update)
+        session.check()
+    assert session.info().stats.used_blocks == 0
+    return id_to_updates
+
+
+def answer(session: Session, prompt: str | None, **fields: Any) -> Update:
+    request = GenerateRequest(request_id="a", prompt=prompt, **fields)
+    (update,) = run(session, request)["a"]
+    return update
+
+
+def streamed(session: Session, prompt: str, **fields: Any) -> list[Update]:
+    request = GenerateRequest(request_id="a", prompt=prompt, streaming=True, **fields)
+    return run(session, request)["a"]
+
+
+def test_answer_ends_at_the_end_token_which_is_not_part_of_it(session: Session) -> None:
+    update = answer(session, "say>hello")
+    assert (update.text, update.finish_reason) == ("hello", "end_id")
+    assert len(update.token_ids) == 5 == update.num_output_tokens
+    assert update.num_input_tokens == 9
+
+
+def test_answer_ends_at_max_tokens(session: Session) -> None:
+    update = answer(session, "say>hello", max_tokens=3)
+    assert (update.text, update.finish_reason) == ("hel", "length")
+
+
+def test_max_tokens_left_open_runs_to_the_end_of_the_sequence(session: Session) -> None:
+    update = answer(session, "abc", max_tokens=None)
+    assert update.finish_reason == "length" and update.num_output_tokens == 4096 - 3
+
+
+def test_disabled_end_token_is_an_ordinary_token(session: Session) -> None:
+    update = answer(session, "say>ab", end_id=-1, max_tokens=3)
+    assert update.text == "ab" and update.token_ids[-1] == 0 and update.finish_reason == "length"
+
+
+def test_end_id_of_the_request_replaces_the_models_own(session: Session) -> None:
+    assert session.tokenizer is not None
+    (letter,) = session.tokenizer.encode("l")
+    update = answer(session, "say>hello", end_id=letter)
+    assert (update.text, update.finish_reason) == ("he", "end_id")
+
+
+def test_stop_string_cuts_the_text_and_is_kept_in_the_tokens(session: Session) -> None:
+    update = answer(session, "say>one, two, three", stop=[", t"])
+    assert (update.text, update.finish_reason, update.stop_reason) == ("one", "stop_words", ", t")
+    assert update.num_output_tokens == len("one, t")
+
+
+def test_stop_string_is_in_the_text_when_asked_for(session: Session) -> None:
+    update = answer(session, "say>one, two", stop=[","], include_stop_in_output=True)
+    assert update.text == "one,"
+
+
+def test_unfinished_stop_string_is_given_back_at_the_end(session: Session) -> None:
+    update = answer(session, "say>one, t", stop=[", two"])
+    assert (update.text, update.finish_reason) == ("one, t", "end_id")
+
+
+def test_stop_string_on_the_last_allowed_token_counts_as_stop(session: Session) -> None:
+    update = answer(session, "say>abc", stop=["c"], max_tokens=3)
+    assert (update.text, update.finish_reason) == ("ab", "stop_words")
+
+
+@pytest.mark.parametrize("stop", [[], ["zzz"], ["\u00fcr"], ["\U0001f60a!"], ["n, "]])
+@pytest.mark.parametrize("max_tokens", [1, 2, 5, 13, 64])
+def test_streamed_texts_joined_equal_the_text_not_streamed(
+    session: Session, stop: list[str], max_tokens: int
+) -> None:
+    prompt = "say>Gr\u00fc\u00dfe f\u00fcr all \U0001f60a\U0001f60a! \u4f60\u597d, end, "
+    whole = answer(session, prompt, stop=stop, max_tokens=max_tokens)
+    pieces = streamed(session, prompt, stop=stop, max_tokens=max_tokens)
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
+    assert pieces[-1].finish_reason == whole.finish_reason
+    assert [piece.num_output_tokens for piece in pieces[:-1]] == list(range(1, len(pieces)))
+
+
+def test_stream_gives_one_update_a_token(session: Session) -> None:
+    pieces = streamed(session, "say>abc")
+    assert [piece.text for piece in pieces] == ["a", "b", "c", ""]
+
+
+def test_echo_returns_the_prompt_exactly_as_given(session: Session) -> None:
+    prompt = "  odd   spaces \u00fc</s> say>ok"
+    update = answer(session, prompt, exclude_input_in_output=False)
+    assert update.text == prompt + "ok"
+
+
+def test_echo_of_a_prompt_in_tokens_is_its_text(session: Session) -> None:
+    assert session.tokenizer is not None
+    tokens = session.tokenizer.encode("say>ok")
+    update = answer(session, None, prompt_tokens=tokens, exclude_input_in_output=False)
+    assert update.text == "say>okok"
+
+
+def test_stream_never_returns_the_prompt(session: Session) -> None:
+    pieces = streamed(session, "say>ok", exclude_input_in_output=False)
+    assert "".join(piece.text for piece in pieces) == "ok"
+
+
+def test_echo_is_not_searched_for_stop_strings(session: Session) -> None:
+    update = answer(session, "say>ok", exclude_input_in_output=False, stop=["say"])
+    assert update.text == "say>okok"
+
+
+def test_messages_go_through_the_chat_template(session: Session) -> None:
+    update = answer(session, None, messages=[{"role": "user", "content": "abc"}])
+    assert update.text == "hi" and update.num_input_tokens == len("abc>hi")
+
+
+def test_requests_in_flight_together_keep_their_texts_apart(session: Session) -> None:
+    words = [f"answer {number} " * number for number in range(1, 8)]
+    requests = [
+        GenerateRequest(
+            request_id=word, prompt=f">{word}", streaming=number % 2 == 0, max_tokens=99
+        )
+        for number, word in enumerate(words)
+    ]
+    updates = run(session, *requests)
+    for word in words:
+        assert "".join(update.text for update in updates[word]) == word
+
+
+def test_faulty_request_ends_with_its_error_and_others_go_on(session: Session) -> None:
+    updates = run(
+        session,
+        GenerateRequest(request_id="empty", prompt=""),
+        GenerateRequest(request_id="good", prompt=">fine"),
+        GenerateRequest(request_id="hot", prompt=">x", temperature=-1.0),
+        GenerateRequest(request_id="none"),
+        GenerateRequest(request_id="half", prompt="\ud83d"),
+        GenerateRequest(request_id="stop", prompt=">x", stop=[""]),
+        GenerateRequest(request_id="long", prompt="x" * 2049),
+    )
+    assert [update.text for update in updates.pop("good")] == ["fine"]
+    messages = {key: update.error.what for key, (update,) in updates.items() if update.error}
+    assert "the prompt is empty" in messages["empty"]
+    assert "require temperature >= 0, got temperature=-1" in messages["hot"]
+    assert "has no prompt" in messages["none"]
+    assert "no valid text" in messages["half"]
+    assert "stop string" in messages["stop"]
+    assert "exceeds maximum input length (2048)" in messages["long"]
+
+
+def test_same_id_in_flight_twice_fails_the_second_only(session: Session) -> None:
+    request = GenerateRequest(request_id="twin", prompt=">both")
+    updates = run(session, request, request)["twin"]
+    assert updates[0].error is not None and "in flight" in updates[0].error.what
+    assert updates[1].text == "both"
+
+
+def test_full_queue_is_told_to_the_request_it_refuses(session: Session) -> None:
+    requests = [GenerateRequest(request_id=str(number), prompt=">ok") for number in range(9)]
+    updates = run(session, *requests)
+    refused = updates["8"][0].error
+    assert refused is not None and refused.kind == "QueueFullError"
+    assert all(updates[str(number)][0].text == "ok" for number in range(8))
+
+
+def test_cancelled_request_ends_with_what_it_had(session: Session) -> None:
+    session.submit(GenerateRequest(request_id="a", prompt="x", max_tokens=100))
+    for _ in range(3):
+        assert session.step() == []
+    session.cancel("a")
+    session.cancel("never seen")
+    (update,) = session.step()
+    assert (update.finish_reason, update.text) == ("cancelled", "xxx")
+    assert not session.has_work and session.info().stats.used_blocks == 0
+
+
+def test_engine_without_tokenizer_serves_tokens_and_refuses_text(engine_dir: Path) -> None:
+    donor = open_session(engine_dir)
+    assert donor.tokenizer is not None
+    tokens = donor.tokenizer.encode(">ab")
+    session = Session(donor._loop._executor, None)
+    assert "no tokenizer" in str(answer(session, ">ab").error)
+    update = answer(session, None, prompt_tokens=tokens, max_tokens=2)
+    assert update.text == "" and update.token_ids == donor.tokenizer.encode("ab")
