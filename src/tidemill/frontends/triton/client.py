@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ EVENT_PREFIX = b"data:"
 
 def stream_generate(
     url: str, model: str, payload: Mapping[str, Any], timeout_s: float = 60.0
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Post to `/v2/models/<model>/generate_stream` and yield each event as it comes.
 
     Closing the iterator early disconnects, which cancels the request.

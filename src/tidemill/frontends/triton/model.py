@@ -25,7 +25,7 @@ from tidemill.frontends.triton.stub_api import (
     make_response,
 )
 from tidemill.host.client import HostClient
-from tidemill.host.config import HostConfig, SessionConfig
+from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest
 
 Arrays = Mapping[str, Array]
@@ -55,9 +55,13 @@ class ServedModel(ABC):
             if value.get("string_value")
         }
         version_dir = Path(args["model_repository"]) / args["model_version"]
-        host_config = read_host_config(self.parameters)
-        self._client = HostClient.connect_or_start(find_engine_dir(version_dir), host_config)
+        session = read_session_config(self.parameters)
+        self._client = self.connect(find_engine_dir(version_dir), session)
         self._inflight = InflightRequests(self._client)
+
+    def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
+        """Reach the host that runs the engine, starting it when there is none."""
+        return HostClient.connect_or_start(engine_dir, session)
 
     def execute(self, requests: Sequence[InferenceRequest]) -> None:
         """Start every request; each one's faults are its own."""
@@ -110,7 +114,7 @@ def find_engine_dir(version_dir: Path) -> Path:
     return engine.resolve().parent if engine.is_symlink() else version_dir
 
 
-def read_host_config(parameters: Mapping[str, str]) -> HostConfig:
+def read_session_config(parameters: Mapping[str, str]) -> SessionConfig:
     """Return how the engine is run, from the parameters of config.pbtxt.
 
     `max_tokens_in_paged_kv_cache` is TensorRT-LLM's name; `num_threads` and `max_queue_size` are
@@ -118,12 +122,10 @@ def read_host_config(parameters: Mapping[str, str]) -> HostConfig:
 
     Raises: ConfigError naming a value that is not a whole number.
     """
-    return HostConfig(
-        SessionConfig(
-            kv_cache_tokens=_whole_number(parameters, "max_tokens_in_paged_kv_cache"),
-            num_threads=_whole_number(parameters, "num_threads"),
-            max_queue_size=_whole_number(parameters, "max_queue_size") or 0,
-        )
+    return SessionConfig(
+        kv_cache_tokens=_whole_number(parameters, "max_tokens_in_paged_kv_cache"),
+        num_threads=_whole_number(parameters, "num_threads"),
+        max_queue_size=_whole_number(parameters, "max_queue_size") or 0,
     )
 
 

@@ -1,0 +1,51 @@
+"""One real tritonserver for all tests here: spelled answers, and the sample model.
+
+The server is the wheel's, started as users start it; it serves both styles, decoupled and not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.triton.spelled_repository import deploy_spelled, write_spelled_engine
+from tidemill.api.build import BuildRequest, build
+from tidemill.frontends.triton.deploy import DeployRequest, deploy
+from tidemill.frontends.triton.server import ServeRequest, TritonServer
+
+REPOSITORY_ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server and the engines behind its models."""
+
+    server: TritonServer
+    spelled_engine: Path
+    sample_engine: Path
+
+
+@pytest.fixture(scope="session")
+def sample_engine(sample_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an engine of the sample model for this machine."""
+    engine = tmp_path_factory.mktemp("triton_sample") / "engine"
+    build(BuildRequest(sample_checkpoint, engine, max_input_len=512, max_seq_len=1024))
+    return engine
+
+
+@pytest.fixture(scope="session")
+def served(sample_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve every deployment that the tests use."""
+    directory = tmp_path_factory.mktemp("triton")
+    repository = directory / "models"
+    spelled = write_spelled_engine(directory / "engine")
+    deploy_spelled(spelled, repository)
+    deploy(DeployRequest(sample_engine, repository, "sample", link="symbolic"))
+    deploy(DeployRequest(sample_engine, repository, "sample_tokens", "tokens", link="symbolic"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY_ROOT))
+        with TritonServer(ServeRequest(repository, 0, 0, 0)) as server:
+            yield Served(server, spelled, sample_engine)
