@@ -241,7 +241,7 @@ def test_death_of_the_host_ends_its_requests_and_the_next_is_served(served: Serv
     ],
 )
 def test_admin_endpoints_are_closed(served: Served, path: str) -> None:
-    body: dict[str, list[int]] = None if path.endswith("status") else {}
+    body: dict[str, Any] | None = None if path.endswith("status") else {}
     status, answer = call(served.server.http_url + path, body)
     assert status == 403 and "restricted" in answer["error"]
 
