@@ -163,7 +163,7 @@ class Session:
                 expected="one of prompt, prompt_tokens or messages",
                 got="none",
             )
-        return text, tuple(tokenizer.encode(_whole_text(text), adds_special))
+        return text, tuple(encode_prompt(tokenizer, text, adds_special))
 
     def _echo(self, request: GenerateRequest, text: str | None, tokens: tuple[int, ...]) -> str:
         if text is not None or self.tokenizer is None:
@@ -194,7 +194,11 @@ class Session:
         return () if request.end_id < 0 else (request.end_id,)
 
 
-def _whole_text(text: str) -> str:
+def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[int]:
+    """Turn a prompt's text into tokens.
+
+    Raises: InvalidRequestError when it is no valid text.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -204,4 +208,4 @@ def _whole_text(text: str) -> str:
             got=f"half a surrogate pair at character {error.start}",
             hint="decode the bytes as UTF-8 before they are sent",
         ) from error
-    return text
+    return tokenizer.encode(text, adds_special)

@@ -1,0 +1,86 @@
+"""One session for many threads of one process: whoever waits for an answer advances everybody's.
+
+Requests come in, each one's updates go out through an iterator of its own. There is no thread
+here: one of the waiting ones steps, the others sleep until it has. Knows nothing of prompts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.session import Session
+
+
+class SharedSession:
+    """Shares a session; it is closed with this object."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        # Any thread adds to these, even in the middle of a step; whoever steps empties them first.
+        self._submitted: deque[GenerateRequest] = deque()
+        self._abandoned: deque[str] = deque()
+        self._id_to_inbox: dict[str, deque[Update]] = {}
+        self._is_stepping = False
+        self._stepped = threading.Condition()
+
+    def start(self, request: GenerateRequest) -> None:
+        """Start a request; its id is used for the first time."""
+        self._id_to_inbox[request.request_id] = deque()
+        self._submitted.append(request)
+
+    def updates(self, request_id: str) -> Iterator[Update]:
+        """Give a started request's updates up to its last.
+
+        Raises: what the request failed with.
+        """
+        inbox = self._id_to_inbox[request_id]
+        is_final = False
+        while not is_final:
+            while not inbox:
+                self._wait_or_step(inbox)
+            update = inbox.popleft()
+            if update.error is not None:
+                raise update.error.to_exception()
+            is_final = update.is_final
+            yield update
+
+    def forget(self, request_id: str) -> None:
+        """End a request, or let go of one that has ended."""
+        # No lock: the garbage collector may run this in the middle of a step.
+        del self._id_to_inbox[request_id]
+        self._abandoned.append(request_id)
+
+    def close(self) -> None:
+        """Close the session."""
+        with self._stepped:
+            assert not self._is_stepping, "closed in the middle of a step"
+            self._session.close()
+
+    def _wait_or_step(self, inbox: deque[Update]) -> None:
+        with self._stepped:
+            if self._is_stepping:
+                self._stepped.wait()
+                return
+            if inbox:
+                return
+            self._is_stepping = True
+        try:
+            self._step()
+        finally:
+            with self._stepped:
+                self._is_stepping = False
+                self._stepped.notify_all()
+
+    def _step(self) -> None:
+        while self._submitted:
+            self._session.submit(self._submitted.popleft())
+        while self._abandoned:
+            self._session.cancel(self._abandoned.popleft())
+        for update in self._session.step():
+            # Whoever left before its request ended has no inbox any more.
+            inbox = self._id_to_inbox.get(update.request_id)
+            if inbox is not None:
+                inbox.append(update)

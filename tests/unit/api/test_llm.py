@@ -1,0 +1,199 @@
+"""The Python API over a fake engine: shapes of answers, streams, chat, threads, faults."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.host.fake_engine import open_session, write_tokenizer
+from tidemill.api.llm import LLM, SamplingParams
+from tidemill.base.errors import InvalidRequestError, SessionError
+from tidemill.host.sampling_rules import resolve_sampling
+from tidemill.host.session import Session
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    write_tokenizer(tmp_path)
+    return open_session(tmp_path)
+
+
+@pytest.fixture
+def llm(session: Session) -> Iterator[LLM]:
+    with LLM.from_session(session) as llm:
+        yield llm
+
+
+def used_blocks(session: Session) -> int:
+    while session.has_work:
+        session.step()
+    return session.info().stats.used_blocks
+
+
+def test_one_text_gives_one_answer(llm: LLM) -> None:
+    (output,) = llm.generate("say>hello")
+    (answer,) = output.outputs
+    assert (answer.text, answer.finish_reason, answer.stop_reason) == ("hello", "stop", None)
+    assert output.prompt == "say>hello" and len(output.prompt_token_ids) == 9
+    assert answer.length == 5 and answer.index == 0 and output.finished
+
+
+def test_answers_come_in_the_order_of_their_prompts(llm: LLM) -> None:
+    prompts = [f"say>{'n' * number}" for number in (7, 1, 0, 13, 2)]
+    outputs = llm.generate(prompts)
+    assert [len(output.outputs[0].text) for output in outputs] == [7, 1, 0, 13, 2]
+    assert [output.prompt for output in outputs] == prompts
+
+
+def test_prompts_in_tokens_are_answered_like_texts(llm: LLM) -> None:
+    tokens = llm.tokenizer.encode("say>hello")
+    for prompts in ([tokens], tokens):
+        (output,) = llm.generate(prompts)
+        assert output.outputs[0].text == "hello" and output.prompt is None
+
+
+def test_no_prompts_give_no_answers(llm: LLM) -> None:
+    assert llm.generate([]) == []
+
+
+def test_default_is_32_tokens(llm: LLM) -> None:
+    (output,) = llm.generate("endless")
+    assert output.outputs[0].length == 32 and output.outputs[0].finish_reason == "length"
+
+
+def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:
+    params = [SamplingParams(max_tokens=1), SamplingParams(stop="c")]
+    texts = [output.outputs[0].text for output in llm.generate([">abcd"] * 2, params)]
+    assert texts == ["a", "ab"]
+
+
+def test_stop_string_is_told_as_the_reason(llm: LLM) -> None:
+    (output,) = llm.generate(">abcd", SamplingParams(stop=["x", "c"]))
+    assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("stop", "c")
+
+
+def test_prompt_is_part_of_the_text_when_asked_for(llm: LLM) -> None:
+    (output,) = llm.generate(" q>ab", SamplingParams(exclude_input_from_output=False))
+    assert output.outputs[0].text == " q>abab"
+
+
+def test_ignore_eos_runs_past_the_end_token(llm: LLM) -> None:
+    (output,) = llm.generate(">ab", SamplingParams(max_tokens=3, ignore_eos=True))
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_stream_joined_is_the_answer(llm: LLM) -> None:
+    updates = list(llm.generate_stream("say>hello"))
+    assert "".join(update.text for update in updates) == "hello"
+    assert updates[-1].finish_reason == "stop"
+    assert all(update.finish_reason is None for update in updates[:-1])
+
+
+def test_left_stream_frees_its_blocks(llm: LLM, session: Session) -> None:
+    stream = llm.generate_stream("endless", SamplingParams(max_tokens=1000))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert llm.generate(">next")[0].outputs[0].text == "next"
+    assert used_blocks(session) == 0
+
+
+def test_interleaved_streams_keep_their_texts_apart(llm: LLM) -> None:
+    streams = [llm.generate_stream(f">{word * 5}") for word in ("a", "b", "c")]
+    texts = ["", "", ""]
+    for updates in zip(*streams, strict=True):
+        for place, update in enumerate(updates):
+            texts[place] += update.text
+    assert texts == ["aaaaa", "bbbbb", "ccccc"]
+
+
+def test_threads_get_their_own_answers(llm: LLM) -> None:
+    texts: dict[int, list[str]] = {}
+
+    def ask(number: int) -> None:
+        prompts = [f">{number} {turn}" for turn in range(5)]
+        texts[number] = [llm.generate(prompt)[0].outputs[0].text for prompt in prompts]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert texts == {number: [f"{number} {turn}" for turn in range(5)] for number in range(8)}
+
+
+def test_chat_goes_through_the_template(llm: LLM) -> None:
+    output = llm.chat([{"role": "user", "content": "good day"}])
+    assert output.outputs[0].text == "hi"
+
+
+def test_prompt_that_cannot_be_served_raises_and_leaves_nothing(llm: LLM, session: Session) -> None:
+    with pytest.raises(InvalidRequestError, match="exceeds maximum input length"):
+        llm.generate([">fine", "x" * 3000, ">fine"])
+    assert used_blocks(session) == 0
+    assert llm.generate(">fine")[0].outputs[0].text == "fine"
+
+
+def test_half_a_character_in_a_prompt_is_refused(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="no valid text"):
+        llm.generate("\ud83d")
+
+
+def test_wrong_number_of_parameters_is_refused(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="do not match"):
+        llm.generate([">a", ">b"], [SamplingParams()] * 3)
+
+
+def test_text_without_tokenizer_is_refused(session: Session) -> None:
+    llm = LLM.from_session(Session(session._loop._executor, None))
+    with pytest.raises(SessionError, match="no tokenizer"):
+        llm.generate("text")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"temperature": -1}, "require temperature >= 0, got temperature=-1"),
+        ({"top_p": 2}, "require 0 <= top_p <= 1, got top_p=2"),
+        ({"top_k": -1}, "require top_k >= 0, got top_k=-1"),
+        ({"max_tokens": 0}, "require max_tokens > 0, got max_tokens=0"),
+        ({"stop": ["a", ""]}, "require stop strings with at least one character"),
+        ({"temperature": -1, "top_k": -1}, "temperature=-1; require top_k >= 0"),
+    ],
+)
+def test_sampling_values_are_refused_in_the_words_of_the_reference(
+    values: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=expected):
+        SamplingParams(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_greedy"),
+    [
+        ((None, None, None), True),
+        ((0.0, None, None), True),
+        ((0.0, 40, 0.9), True),
+        ((None, 1, None), True),
+        ((None, None, 0.0), True),
+        ((0.7, None, None), False),
+        ((1.0, None, None), False),
+        ((None, 0, None), False),
+        ((None, None, 1.0), False),
+        ((0.7, 2, 0.5), False),
+    ],
+)
+def test_greedy_unless_sampling_is_asked_for(
+    values: tuple[float | None, int | None, float | None], is_greedy: bool
+) -> None:
+    assert resolve_sampling(*values, seed=None).is_greedy is is_greedy
+
+
+def test_values_left_out_beside_others_are_neutral() -> None:
+    sampling = resolve_sampling(0.5, None, None, None)
+    assert (sampling.top_k, sampling.top_p, sampling.seed) == (0, 1.0, 0)
+    sampling = resolve_sampling(None, 5, None, 9)
+    assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 9)
