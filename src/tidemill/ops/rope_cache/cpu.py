@@ -5,6 +5,8 @@ scaled and stored as activations; rotated keys and plain values go to the token'
 paged cache (slot = block * tokens_per_block + offset). f32 arithmetic, rounded once. Two tokens of
 a bf16 pair share a 32-bit word of V: the masked store touches only its own half, so neighbours on
 other threads are safe.
+Values are stored finite (beyond the cache type's range: its largest number). Attention multiplies
+what a block's former owner left behind by zero, and an infinity there would spoil another request.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from tidemill.codegen.types import BOOL, F32, I16, I32, I64
 from tidemill.ops.cpu_elements import ELEMENT, load_f32, round_lanes, store_f32
 from tidemill.ops.layout import CacheLayout, activation_row, wide_row
 
+_LARGEST = {DType.F32: 3.4028234663852886e38, DType.BF16: 3.3895313892515355e38, DType.F16: 65504.0}
 FIELDS = ("rows", "qkv", "positions", "slots", "cos", "sin", "q", "k", "v")
 
 
@@ -110,7 +113,7 @@ class RopeCacheKernel:
             to = v.bytes(slot * (cache.head_size * cache.dtype.itemsize_bytes))
             for i in range(0, cache.head_size, LANES):
                 at = to.bytes(i * cache.dtype.itemsize_bytes)
-                store_f32(self.isa, at, 0, head.vec(i, LANES), cache.dtype)
+                store_f32(self.isa, at, 0, self._finite(head.vec(i, LANES)), cache.dtype)
             return
         odd = (slot & 1).eq(1)
         lanes = 2 * LANES
@@ -119,6 +122,11 @@ class RopeCacheKernel:
         mask = f.op(f"select {odd.typed}, {odd_lanes.typed}, {even_lanes.typed}", BOOL.x(lanes))
         to = v.of(I32).at((slot >> 1) * cache.head_size)
         for i in range(0, cache.head_size, LANES):
-            bits = self.isa.to_bf16(head.vec(i, LANES)).to(I32, signed=False)
+            bits = self.isa.to_bf16(self._finite(head.vec(i, LANES))).to(I32, signed=False)
             both = (bits | (bits << 16)).bits_as(I16.x(lanes))
             f.masked_store(both, to.at(i), mask)
+
+    def _finite(self, value: Value) -> Value:
+        """Clamp to the cache type's range; NaN becomes its lowest number."""
+        largest = _LARGEST[self.cache.dtype]
+        return value.max(-largest).min(largest)

@@ -22,6 +22,7 @@ FIELDS = (
     "scratch", "scratch_bytes",
 )  # fmt: skip
 LOWEST = -3.0e38
+LOWEST_EXPONENT = -87.0  # exp is clamped a little below
 _I32V = I32.x(LANES)
 _ODD_BITS = 0x7FFFFFFF
 
@@ -116,12 +117,15 @@ class _Row:
         return self.bisect(-(2**31), leaves_k)
 
     def weigh(self, top: Value, lowest_key: Value) -> None:
-        """scratch = exp(scaled - max) where the key is kept, 0 elsewhere."""
+        """scratch = exp(scaled - max) where the key is kept, 0 elsewhere.
+
+        Zero, too, where exp would underflow: padding and banned tokens must have no weight at all.
+        """
         edge = lowest_key.to(I32).splat(LANES)
         with self.f.loop(0, self.width, LANES) as c:
-            kept = self.keys(c) >= edge
-            weight = exp(self.scratch.vec(c, LANES) - top)
-            self.scratch.put(c, self.f.select(kept, weight, 0.0))
+            below_top = self.scratch.vec(c, LANES) - top
+            kept = (self.keys(c) >= edge) & (below_top > LOWEST_EXPONENT)
+            self.scratch.put(c, self.f.select(kept, exp(below_top), 0.0))
 
     def mass(self, lowest_bits: Value) -> Value:
         """The sum of weights whose bits are at least `lowest_bits`, in vocabulary order."""

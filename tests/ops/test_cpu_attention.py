@@ -1,0 +1,256 @@
+"""Native rope_cache and paged_attention over a paged cache with scattered blocks.
+
+Legend: a step is a list of (sequence, number of tokens); prefill chunks and decodes mix freely.
+The judge is the pair of references over plain arrays, in float64, with queries, keys and values
+rounded as the cache holds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from tests.compare import TOLERANCES, assert_close, assert_same_bits
+from tests.ops.judge import make_op, run, tensor
+from tests.ops.native_op import (
+    HOST_TARGETS,
+    WEIGHT_DTYPES,
+    Operands,
+    count,
+    draw_stored,
+    empty_activations,
+    run_native,
+    wide_rows,
+)
+from tidemill.base.dtypes import DType
+from tidemill.ir.graph import Op
+from tidemill.ir.storage import Array, widen
+from tidemill.ops.batch import Batch, KvStore, Numerics
+from tidemill.ops.paged_attention.cpu import tile_tokens
+from tidemill.ops.row import activation_dtype
+
+ROUNDED = Numerics(np.float64, round_activations=True)
+MAX_POSITIONS = 320
+NUM_BLOCKS = 64
+Step = list[tuple[int, int]]
+_ANGLES = np.random.default_rng(0).uniform(-3, 3, (MAX_POSITIONS, 64))
+COS, SIN = (
+    {dim: np.ascontiguousarray(f(_ANGLES[:, : dim // 2]), np.float32) for dim in range(2, 129, 2)}
+    for f in (np.cos, np.sin)
+)
+
+# A prompt in one piece, in pieces across chunk (64) and block borders, single tokens in between.
+MIXED_STEPS: list[Step] = [
+    [(0, 13)],
+    [(0, 1), (1, 29)],
+    [(0, 1), (1, 1), (2, 64)],
+    [(2, 1), (1, 37), (0, 50), (3, 2)],
+    [(0, 1), (1, 1), (2, 1), (3, 1)],
+    [(2, 14), (0, 1), (3, 83)],
+    [(3, 1)],
+]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """One model's heads, cache and rotation."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    rotary_dim: int
+    dtype: DType
+    tokens_per_block: int = 32
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_size
+
+    @property
+    def qkv_width(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_size
+
+    def ops(self) -> list[Op]:
+        half, activation = self.rotary_dim // 2, activation_dtype(self.dtype).value
+        heads: dict[str, int | float | str | bool] = {
+            "num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads,
+            "head_size": self.head_size, "cache_dtype": self.dtype.value,
+        }  # fmt: skip
+        table = tensor("f32", MAX_POSITIONS, half)
+        rope = make_op(
+            "rope_cache",
+            [tensor("f32", "T", self.qkv_width), tensor("i32", "T"), table, table],
+            {**heads, "rotary_dim": self.rotary_dim, "scale": self.head_size**-0.5,
+             "dtype": activation},
+        )  # fmt: skip
+        return [rope, make_op("paged_attention", [tensor(activation, "T", self.width)], heads)]
+
+
+@dataclass
+class Paged:
+    """One layer's paged cache, with the blocks of each sequence drawn at random."""
+
+    heads: Heads
+    rng: np.random.Generator
+    k: Array = field(init=False)
+    v: Array = field(init=False)
+    blocks: dict[int, list[int]] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        heads = self.heads
+        shape = (NUM_BLOCKS, heads.num_kv_heads * heads.head_size * heads.tokens_per_block)
+        # Whoever had a block before left numbers in it: they must not matter. Block 0 is nobody's.
+        self.k, self.v = (draw_stored(self.rng, heads.dtype, *shape) for _ in range(2))
+        self.k[0], self.v[0] = 0, 0
+        self.free = [int(block) for block in self.rng.permutation(NUM_BLOCKS - 1) + 1]
+
+    def advance(self, step: Step) -> dict[str, Array]:
+        """Reserve slots for a step; returns positions, slots, tiles and tables."""
+        size, group = self.heads.tokens_per_block, self.heads.num_heads // self.heads.num_kv_heads
+        positions, slots, tiles, row = [], [], [], 0
+        tables = np.zeros((len(step), MAX_POSITIONS // size + 8), np.int32)
+        for index, (sequence, tokens) in enumerate(step):
+            start = self.lengths.get(sequence, 0)
+            owned = self.blocks.setdefault(sequence, [])
+            while len(owned) * size < start + tokens:
+                owned.append(self.free.pop())
+            tables[index, : len(owned)] = owned
+            for position in range(start, start + tokens):
+                positions.append(position)
+                slots.append(owned[position // size] * size + position % size)
+            for first in range(0, tokens, tile_tokens(group)):
+                length = min(tile_tokens(group), tokens - first)
+                tiles.append((row + first, length, start + first, index))
+            self.lengths[sequence] = start + tokens
+            row += tokens
+        int_arrays = {"positions": positions, "slots": slots, "tiles": tiles}
+        arrays: dict[str, Array] = {k: np.array(v, np.int32) for k, v in int_arrays.items()}
+        return {**arrays, "tables": tables}
+
+
+@dataclass
+class Model:
+    """Runs steps natively on one target; `seed` scatters the blocks."""
+
+    heads: Heads
+    target: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.paged = Paged(self.heads, np.random.default_rng(self.seed))
+
+    def run(self, step: Step, qkv: Array, num_threads: int) -> tuple[Array, Array]:
+        """Return queries and results of a step in storage type."""
+        heads, activation = self.heads, activation_dtype(self.heads.dtype)
+        inputs = self.paged.advance(step)
+        q, y = (empty_activations(len(qkv), heads.width, activation) for _ in range(2))
+        cache = {"k": self.paged.k, "v": self.paged.v}
+        rope: Operands = {
+            "rows": count(len(qkv)), "qkv": wide_rows(qkv), "positions": inputs["positions"],
+            "slots": inputs["slots"], "cos": COS[heads.rotary_dim], "sin": SIN[heads.rotary_dim],
+            "q": q, **cache,
+        }  # fmt: skip
+        attention: Operands = {
+            "tiles": inputs["tiles"], "num_tiles": count(len(inputs["tiles"])),
+            "tables": inputs["tables"], "table_row": inputs["tables"].shape[1],
+            "q": q, "y": y, **cache,
+        }  # fmt: skip
+        run_native(
+            self.target, heads.ops(), [rope, attention], num_threads=num_threads,
+            tokens_per_block=heads.tokens_per_block,
+        )  # fmt: skip
+        return q[:, : heads.width], y[:, : heads.width]
+
+
+@dataclass
+class Judge:
+    """Runs steps by the references."""
+
+    heads: Heads
+    store: KvStore = field(default_factory=KvStore)
+    lengths: dict[int, int] = field(default_factory=dict)
+
+    def run(self, step: Step, qkv: Array) -> tuple[Array, Array]:
+        counts = [tokens for _, tokens in step]
+        starts = [self.lengths.get(each, 0) for each, _ in step]
+        sequences = [each for each, _ in step]
+        batch = Batch(np.cumsum([0, *counts]).tolist(), starts, self.store, sequences)
+        pairs = list(zip(starts, counts, strict=True))
+        positions = np.concatenate([np.arange(start, start + n) for start, n in pairs])
+        self.lengths.update(zip(sequences, (start + n for start, n in pairs), strict=True))
+        rope, attention = self.heads.ops()
+        operands = (qkv, positions, COS[self.heads.rotary_dim], SIN[self.heads.rotary_dim])
+        q = run(rope, *operands, batch=batch, numerics=ROUNDED)
+        return q, run(attention, q, batch=batch, numerics=ROUNDED)
+
+
+HEADS = [
+    (4, 4, 16, 16, 16),
+    (3, 1, 64, 64, 32),
+    (8, 2, 80, 32, 48),
+    (8, 1, 32, 20, 64),
+    (9, 3, 48, 48, 128),
+    (2, 2, 128, 96, 16),
+]
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+def test_attention_equals_its_reference_over_mixes_of_prefill_and_decode(
+    dtype: DType, shape: tuple[int, int, int, int, int]
+) -> None:
+    num_heads, num_kv_heads, head_size, rotary_dim, tokens_per_block = shape
+    heads = Heads(num_heads, num_kv_heads, head_size, rotary_dim, dtype, tokens_per_block)
+    activation = activation_dtype(dtype)
+    judge, rng = Judge(heads), np.random.default_rng(head_size)
+    models = [Model(heads, target, seed=head_size) for target in HOST_TARGETS]
+    for index, step in enumerate(MIXED_STEPS):
+        rows = sum(tokens for _, tokens in step)
+        qkv = draw_stored(rng, DType.F32, rows, heads.qkv_width)
+        expected_q, expected_y = judge.run(step, qkv)
+        for model in models:
+            q, y = model.run(step, qkv, num_threads=1 + index % 2)
+            what = f"{model.target}, step {step}"
+            bound = TOLERANCES["rope_cache", dtype]
+            assert_close(widen(q, activation), expected_q, bound, "queries, " + what)
+            bound = TOLERANCES["paged_attention", dtype]
+            assert_close(widen(y, activation), expected_y, bound, what)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_attention_has_the_same_bits_however_a_prompt_is_cut(target: str, dtype: DType) -> None:
+    heads = Heads(3, 1, 64, 64, dtype)
+    total = 147
+    rng = np.random.default_rng(11)
+    qkv = draw_stored(rng, DType.F32, total, heads.qkv_width)
+    _, whole = Model(heads, target, seed=1).run([(0, total)], qkv, 1)
+    for cuts in ([1] * total, [64, 64, 19], [13, 1, 1, 50, 82], [100, 47]):
+        model = Model(heads, target, seed=len(cuts))
+        done = 0
+        for length in cuts:
+            _, part = model.run([(0, length)], qkv[done : done + length], 2)
+            assert_same_bits(part, whole[done : done + length], f"{len(cuts)} cuts, from {done}")
+            done += length
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_infinities_left_in_a_freed_block_do_not_reach_its_next_owner(
+    target: str, dtype: DType
+) -> None:
+    heads = Heads(3, 1, 64, 64, dtype)
+    rng = np.random.default_rng(2)
+    qkv = draw_stored(rng, DType.F32, 5, heads.qkv_width)
+    expected = Model(heads, target, seed=1).run([(0, 5)], qkv, 1)[1]
+
+    model = Model(heads, target, seed=1)
+    wild = np.full((20, heads.qkv_width), np.inf, np.float32)
+    wild[::2] = np.nan
+    model.run([(0, 20)], wild, 1)
+    model.paged.free += reversed(model.paged.blocks.pop(0))
+    del model.paged.lengths[0]
+    assert_same_bits(model.run([(0, 5)], qkv, 1)[1], expected)

@@ -1,0 +1,138 @@
+"""Native linear layers of every form, target, type and thread count against float64 references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tests.compare import TOLERANCES, assert_close, assert_same_bits
+from tests.ops.judge import make_op, run, tensor
+from tests.ops.native_op import (
+    HOST_TARGETS,
+    ROWS,
+    THREADS,
+    WEIGHT_DTYPES,
+    Operands,
+    activation_rows,
+    count,
+    draw_stored,
+    empty_activations,
+    run_native,
+    wide_rows,
+)
+from tidemill.base.dtypes import DType
+from tidemill.ir.graph import Op
+from tidemill.ir.storage import Array, widen
+from tidemill.ops.batch import Numerics
+from tidemill.ops.layout import LANES, PANEL, padded_n, round_up
+from tidemill.ops.row import activation_dtype
+from tidemill.quant.packing import interleave_gate, pack_panels, pad_vector
+
+EXACT = Numerics(np.float64)
+# (inputs, outputs): odd, one over a panel, exact multiples, a single output, a prime.
+SHAPES = ((37, 33), (64, 96), (101, 1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op with its plain operands, its record, and where its result lies."""
+
+    op: Op
+    plain: list[Array]
+    record: dict[str, Array | int]
+    is_activation: bool
+
+    def expected(self) -> Array:
+        floats = [widen(a, v.type.dtype) for a, v in zip(self.plain, self.op.inputs, strict=True)]
+        return run(self.op, *(each.astype(np.float64) for each in floats), numerics=EXACT)
+
+    def result(self) -> Array:
+        out = self.op.outputs[0].type
+        rows, columns = len(self.plain[0]), int(out.shape[1])
+        y = self.record["y"]
+        assert isinstance(y, np.ndarray)
+        return widen(y[:rows, :columns], out.dtype)
+
+
+def draw_cases(dtype: DType, rows: int, k: int, n: int, seed: int) -> list[Case]:
+    """Draw linear, linear_residual and linear_gated, each with and without bias."""
+    print(f"seed {seed}")
+    rng, activation = np.random.default_rng(seed), activation_dtype(dtype)
+    x = draw_stored(rng, activation, rows, k)
+    weight, gate = (draw_stored(rng, dtype, n, k) for _ in range(2))
+    bias, gate_bias = (draw_stored(rng, DType.F32, n) for _ in range(2))
+    residual = draw_stored(rng, DType.F32, rows, n)
+    x_type, w_type = tensor(activation.value, "T", k), tensor(dtype.value, n, k)
+    bias_type, residual_type = tensor("f32", n), tensor("f32", "T", n)
+    packed_x = activation_rows(x, activation)
+    cases = []
+    for has_bias in (False, True):
+        biases, bias_types = [bias] * has_bias, [bias_type] * has_bias
+        common: dict[str, Array | int] = {
+            "rows": count(rows), "x": packed_x, "w": pack_panels(weight, dtype),
+            "bias": pad_vector(bias) if has_bias else 0, "panels": padded_n(n) // PANEL,
+            "y_row_bytes": padded_n(n) * 4,
+        }  # fmt: skip
+        plain = make_op("linear", [x_type, w_type, *bias_types])
+        nothing = wide_rows(np.zeros((rows, n), np.float32))
+        cases.append(Case(plain, [x, weight, *biases], {**common, "y": nothing}, False))
+        types = [x_type, w_type, *bias_types, residual_type]
+        added = make_op("linear_residual", types, {"has_bias": has_bias})
+        y = wide_rows(residual)
+        cases.append(Case(added, [x, weight, *biases, residual], {**common, "y": y}, False))
+        types = [x_type, w_type, w_type, *bias_types * 2]
+        gated = make_op("linear_gated", types, {"activation": "silu", "has_bias": has_bias})
+        out = empty_activations(rows, n, activation)
+        joined = interleave_gate(bias, gate_bias)
+        record = {
+            **common, "w": pack_panels(interleave_gate(weight, gate), dtype), "y": out,
+            "bias": pad_vector(joined) if has_bias else 0, "y_row_bytes": out.strides[0],
+            "panels": 2 * round_up(n, LANES) // PANEL,
+        }  # fmt: skip
+        operands = [x, weight, gate, *[bias, gate_bias] * has_bias]
+        cases.append(Case(gated, operands, record, True))
+    return cases
+
+
+def run_cases(target: str, cases: list[Case], num_threads: int) -> None:
+    records: list[Operands] = [case.record for case in cases]
+    run_native(target, [case.op for case in cases], records, num_threads=num_threads)
+
+
+@pytest.mark.parametrize(("k", "n"), SHAPES)
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_linear_layers_equal_their_references_for_any_number_of_rows(
+    target: str, dtype: DType, k: int, n: int
+) -> None:
+    for rows in ROWS:
+        for num_threads in THREADS:
+            cases = draw_cases(dtype, rows, k, n, seed=rows + k)
+            expected = [case.expected() for case in cases]
+            run_cases(target, cases, num_threads)
+            for case, reference in zip(cases, expected, strict=True):
+                what = f"{case.op.kind}, {rows} rows, {num_threads} threads"
+                assert_close(case.result(), reference, TOLERANCES[case.op.kind, dtype], what)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_a_row_of_a_linear_layer_has_the_same_bits_in_any_crowd(target: str, dtype: DType) -> None:
+    k, n = SHAPES[0]
+    crowd = draw_cases(dtype, 29, k, n, seed=3)
+    run_cases(target, crowd, 2)
+    for first, last in ((0, 1), (28, 29), (5, 19), (7, 9)):
+        part = draw_cases(dtype, 29, k, n, seed=3)
+        for case in part:
+            case.record["rows"] = count(last - first)
+            for name in ("x", "y"):
+                whole = case.record[name]
+                assert isinstance(whole, np.ndarray)
+                case.record[name] = np.ascontiguousarray(whole[first:last])
+        run_cases(target, part, 1)
+        for alone, among in zip(part, crowd, strict=True):
+            y, all_y = alone.record["y"], among.record["y"]
+            assert isinstance(y, np.ndarray) and isinstance(all_y, np.ndarray)
+            assert_same_bits(y, all_y[first:last], among.op.kind)
