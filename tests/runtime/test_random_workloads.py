@@ -7,6 +7,7 @@ and no cache, no batch and no scheduler. Invariants are recomputed after every s
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -14,7 +15,7 @@ from tidemill.base.errors import InvalidRequestError
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.simulation import FakeExecutor, digest_answer
-from tidemill.runtime.step import EngineLimits
+from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 STEPS_PER_SEED = 400
 
@@ -30,6 +31,20 @@ def tokens_alone(request: Request, vocab_size: int) -> tuple[list[int], FinishRe
         tokens.append(token)
         output.append(token)
     return output, FinishReason.LENGTH
+
+
+class InterruptedExecutor(FakeExecutor):
+    """Calls back in the middle of every step, between its plan and its commit."""
+
+    def __init__(self, limits: EngineLimits, interrupt: Callable[[], None]) -> None:
+        super().__init__(limits)
+        self._interrupt = interrupt
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self._interrupt()
+        result = super().execute(plan)
+        self._interrupt()
+        return result
 
 
 class Workload:
@@ -50,7 +65,7 @@ class Workload:
             num_blocks=num_blocks,
             vocab_size=draw([2, 5, 23]),
         )
-        self.loop = Loop(FakeExecutor(self.limits))
+        self.loop = Loop(InterruptedExecutor(self.limits, self.cancel_some))
         self.requests: dict[int, Request] = {}
         self.outputs: dict[int, list[int]] = {}
         self.cancelled: set[int] = set()
@@ -77,7 +92,7 @@ class Workload:
         self.outputs[request_id] = []
 
     def cancel_some(self) -> None:
-        if self.requests and self.random.random() < 0.1:
+        if self.requests and self.random.random() < 0.05:
             request_id = self.random.choice(list(self.requests))
             self.loop.cancel(request_id)
             self.cancelled.add(request_id)
