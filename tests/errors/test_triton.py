@@ -25,12 +25,12 @@ from tidemill.frontends.triton.sampling_inputs import (
     UNSUPPORTED_TEXTS,
     read_options,
 )
-from tidemill.frontends.triton.server import (
+from tidemill.frontends.triton.serve_request import (
     ServeRequest,
-    TritonServer,
     check_repository,
     check_server_flags,
 )
+from tidemill.frontends.triton.server import TritonServer
 from tidemill.frontends.triton.tokens_model import unpack_prompts
 
 

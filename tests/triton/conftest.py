@@ -14,9 +14,18 @@ import pytest
 from tests.triton.spelled_repository import deploy_spelled, write_spelled_engine
 from tidemill.api.build import BuildRequest, build
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
-from tidemill.frontends.triton.server import ServeRequest, TritonServer
+from tidemill.frontends.triton.serve_request import ServeRequest
+from tidemill.frontends.triton.server import TritonServer
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
+
+USERS_CONFIG = """
+name: "llama2_7b"   platform: "tensorrt_llm"   max_batch_size: 0
+input  [ { name: "input_ids" data_type: TYPE_INT32 dims: [ -1 ] }, { name: "input_lengths" data_type: TYPE_INT32 dims: [ -1 ] } ]
+output [ { name: "output_ids" data_type: TYPE_INT32 dims: [ -1 ] } ]
+instance_group [ { count: 2 kind: KIND_GPU gpus: [ 0, 1 ] } ]
+parameters: { key: "tensor_parallel_size" value: { string_value: "2" } }
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,15 @@ def sample_engine(sample_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     return engine
 
 
+def write_users_own_model(repository: Path, engine: Path) -> None:
+    """Lay out a model as a user of TensorRT-LLM has it, without a model.py."""
+    version = repository / "llama2_7b" / "1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(USERS_CONFIG)
+    for path in engine.iterdir():
+        (version / path.name).symlink_to(path)
+
+
 @pytest.fixture(scope="session")
 def served(sample_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Serve every deployment that the tests use."""
@@ -45,6 +63,7 @@ def served(sample_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     deploy_spelled(spelled, repository)
     deploy(DeployRequest(sample_engine, repository, "sample", link="symbolic"))
     deploy(DeployRequest(sample_engine, repository, "sample_tokens", "tokens", link="symbolic"))
+    write_users_own_model(repository, sample_engine)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY_ROOT))
         with TritonServer(ServeRequest(repository, 0, 0, 0)) as server:

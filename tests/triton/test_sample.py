@@ -78,14 +78,17 @@ def test_sampled_text_depends_on_its_seed_alone(served: Served, session: Session
     assert texts[1] != texts[0]
 
 
-def test_packed_prompts_give_each_the_tokens_it_has_alone(served: Served, session: Session) -> None:
+@pytest.mark.parametrize("model", ["sample_tokens", "llama2_7b"])
+def test_packed_prompts_give_each_the_tokens_it_has_alone(
+    served: Served, session: Session, model: str
+) -> None:
     tokenizer = session.tokenizer
     assert tokenizer is not None
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS[:3]]
     judges = [generate(session, prompt_tokens=prompt).token_ids for prompt in prompts]
     answer = ask(
         served,
-        "sample_tokens",
+        model,
         input_ids=[token for prompt in prompts for token in prompt],
         input_lengths=[len(prompt) for prompt in prompts],
         request_output_len=MAX_TOKENS,

@@ -89,14 +89,13 @@ def deploy(request: DeployRequest) -> DeployReport:
     engine_config = _read_engine_config(request)
     files = tuple(sorted(path for path in request.engine_dir.iterdir() if path.is_file()))
     config = _model_config(request, engine_config)
-    module, model = MODEL_OF_STYLE[request.style]
     directory = ModelDirectory(
         repository=request.model_repository,
         name=request.name,
         texts={
             CONFIG_NAME: write_config(config),
             f"{VERSION}/__init__.py": "",
-            f"{VERSION}/model.py": MODEL_PY.format(module=module, model=model),
+            f"{VERSION}/model.py": model_py(request.style),
         },
         engine_files=files,
         link=request.link,
@@ -107,6 +106,12 @@ def deploy(request: DeployRequest) -> DeployReport:
         is_decoupled=config.is_decoupled,
         engine_bytes=sum(path.stat().st_size for path in files),
     )
+
+
+def model_py(style: str) -> str:
+    """Return the text of the model.py that serves a style."""
+    module, model = MODEL_OF_STYLE[style]
+    return MODEL_PY.format(module=module, model=model)
 
 
 def _check_settings(request: DeployRequest) -> None:

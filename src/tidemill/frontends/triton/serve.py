@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tidemill.frontends.triton.server import ServeRequest, TritonServer, print_line
+from tidemill.frontends.triton.serve_request import ServeRequest
+from tidemill.frontends.triton.server import TritonServer, print_line
 
 __all__ = ["ServeRequest", "serve"]
 
@@ -26,12 +27,15 @@ class _StopRequested(BaseException):
 def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int:
     """Start tritonserver, say where it listens, and wait until it or the user ends it.
 
+    Runs on the main thread, where signals are handled.
+
     Raises: ServerError and ConfigError as TritonServer does.
     """
     start = time.perf_counter()
     say(f"starting tritonserver on {request.model_repository}")
+    server = TritonServer(request, say)
     try:
-        with _signals_stop(), TritonServer(request, say) as server:
+        with _signals_stop(server), server:
             say(f"ready after {time.perf_counter() - start:.1f} s")
             say(f"  HTTP    {server.http_url}")
             say(f"  gRPC    {server.grpc_url}")
@@ -46,17 +50,19 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
 
 
 @contextmanager
-def _signals_stop() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into an orderly stop; later ones act as they did before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _signals_stop(server: TritonServer) -> Iterator[None]:
+    """Turn a first SIGINT or SIGTERM into an orderly stop, and a second into an immediate one."""
+    is_stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        raise _StopRequested
+        nonlocal is_stopping
+        if is_stopping:
+            server.kill()
+        else:
+            is_stopping = True
+            raise _StopRequested
 
-    for number in before:
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -18,47 +18,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
-from tidemill.base.errors import ConfigError, ServerError
+from tidemill.base.errors import ServerError
 from tidemill.frontends.triton.installation import (
     find_installation,
     server_environment,
     stage_backends,
 )
 from tidemill.frontends.triton.ports import choose_ports
+from tidemill.frontends.triton.serve_request import LOOPBACK, ServeRequest
 from tidemill.frontends.triton.server_output import ServerOutput
 from tidemill.frontends.triton.shared_memory import remove_leftovers, unique_prefix
+from tidemill.frontends.triton.staged_repository import stage_repository
 
-LOOPBACK = "127.0.0.1"
-PORT_FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
-OWN_FLAGS = (*PORT_FLAGS, "--http-address", "--grpc-address", "--metrics-address")
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
 RESTRICTION_FLAGS = ("--http-restricted-api", "--grpc-restricted-protocol")
 POLL_S = 0.03
-
-
-@dataclass(frozen=True)
-class ServeRequest:
-    """What to serve, where to listen, and flags for tritonserver itself.
-
-    The default address is this machine alone: Triton has no authentication. Port 0 picks a free
-    one. Without `admin_key` the restricted endpoints are closed to everybody. Units: timeouts
-    count seconds.
-    """
-
-    model_repository: Path
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-    host: str = LOOPBACK
-    server_flags: tuple[str, ...] = ()
-    admin_key: str | None = None
-    is_verbose: bool = False
-    ready_timeout_s: float = 120.0
-    exit_timeout_s: int = 15
 
 
 def print_line(line: str) -> None:
@@ -74,15 +50,13 @@ class TritonServer:
     """
 
     def __init__(self, request: ServeRequest, pass_on: Callable[[str], None] = print_line) -> None:
-        check_server_flags(request.server_flags)
-        check_repository(request.model_repository)
+        request.check()
         self.request = request
         self._pass_on = pass_on
         self._installation = find_installation()
-        wanted = (request.http_port, request.grpc_port, request.metrics_port)
-        self._ports = choose_ports(request.host, dict(zip(PORT_FLAGS, wanted, strict=True)))
+        self._ports = choose_ports(request.host, request.wanted_ports)
         self._prefix = unique_prefix()
-        self._staging = Path(tempfile.mkdtemp(prefix="tidemill-server-"))
+        self._staging: Path | None = None
         self._process: subprocess.Popen[str] | None = None
         self._output: ServerOutput | None = None
 
@@ -115,19 +89,15 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
         """Start the process, in a session of its own so that a Ctrl-C reaches it through us."""
         remove_leftovers()
+        self._staging = Path(tempfile.mkdtemp(prefix="tidemill-server-"))
         self._process = subprocess.Popen(
-            self.command(),
+            self._command(self._staging),
             env=server_environment(self._installation),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -137,17 +107,17 @@ class TritonServer:
             start_new_session=True,
         )
         assert self._process.stdout is not None
-        is_verbose = self.request.is_verbose or any(
-            flag.startswith("--log-verbose") for flag in self.request.server_flags
+        self._output = ServerOutput(
+            self._process.stdout, self._pass_on, self.request.shows_everything
         )
-        self._output = ServerOutput(self._process.stdout, self._pass_on, is_verbose)
 
-    def command(self) -> list[str]:
-        """Return the command line, staging the backend directory that it names."""
+    def _command(self, staging: Path) -> list[str]:
+        """Return the command line, staging the directories that it names."""
         request = self.request
+        repository = stage_repository(request.model_repository, staging / "models", self._pass_on)
         command = [
             str(self._installation.binary),
-            f"--model-repository={request.model_repository.resolve()}",
+            f"--model-repository={repository.resolve()}",
             f"--http-address={request.host}",
             f"--grpc-address={request.host}",
             f"--metrics-address={request.host}",
@@ -156,14 +126,10 @@ class TritonServer:
             f"--exit-timeout-secs={request.exit_timeout_s}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
         ]
-        backends = stage_backends(self._installation, self._staging / "backends")
+        backends = stage_backends(self._installation, staging / "backends")
         if backends is not None:
             command.append(f"--backend-directory={backends}")
-        key = request.admin_key or secrets.token_hex(16)
-        for flag in RESTRICTION_FLAGS:
-            if not any(given.startswith(flag) for given in request.server_flags):
-                command.append(f"{flag}={RESTRICTED_APIS}:admin-key={key}")
-        return [*command, *request.server_flags]
+        return [*command, *restriction_flags(request), *request.server_flags]
 
     def is_ready(self) -> bool:
         """Ask the server's health endpoint once."""
@@ -181,9 +147,10 @@ class TritonServer:
 
         Raises: ServerError with the server's own last errors when it ends or the time is over.
         """
+        assert self._process is not None
         deadline = time.monotonic() + self.request.ready_timeout_s
         while not self.is_ready():
-            code = self.poll()
+            code = self._process.poll()
             if code is not None:
                 raise self._not_ready(f"it ended with exit code {code}")
             if time.monotonic() > deadline:
@@ -201,11 +168,6 @@ class TritonServer:
             hint="mend or remove the model named above",
         )
 
-    def poll(self) -> int | None:
-        """Return the exit code of a server that has ended."""
-        assert self._process is not None
-        return self._process.poll()
-
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait for the server to end by itself; return its exit code, None when time is over."""
         assert self._process is not None
@@ -214,54 +176,33 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             return None
 
-    def request_stop(self) -> None:
-        """Ask the server to finish what runs and end."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-
     def stop(self) -> None:
-        """End the server, by force after its own exit timeout; clean up what it leaves."""
+        """End the server in order, by force after its own exit timeout; clean up what it leaves."""
         if self._process is not None:
-            self.request_stop()
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
             if self.wait(self.request.exit_timeout_s + 5.0) is None:
                 self._pass_on("tritonserver did not end in time; killing it")
-            # Stubs outlive a killed server, and the group also holds those of a crashed one.
+            self.kill()
+            self._process.wait()
+        if self._output is not None:
+            self._output.join(timeout_s=1.0)
+        remove_leftovers(self._prefix)
+        if self._staging is not None:
+            shutil.rmtree(self._staging, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the server and its stubs at once; stubs outlive a server that died."""
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            if self._output is not None:
-                self._output.join(timeout_s=1.0)
-        remove_leftovers(self._prefix)
-        shutil.rmtree(self._staging, ignore_errors=True)
 
 
-def check_repository(repository: Path) -> None:
-    """Refuse a repository without a model before a server is started.
-
-    Raises: ServerError when the directory is missing or holds no model directory.
-    """
-    models = [path for path in repository.iterdir() if path.is_dir()] if repository.is_dir() else []
-    if not models:
-        raise ServerError(
-            "there is no model to serve",
-            where=str(repository),
-            expected="a model repository: one directory for each model",
-            got="an empty directory" if repository.is_dir() else "no such directory",
-            hint="tidemill deploy --engine_dir ENGINE --model_repository DIR --name NAME",
-        )
-
-
-def check_server_flags(flags: tuple[str, ...]) -> None:
-    """Refuse tritonserver flags that this command sets itself.
-
-    Raises: ConfigError naming them.
-    """
-    clashing = [flag for flag in flags if flag.split("=")[0] in OWN_FLAGS]
-    if clashing:
-        raise ConfigError(
-            "these tritonserver flags are set by tidemill serve itself",
-            where="flags after --",
-            expected="flags other than " + ", ".join(OWN_FLAGS),
-            got=", ".join(clashing),
-            hint="tidemill's own --http-port, --grpc-port, --metrics-port and --host",
-        )
+def restriction_flags(request: ServeRequest) -> list[str]:
+    """Return the flags that close the admin endpoints, unless the user sets them."""
+    key = request.admin_key or secrets.token_hex(16)
+    return [
+        f"{flag}={RESTRICTED_APIS}:admin-key={key}"
+        for flag in RESTRICTION_FLAGS
+        if not any(given.startswith(flag) for given in request.server_flags)
+    ]

@@ -1,0 +1,90 @@
+"""What to serve, as one dataclass, and the checks that need no server.
+
+In: a user's wishes. Out: refusals before anything is started. Shared by the launcher and whoever
+fills it in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidemill.base.errors import ConfigError, ServerError
+
+LOOPBACK = "127.0.0.1"
+PORT_FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
+OWN_FLAGS = (*PORT_FLAGS, "--http-address", "--grpc-address", "--metrics-address")
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """What to serve, where to listen, and flags for tritonserver itself.
+
+    The default address is this machine alone: Triton has no authentication. Port 0 picks a free
+    one. Without `admin_key` the restricted endpoints are closed to everybody. Units: timeouts
+    count seconds.
+    """
+
+    model_repository: Path
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    host: str = LOOPBACK
+    server_flags: tuple[str, ...] = ()
+    admin_key: str | None = None
+    is_verbose: bool = False
+    ready_timeout_s: float = 120.0
+    exit_timeout_s: int = 15
+
+    @property
+    def wanted_ports(self) -> dict[str, int]:
+        """The ports by tritonserver's flags for them."""
+        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        return dict(zip(PORT_FLAGS, ports, strict=True))
+
+    @property
+    def shows_everything(self) -> bool:
+        """Whether the server's whole log was asked for, by us or by its own flag."""
+        asked_server = any(flag.startswith("--log-verbose") for flag in self.server_flags)
+        return self.is_verbose or asked_server
+
+    def check(self) -> None:
+        """Refuse what cannot be served.
+
+        Raises: ConfigError for flags that clash with our own, ServerError for a repository
+        without a model.
+        """
+        check_server_flags(self.server_flags)
+        check_repository(self.model_repository)
+
+
+def check_repository(repository: Path) -> None:
+    """Refuse a repository without a model before a server is started.
+
+    Raises: ServerError when the directory is missing or holds no model directory.
+    """
+    models = [path for path in repository.iterdir() if path.is_dir()] if repository.is_dir() else []
+    if not models:
+        raise ServerError(
+            "there is no model to serve",
+            where=str(repository),
+            expected="a model repository: one directory for each model",
+            got="a directory without any" if repository.is_dir() else "no such directory",
+            hint="tidemill deploy --engine_dir ENGINE --model_repository DIR --name NAME",
+        )
+
+
+def check_server_flags(flags: tuple[str, ...]) -> None:
+    """Refuse tritonserver flags that this command sets itself.
+
+    Raises: ConfigError naming them.
+    """
+    clashing = [flag for flag in flags if flag.split("=")[0] in OWN_FLAGS]
+    if clashing:
+        raise ConfigError(
+            "these tritonserver flags are set by tidemill serve itself",
+            where="flags after --",
+            expected="flags other than " + ", ".join(OWN_FLAGS),
+            got=", ".join(clashing),
+            hint="tidemill's own --http-port, --grpc-port and --metrics-port",
+        )

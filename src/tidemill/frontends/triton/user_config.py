@@ -1,0 +1,127 @@
+"""Adapts one model directory that a user wrote for TensorRT-LLM, in a staged copy.
+
+In: config.pbtxt with `platform: "tensorrt_llm"` and the packed-token tensors, and version
+directories with engines. Out: the same served by the Python backend, on the device that is there,
+with ranks for instances; every change is said. protobuf reads and writes the config, so nothing
+else that the user wrote is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from tidemill.base.errors import ServerError
+from tidemill.frontends.triton.config_pbtxt import TensorConfig
+from tidemill.frontends.triton.deploy import model_py
+from tidemill.frontends.triton.repository import CONFIG_NAME
+from tidemill.frontends.triton.tensors import TOKENS_INPUTS, TOKENS_OUTPUTS
+
+Say = Callable[[str], None]
+
+NEEDED = {"input": ("input_ids", "input_lengths"), "output": ("output_ids",)}
+
+
+def stage_model(model: Path, staged: Path, say: Say) -> None:
+    """Write a model's working copy: its config adapted, its versions' files linked.
+
+    Raises: ServerError when the config cannot be read or has other tensors.
+    """
+    config = read_user_config(model / CONFIG_NAME)
+    for change in adapt_config(config, model):
+        say(f"{model.name}: {change}")
+    staged.mkdir()
+    (staged / CONFIG_NAME).write_text(text_format.MessageToString(config), encoding="utf-8")
+    for version in sorted(path for path in model.iterdir() if path.is_dir()):
+        _stage_version(version, staged / version.name)
+
+
+def read_user_config(path: Path) -> Any:
+    """Parse a config.pbtxt with protobuf's own parser.
+
+    Raises: ServerError naming the line and column of the fault.
+    """
+    config = model_config_pb2.ModelConfig()
+    try:
+        return text_format.Parse(path.read_text("utf-8"), config)
+    except text_format.ParseError as error:
+        raise ServerError(
+            "a config.pbtxt cannot be read",
+            where=str(path),
+            expected="a ModelConfig in protobuf's text format",
+            got=str(error),
+            hint="the place is line:column",
+        ) from error
+
+
+def adapt_config(config: Any, model: Path) -> list[str]:
+    """Change a parsed config in place so that it can be served; return what was changed.
+
+    Raises: ServerError when its tensors are not the packed-token ones.
+    """
+    _check_tensors(config, model)
+    changes = [f'platform "{config.platform}" -> backend "python"']
+    config.platform, config.backend = "", "python"
+    kind_name = model_config_pb2.ModelInstanceGroup.Kind.Name
+    groups = [f"{group.count} x {kind_name(group.kind)}" for group in config.instance_group]
+    if groups != ["1 x KIND_CPU"]:
+        del config.instance_group[:]
+        config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        was = ", ".join(groups) or "unset"
+        changes.append(f"instance_group {was} -> 1 x KIND_CPU (the engine has its own ranks)")
+    if config.HasField("dynamic_batching"):
+        config.ClearField("dynamic_batching")
+        changes.append("dynamic_batching removed: the engine batches in flight")
+    added = _declare(config.input, TOKENS_INPUTS) + _declare(config.output, TOKENS_OUTPUTS)
+    if added:
+        changes.append("optional tensors declared: " + ", ".join(added))
+    return changes
+
+
+def _check_tensors(config: Any, model: Path) -> None:
+    faults = [
+        f"{kind} {name}"
+        for kind, names in NEEDED.items()
+        for name in names
+        if name not in {tensor.name for tensor in getattr(config, kind)}
+    ]
+    if config.max_batch_size != 0:
+        faults.append(f"max_batch_size 0, not {config.max_batch_size}")
+    if faults:
+        raise ServerError(
+            "this layout of a tensorrt_llm model cannot be served yet",
+            where=str(model / CONFIG_NAME),
+            expected="packed tokens: input_ids, input_lengths -> output_ids, max_batch_size 0",
+            got="missing: " + ", ".join(faults),
+            hint="tidemill deploy writes a layout that works",
+        )
+
+
+def _declare(tensors: Any, wanted: tuple[TensorConfig, ...]) -> list[str]:
+    """Add the tensors that are not declared, so that clients may use them; return their names."""
+    declared = {tensor.name for tensor in tensors}
+    added = []
+    for tensor in wanted:
+        if tensor.name not in declared:
+            new = tensors.add(
+                name=tensor.name,
+                data_type=model_config_pb2.DataType.Value(tensor.data_type.value),
+                dims=tensor.dims,
+            )
+            if tensor.is_optional:
+                new.optional = True
+            added.append(tensor.name)
+    return added
+
+
+def _stage_version(version: Path, staged: Path) -> None:
+    """Link a version's files; a model.py of the user's own stays, a missing one is written."""
+    staged.mkdir()
+    for path in version.iterdir():
+        (staged / path.name).symlink_to(path.resolve())
+    if not (staged / "model.py").exists():
+        (staged / "model.py").write_text(model_py("tokens"), encoding="utf-8")
