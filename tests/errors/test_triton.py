@@ -18,6 +18,7 @@ from tests.unit.triton import fake_pb_utils  # installs the stub's module before
 from tidemill.base.errors import ConfigError, InvalidRequestError, ServerError
 from tidemill.frontends.triton import installation
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
+from tidemill.frontends.triton.model import read_session_config
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.sampling_inputs import (
     NEUTRAL_NUMBERS,
@@ -31,6 +32,7 @@ from tidemill.frontends.triton.serve_request import (
     check_server_flags,
 )
 from tidemill.frontends.triton.server import TritonServer
+from tidemill.frontends.triton.staged_repository import stage_repository
 from tidemill.frontends.triton.tokens_model import unpack_prompts
 
 
@@ -141,6 +143,32 @@ def test_model_that_does_not_load_ends_the_start_with_the_servers_own_words(
         TritonServer(ServeRequest(tmp_path, 0, 0, 0), lines.append),
     ):
         pass
+    expect_four_parts(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ('platform: "tensorrt_llm" max_batch_size: many', "1:"),
+        ('platform: "tensorrt_llm" max_batch_size: 8', "max_batch_size 0, not 8"),
+        ('platform: "tensorrt_llm"', "missing: input input_ids, input input_lengths, output"),
+    ],
+)
+def test_users_config_that_cannot_be_served_is_refused_before_the_server_starts(
+    tmp_path: Path, config: str, part: str
+) -> None:
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "models" / "m" / "config.pbtxt").write_text(config)
+    with pytest.raises(ServerError) as caught:
+        stage_repository(tmp_path / "models", tmp_path / "staged", print)
+    expect_four_parts(caught.value)
+    assert part in caught.value.got
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "1.5"])
+def test_parameter_of_config_pbtxt_that_is_no_number(value: str) -> None:
+    with pytest.raises(ConfigError, match="num_threads") as caught:
+        read_session_config({"num_threads": value})
     expect_four_parts(caught.value)
 
 
