@@ -12,7 +12,8 @@ RECORD_WORDS = 32
 CONTEXT_GO, CONTEXT_SLEEPERS, CONTEXT_STOP, CONTEXT_BARRIER = 0, 8, 16, 24
 CONTEXT_NUM_OPS, CONTEXT_RECORDS, CONTEXT_NUM_THREADS, CONTEXT_PROFILE = 32, 33, 34, 35
 CONTEXT_SYSCALL = 36  # address of the C library's syscall function
-CONTEXT_PHASE = 40  # + 8 * thread: barriers passed so far, times the team's size
+CONTEXT_BARRIER_SLEEPERS = 40
+CONTEXT_PHASE = 48  # + 8 * thread: barriers passed so far, times the team's size
 
 WORKER_SYMBOL, STEP_SYMBOL = "team_worker", "team_step"
 

@@ -14,6 +14,7 @@ from tidemill.codegen.isa import Isa
 from tidemill.codegen.types import I64, PTR
 
 SPINS_BEFORE_SLEEP = 20_000
+SPINS_AT_BARRIER = 4_000
 _FUTEX_WAIT_PRIVATE, _FUTEX_WAKE_PRIVATE = 128, 129
 
 
@@ -44,13 +45,33 @@ def _emit_walk(module: Module, isa: Isa) -> Function:
         _profile(f, profile, is_profiled, slot, clock)
         with f.when(num_threads > 1):
             phase[0] = phase[0] + num_threads
-            context.at(abi.CONTEXT_BARRIER).atomic_add(1)
-            with f.repeat_until() as until:
-                isa.pause(f)
-                until(context.at(abi.CONTEXT_BARRIER).atomic_load() >= phase[0])
+            _barrier(f, isa, context, phase[0])
         _profile(f, profile, is_profiled, slot + 1, clock)
     phase_at[0] = phase[0]
     return f
+
+
+def _barrier(f: Function, isa: Isa, context: Pointer, goal: Value) -> None:
+    """Wait until the team's arrivals reach `goal`.
+
+    Spins for as long as a balanced op could keep the others busy, then sleeps: where another
+    job holds a core, a spinning thread would keep the one that it waits for from running.
+    """
+    arrivals, sleepers = context.at(abi.CONTEXT_BARRIER), context.at(abi.CONTEXT_BARRIER_SLEEPERS)
+    syscall, spins = context[abi.CONTEXT_SYSCALL].to(PTR), f.registers(I64)
+    is_last = (arrivals.atomic_add(1, "seq_cst") + 1) >= goal
+    with f.when(is_last & sleepers.atomic_load("seq_cst").ne(0)):
+        isa.futex(f, syscall, arrivals, _FUTEX_WAKE_PRIVATE, context[abi.CONTEXT_NUM_THREADS])
+    spins[0] = 0
+    with f.repeat_until() as until:
+        isa.pause(f)
+        spins[0] = spins[0] + 1
+        seen = arrivals.atomic_load()
+        with f.when((seen < goal) & (spins[0] > SPINS_AT_BARRIER)):
+            sleepers.atomic_add(1, "seq_cst")
+            isa.futex(f, syscall, arrivals, _FUTEX_WAIT_PRIVATE, seen)
+            sleepers.atomic_add(-1, "seq_cst")
+        until(arrivals.atomic_load() >= goal)
 
 
 def _profile(

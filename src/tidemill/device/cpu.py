@@ -24,7 +24,8 @@ Bytes = npt.NDArray[np.uint8]
 
 def allocate(size_bytes: int) -> Bytes:
     """Reserve zeroed memory; pages are taken when first written, huge ones where allowed."""
-    memory = mmap.mmap(-1, max(size_bytes, 1))
+    # Private, since shared anonymous memory is not given huge pages by default.
+    memory = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if size_bytes >= 1 << 21:
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=np.uint8)

@@ -127,12 +127,13 @@ class _Tile:
         end = self.position + self.count
         with f.loop(0, end, ATTENTION_CHUNK) as start:
             offsets = self._block_offsets(start)
+            following = self._block_offsets(start + ATTENTION_CHUNK)
             for rows in self._row_groups():
                 self._score(rows, offsets)
                 for r in rows:
                     self._softmax(r, start)
             for rows in self._row_groups():
-                self._accumulate(rows, start, end, offsets)
+                self._accumulate(rows, start, end, offsets, following)
         self._store()
 
     def _row_groups(self) -> list[range]:
@@ -168,15 +169,18 @@ class _Tile:
     def _score(self, rows: range, offsets: list[tuple[Value, Value]]) -> None:
         """scores[r, c] = q[r] . k over the head width, in order."""
         f, cache, math = self.f, self.kernel.cache, self.kernel.math
-        size = cache.dtype.itemsize_bytes
-        row_bytes = cache.tokens_per_block * cache.step * size
-        columns = [self.k.bytes(block + place * (cache.step * size)) for block, place in offsets]
+        row_bytes = cache.tokens_per_block * cache.step * cache.dtype.itemsize_bytes
+        columns = [self._keys(block, place) for block, place in offsets]
+        values = [self._values(block, place) for block, place in offsets]
         for r in rows:
             for c in range(_COLUMNS):
                 self.scores[r, c] = f.zero(V)
         with f.loop(0, self.width // cache.step, 2) as d:
             for u in range(2):
                 keys = [math.load_w(column.bytes((d + u) * row_bytes)) for column in columns]
+                if rows.start == 0:  # the chunk's values will be wanted next
+                    for value in values:
+                        value.bytes((d + u) * math.vector_bytes).prefetch(0)
                 for r in rows:
                     query = math.load_x(self.q.at(r * (self.width // cache.step) + u).at(d))
                     for c in range(_COLUMNS):
@@ -204,7 +208,12 @@ class _Tile:
             self.o.put(i, self.o.vec(i, LANES) * fade)
 
     def _accumulate(
-        self, rows: range, start: Value, end: Value, offsets: list[tuple[Value, Value]]
+        self,
+        rows: range,
+        start: Value,
+        end: Value,
+        offsets: list[tuple[Value, Value]],
+        following: list[tuple[Value, Value]],
     ) -> None:
         """o[r] += p[r] . v over the chunk's positions in order, up to the tile's last one."""
         for first in range(0, self.width // LANES, _DIM_GROUP):
@@ -215,25 +224,41 @@ class _Tile:
                     sums[r, d] = self.o.vec(r * self.width + d * LANES, LANES)
             for c, (block, place) in enumerate(offsets):
                 with self.f.when(start + c * LANES < end):
-                    self._accumulate_16(rows, dims, sums, c, self._values(block, place))
+                    keys = self._keys(*following[c]) if rows.start == 0 else None
+                    self._accumulate_16(rows, dims, sums, c, self._values(block, place), keys)
             for r in rows:
                 for d in dims:
                     self.o.put(r * self.width + d * LANES, sums[r, d])
+
+    def _keys(self, block: Value, place: Value) -> Pointer:
+        cache = self.kernel.cache
+        return self.k.bytes(block + place * (cache.step * cache.dtype.itemsize_bytes))
 
     def _values(self, block: Value, place: Value) -> Pointer:
         cache = self.kernel.cache
         return self.v.bytes(block + place * (cache.head_size * cache.dtype.itemsize_bytes))
 
     def _accumulate_16(
-        self, rows: range, dims: range, sums: Registers, c: int, values: Pointer
+        self,
+        rows: range,
+        dims: range,
+        sums: Registers,
+        c: int,
+        values: Pointer,
+        next_keys: Pointer | None,
     ) -> None:
         cache, math = self.kernel.cache, self.kernel.math
         word_bytes = cache.step * cache.dtype.itemsize_bytes
         chunk_words = ATTENTION_CHUNK // cache.step
+        key_row_bytes = cache.tokens_per_block * word_bytes
         with self.f.loop(0, LANES // cache.step, 2) as t:
             for u in range(2):
                 at = values.bytes((t + u) * (cache.head_size * word_bytes))
                 vectors = {d: math.load_w(at.bytes(d * LANES * word_bytes)) for d in dims}
+                if next_keys is not None:
+                    row = (t + u) * (self.width // LANES)
+                    for d in dims:
+                        next_keys.bytes((row + d) * key_row_bytes).prefetch(0)
                 for r in rows:
                     base = r * chunk_words + c * (LANES // cache.step) + u
                     share = math.load_x(self.p.at(base).at(t))
