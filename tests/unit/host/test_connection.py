@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tidemill.base.errors import EngineTargetError, HostError, InvalidRequestError
-from tidemill.host.connection import Framer, check_hello, encode
+from tidemill.host.connection import Framer, encode
 from tidemill.host.messages import (
     NAME_TO_ERROR,
     PROTOCOL_VERSION,
@@ -47,15 +47,3 @@ def test_errors_come_out_as_the_class_they_were_with_all_parts() -> None:
     again = WireError.from_exception(error).to_exception()
     assert type(again) is EngineTargetError and str(again) == str(error)
     assert NAME_TO_ERROR["InvalidRequestError"] is InvalidRequestError
-
-
-@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x01\x00\x00\x00\xc1", b"GET / HTTP/1.1"])
-def test_foreign_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(HostError, match="no message"):
-        Framer().push(data)
-
-
-@pytest.mark.parametrize("message", [Hello(PROTOCOL_VERSION + 1, "newer"), Ask()])
-def test_other_protocol_version_is_refused(message: Message) -> None:
-    with pytest.raises(HostError, match="speaks another protocol"):
-        check_hello(message)

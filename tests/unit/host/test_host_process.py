@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from tidemill.base.errors import EngineFormatError, EngineTargetError, HostError
 from tidemill.host.address import HostAddress
 from tidemill.host.client import HostClient
 from tidemill.host.config import HostConfig, SessionConfig
@@ -243,48 +242,6 @@ def test_values_that_no_wire_can_carry_fail_their_request(connect: Connect) -> N
     for fields in ({"prompt": "\ud83d"}, {"prompt": "x", "seed": 2**70}):
         error = Inbox(client, "odd", **fields).last().error
         assert error is not None and error.kind == "InvalidRequestError"
-
-
-def test_load_error_arrives_as_its_own_class(
-    connect: Connect, engine_dir: Path, socket_directory: Path
-) -> None:
-    (engine_dir / "broken").touch()
-    with pytest.raises(EngineTargetError) as caught:
-        connect()
-    assert (caught.value.expected, caught.value.got) == ("avx512", "abacus")
-    assert list(socket_directory.iterdir()) == []
-
-
-def test_missing_engine_directory(engine_dir: Path, socket_directory: Path) -> None:
-    with pytest.raises(EngineFormatError, match="cannot be read"):
-        HostClient.connect_or_start(engine_dir / "nowhere", None, FAKE_HOST)
-
-
-def test_host_that_dies_while_it_starts(connect: Connect, engine_dir: Path) -> None:
-    (engine_dir / "silent_death").touch()
-    with pytest.raises(HostError, match="died while it started") as caught:
-        connect()
-    assert "last words" in caught.value.got
-
-
-def test_host_that_does_not_start_in_time(connect: Connect, engine_dir: Path) -> None:
-    (engine_dir / "slow").touch()
-    with pytest.raises(HostError, match="not ready"):
-        connect(host=replace(FAKE_HOST, start_timeout_seconds=1.0))
-
-
-def test_program_that_does_not_exist(connect: Connect) -> None:
-    with pytest.raises(HostError, match="could not be started"):
-        connect(host=replace(FAKE_HOST, program=("/nowhere/python",)))
-
-
-def test_directory_that_others_can_read_is_refused(
-    connect: Connect, socket_directory: Path
-) -> None:
-    socket_directory.mkdir(mode=0o755)
-    socket_directory.chmod(0o755)
-    with pytest.raises(HostError, match="not private"):
-        connect()
 
 
 def test_engine_under_a_link_is_the_same_engine(
