@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from tidemill.base.dtypes import DType
 from tidemill.builder.build_config import BuildConfig
-from tidemill.codegen.emitter import Function, Module
+from tidemill.codegen.emitter import Function
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.kernel import Kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.engine.manifest import KvLayout
 from tidemill.ir.graph import Op

@@ -9,33 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy.typing as npt
 
 from tidemill.base import abi
 from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary, has_bias, kv_layout
-from tidemill.builder.cpu_memory import place_buffers, place_inputs
-from tidemill.codegen.emitter import Module
+from tidemill.builder.cpu_operands import OperandPlaces, WeightSink
 from tidemill.codegen.isa import Isa
+from tidemill.codegen.module import Module
 from tidemill.engine.manifest import KvLayout, Operand, PlanOp, TensorSpec
-from tidemill.ir.graph import Constant, Graph, Op, Value
+from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up, wide_row
 from tidemill.ops.row import StepSizes
 from tidemill.ops.table import OPS
-from tidemill.quant.packing import interleave_gate, pack_panels, pad_vector
 
-Array = npt.NDArray[Any]
 _ONE_TOKEN = StepSizes(tokens=1, sequences=1, logit_rows=1, kv_tokens=1, attention_pairs=1)
 _NO_TOKENS = StepSizes(tokens=0, sequences=0, logit_rows=0, kv_tokens=0, attention_pairs=0)
-
-
-class WeightSink(Protocol):
-    """Takes each packed tensor once, in plan order; returns its byte offset."""
-
-    def __call__(self, name: str, pack: Callable[[], Array]) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,19 @@ def lower_for_cpu(graph: Graph, config: BuildConfig, isa: Isa, sink: WeightSink)
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    return _Lowering(graph, config, isa, sink).run()
+    library = KernelLibrary(isa, config)
+    places = OperandPlaces(graph, config, sink)
+    plan = tuple(_lower(op, library, places) for op in graph.ops)
+    attention = next(op for op in graph.ops if op.kind == "paged_attention")
+    return CpuPlan(
+        library.module,
+        plan,
+        places.buffer_specs,
+        places.input_specs,
+        places.arena_bytes,
+        max((_sample_scratch_bytes(op) for op in graph.ops if op.kind == "sample"), default=0),
+        kv_layout(attention, places.num_layers, config),
+    )
 
 
 def _check_shapes(graph: Graph, config: BuildConfig) -> None:
@@ -81,177 +82,120 @@ def _check_shapes(graph: Graph, config: BuildConfig) -> None:
         )
 
 
-class _Lowering:
-    """One graph's walk: ops in order, weights as they are met."""
-
-    def __init__(self, graph: Graph, config: BuildConfig, isa: Isa, sink: WeightSink) -> None:
-        self.graph, self.config, self.sink = graph, config, sink
-        self.library = KernelLibrary(isa, config)
-        self.constants = {c.value.name: c for c in graph.constants}
-        self.buffers, self.arena_bytes = place_buffers(graph, config)
-        self.inputs, self.inputs_bytes = place_inputs(config)
-        self.packed: dict[str, int] = {}
-        self.layers = sorted({op.layer for op in graph.ops if op.kind == "paged_attention"})
-        self.scratch_bytes = 0
-
-    def run(self) -> CpuPlan:
-        plan = tuple(self._lower(op) for op in self.graph.ops)
-        attention = next(op for op in self.graph.ops if op.kind == "paged_attention")
-        return CpuPlan(
-            self.library.module,
-            plan,
-            tuple(self.buffers.values()),
-            tuple(self.inputs.values()),
-            self.arena_bytes,
-            self.scratch_bytes,
-            kv_layout(attention, len(self.layers), self.config),
-        )
-
-    def _lower(self, op: Op) -> PlanOp:
-        kernel = self.library.kernel(op)
-        operands = {operand.name: operand for operand in self._operands(op)}
-        assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
-        fixed = OPS[op.kind].cost(op, _NO_TOKENS)
-        row = OPS[op.kind].cost(op, _ONE_TOKEN)
-        return PlanOp(
-            kernel.symbol, op.kind, op.layer, op.outputs[0].name,
-            tuple(operands[field] for field in kernel.fields),
-            flops_per_row=row.flops, bytes_fixed=fixed.bytes,
-        )  # fmt: skip
-
-    def _operands(self, op: Op) -> list[Operand]:
-        """Fill an op's record, by operand name."""
-        if op.kind in ("linear", "linear_residual", "linear_gated"):
-            return self._linear(op)
-        if op.kind == "embedding":
-            return [
-                self._rows(op),
-                self._input("tokens", "tokens"),
-                self._matrix("table", op.inputs[1]),
-                self._buffer("y", op.outputs[0]),
-            ]
-        if op.kind == "rms_norm":
-            return [
-                self._rows(op),
-                self._buffer("x", op.inputs[0]),
-                self._vector("weight", op.inputs[1]),
-                self._buffer("y", op.outputs[0]),
-            ]
-        if op.kind == "gather_last":
-            return [
-                self._rows(op),
-                self._buffer("x", op.inputs[0]),
-                self._input("indices", "logit_rows"),
-                self._buffer("y", op.outputs[0]),
-            ]
-        return self._attention_or_sample(op)
-
-    def _attention_or_sample(self, op: Op) -> list[Operand]:
-        if op.kind == "rope_cache":
-            qkv, _, cos, sin = op.inputs
-            return [
-                self._rows(op),
-                self._buffer("qkv", qkv),
-                self._input("positions", "positions"),
-                self._input("slots", "slots"),
-                self._table("cos", cos),
-                self._table("sin", sin),
-                self._buffer("q", op.outputs[0]),
-                *self._cache(op.layer),
-            ]
-        if op.kind == "paged_attention":
-            tables = self.inputs["tables"]
-            return [
-                self._input("tiles", "tiles"),
-                self._header("num_tiles", abi.HEADER_TILES),
-                self._input("tables", "tables"),
-                Operand("table_row", "immediate", tables.row_elements),
-                self._buffer("q", op.inputs[0]),
-                *self._cache(op.layer),
-                self._buffer("y", op.outputs[0]),
-            ]
-        assert op.kind == "sample", op.kind
-        self.scratch_bytes = 4 * wide_row(int(op.inputs[0].type.shape[1]))
-        settings = ("temperature", "top_k", "top_p", "seed")
-        return [
-            self._rows(op),
-            self._buffer("logits", op.inputs[0]),
-            *(self._input(name, name) for name in settings),
-            self._input("position", "sampled_positions"),
-            self._buffer("tokens", op.outputs[0]),
-            Operand("scratch", "scratch", 0),
-            Operand("scratch_bytes", "immediate", self.scratch_bytes),
-        ]
-
-    def _linear(self, op: Op) -> list[Operand]:
-        x, *weights = op.inputs
-        if op.kind == "linear_gated":
-            matrix = self._joined("w", weights[0], weights[1])
-            bias = self._joined("bias", weights[2], weights[3]) if has_bias(op) else None
-            num_outputs = 2 * round_up(int(weights[0].type.shape[0]), LANES)
-        else:
-            matrix = self._matrix("w", weights[0])
-            bias = self._vector("bias", weights[1]) if has_bias(op) else None
-            num_outputs = int(weights[0].type.shape[0])
-        spec = self.buffers[op.outputs[0].name]
-        return [
-            self._rows(op),
-            self._buffer("x", x),
-            matrix,
-            bias or Operand("bias", "immediate", 0),
-            self._buffer("y", op.outputs[0]),
-            Operand("y_row_bytes", "immediate", spec.row_elements * spec.dtype.itemsize_bytes),
-            Operand("panels", "immediate", padded_n(num_outputs) // PANEL),
-        ]
-
-    def _rows(self, op: Op) -> Operand:
-        symbol = op.outputs[0].type.shape[0]
-        words = {"T": abi.HEADER_TOKENS, "L": abi.HEADER_LOGIT_ROWS}
-        return self._header("rows", words[str(symbol)])
-
-    def _header(self, name: str, word: int) -> Operand:
-        return Operand(name, "input", self.inputs["header"].offset_bytes + 8 * word)
-
-    def _input(self, name: str, spec: str) -> Operand:
-        return Operand(name, "input", self.inputs[spec].offset_bytes)
-
-    def _buffer(self, name: str, value: Value) -> Operand:
-        return Operand(name, "arena", self.buffers[value.name].offset_bytes)
-
-    def _cache(self, layer: int) -> tuple[Operand, Operand]:
-        index = 2 * self.layers.index(layer)
-        return Operand("k", "kv", index), Operand("v", "kv", index + 1)
-
-    def _matrix(self, name: str, value: Value) -> Operand:
-        return self._weight(name, (value,), lambda w: pack_panels(w[0], value.type.dtype))
-
-    def _joined(self, name: str, first: Value, second: Value) -> Operand:
-        """A gated MLP's two matrices (or biases) as one."""
-        is_bias = len(first.type.shape) == 1
-
-        def pack(arrays: list[Array]) -> Array:
-            joined = interleave_gate(*arrays)
-            return pad_vector(joined) if is_bias else pack_panels(joined, first.type.dtype)
-
-        return self._weight(name, (first, second), pack)
-
-    def _vector(self, name: str, value: Value) -> Operand:
-        return self._weight(name, (value,), lambda arrays: pad_vector(arrays[0]))
-
-    def _table(self, name: str, value: Value) -> Operand:
-        return self._weight(name, (value,), lambda arrays: arrays[0])
-
-    def _weight(
-        self, name: str, values: tuple[Value, ...], pack: Callable[[list[Array]], Array]
-    ) -> Operand:
-        """Hand a constant to the sink, once however many ops use it."""
-        key = "+".join(value.name for value in values)
-        if key not in self.packed:
-            constants = [self.constants[value.name] for value in values]
-            self.packed[key] = self.sink(key, lambda: pack([_load(c) for c in constants]))
-        return Operand(name, "weights", self.packed[key])
+def _lower(op: Op, library: KernelLibrary, places: OperandPlaces) -> PlanOp:
+    kernel = library.kernel(op)
+    operands = {operand.name: operand for operand in _KIND_TO_OPERANDS[op.kind](op, places)}
+    assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
+    fixed = OPS[op.kind].cost(op, _NO_TOKENS)
+    row = OPS[op.kind].cost(op, _ONE_TOKEN)
+    return PlanOp(
+        kernel.symbol, op.kind, op.layer, op.outputs[0].name,
+        tuple(operands[field] for field in kernel.fields),
+        flops_per_row=row.flops, bytes_fixed=fixed.bytes,
+    )  # fmt: skip
 
 
-def _load(constant: Constant) -> Array:
-    assert constant.load is not None, f"constant {constant.value} has no bytes"
-    return constant.load()
+def _embedding(op: Op, at: OperandPlaces) -> list[Operand]:
+    return [
+        at.rows(op),
+        at.input("tokens", "tokens"),
+        at.matrix("table", op.inputs[1]),
+        at.buffer("y", op.outputs[0]),
+    ]
+
+
+def _rms_norm(op: Op, at: OperandPlaces) -> list[Operand]:
+    return [
+        at.rows(op),
+        at.buffer("x", op.inputs[0]),
+        at.vector("weight", op.inputs[1]),
+        at.buffer("y", op.outputs[0]),
+    ]
+
+
+def _gather_last(op: Op, at: OperandPlaces) -> list[Operand]:
+    return [
+        at.rows(op),
+        at.buffer("x", op.inputs[0]),
+        at.input("indices", "logit_rows"),
+        at.buffer("y", op.outputs[0]),
+    ]
+
+
+def _rope_cache(op: Op, at: OperandPlaces) -> list[Operand]:
+    qkv, _, cos, sin = op.inputs
+    return [
+        at.rows(op),
+        at.buffer("qkv", qkv),
+        at.input("positions", "positions"),
+        at.input("slots", "slots"),
+        at.table("cos", cos),
+        at.table("sin", sin),
+        at.buffer("q", op.outputs[0]),
+        *at.cache(op.layer),
+    ]
+
+
+def _paged_attention(op: Op, at: OperandPlaces) -> list[Operand]:
+    return [
+        at.input("tiles", "tiles"),
+        at.header("num_tiles", abi.HEADER_TILES),
+        at.input("tables", "tables"),
+        Operand("table_row", "immediate", at.input_row_elements("tables")),
+        at.buffer("q", op.inputs[0]),
+        *at.cache(op.layer),
+        at.buffer("y", op.outputs[0]),
+    ]
+
+
+def _sample(op: Op, at: OperandPlaces) -> list[Operand]:
+    settings = ("temperature", "top_k", "top_p", "seed")
+    return [
+        at.rows(op),
+        at.buffer("logits", op.inputs[0]),
+        *(at.input(name, name) for name in settings),
+        at.input("position", "sampled_positions"),
+        at.buffer("tokens", op.outputs[0]),
+        Operand("scratch", "scratch", 0),
+        Operand("scratch_bytes", "immediate", _sample_scratch_bytes(op)),
+    ]
+
+
+def _sample_scratch_bytes(op: Op) -> int:
+    """A row of float32 logits for each thread."""
+    return 4 * wide_row(int(op.inputs[0].type.shape[1]))
+
+
+def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
+    x, *weights = op.inputs
+    if op.kind == "linear_gated":
+        matrix = at.joined("w", weights[0], weights[1])
+        bias = at.joined("bias", weights[2], weights[3]) if has_bias(op) else None
+        num_outputs = 2 * round_up(int(weights[0].type.shape[0]), LANES)
+    else:
+        matrix = at.matrix("w", weights[0])
+        bias = at.vector("bias", weights[1]) if has_bias(op) else None
+        num_outputs = int(weights[0].type.shape[0])
+    return [
+        at.rows(op),
+        at.buffer("x", x),
+        matrix,
+        bias or Operand("bias", "immediate", 0),
+        at.buffer("y", op.outputs[0]),
+        Operand("y_row_bytes", "immediate", at.buffer_row_bytes(op.outputs[0])),
+        Operand("panels", "immediate", padded_n(num_outputs) // PANEL),
+    ]
+
+
+# How an op's record is filled, by operand name.
+_KIND_TO_OPERANDS: dict[str, Callable[[Op, OperandPlaces], list[Operand]]] = {
+    "embedding": _embedding,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "linear_residual": _linear,
+    "linear_gated": _linear,
+    "rope_cache": _rope_cache,
+    "paged_attention": _paged_attention,
+    "gather_last": _gather_last,
+    "sample": _sample,
+}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
-from tidemill.codegen.types import BOOL, F32, I8, I32, I64, PTR, Type, literal
+from tidemill.codegen.types import BOOL, I8, I32, I64, PTR, Type, literal
 
 Number = int | float
 
@@ -383,31 +383,3 @@ class Function:
     def text(self) -> str:
         start = [self.head, "enter:", *self.entry, "  br label %start", "start:"]
         return "\n".join([*start, *self.body, "  ret void", "}"])
-
-
-class Module:
-    """A compilation unit: functions and the intrinsics they call."""
-
-    def __init__(self) -> None:
-        self.functions: list[Function] = []
-        self.declarations: dict[str, str] = {}
-
-    def function(self, name: str, *, exported: bool = False, **args: Type) -> Function:
-        f = Function(name, args, exported, self.declarations.__setitem__)
-        self.functions.append(f)
-        return f
-
-    def text(self, triple: str, cpu: str, features: str, vector_bits: int) -> str:
-        """The module as LLVM IR for one CPU."""
-        attributes = (
-            f'attributes #0 = {{ "target-cpu"="{cpu}" "target-features"="{features}" '
-            f'"prefer-vector-width"="{vector_bits}" "frame-pointer"="none" }}'
-        )
-        declared = [self.declarations[name] for name in sorted(self.declarations)]
-        bodies = [f.text() for f in self.functions]
-        return "\n".join([f'target triple = "{triple}"', *declared, *bodies, attributes, ""])
-
-
-def vector(f: Function, value: float) -> Value:
-    """A splat constant of 16 float lanes, the house's working vector."""
-    return f.constant(value, F32.x(16))

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tidemill.base.abi import RECORD_WORDS
-from tidemill.codegen.emitter import Function, Module, Pointer, Value
+from tidemill.codegen.emitter import Function, Pointer, Value
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import I64, PTR, Type
 
 

@@ -9,8 +9,9 @@ nothing is reset.
 from __future__ import annotations
 
 from tidemill.base import abi
-from tidemill.codegen.emitter import Function, Module, Pointer, Registers, Value
+from tidemill.codegen.emitter import Function, Pointer, Registers, Value
 from tidemill.codegen.isa import Isa
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import I64, PTR
 
 SPINS_BEFORE_SLEEP = 20_000

@@ -8,9 +8,9 @@ tokens only. Exact: elements are widened to f32.
 from __future__ import annotations
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Module
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.kernel import Kernel, open_kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
 from tidemill.ops.cpu_elements import load_f32
 from tidemill.ops.layout import PANEL, k_step, padded_k, wide_row

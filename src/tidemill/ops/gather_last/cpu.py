@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tidemill.codegen.emitter import Module
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.kernel import Kernel, open_kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
 from tidemill.ops.layout import wide_row
 

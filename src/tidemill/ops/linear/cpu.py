@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Function, Module, Pointer, Value
+from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, PTR
 from tidemill.codegen.vector_math import silu
 from tidemill.ops.cpu_elements import PairMath, store_f32

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from tidemill.base.abi import TILE_WORDS
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Function, Module, Pointer, Registers, Value
+from tidemill.codegen.emitter import Function, Pointer, Registers, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64, PTR
 from tidemill.codegen.vector_math import exp2
 from tidemill.ops.cpu_elements import PairMath, store_f32
@@ -29,6 +30,8 @@ FIELDS = ("tiles", "num_tiles", "tables", "table_row", "q", "k", "v", "y")
 MASKED = -1e30
 _COLUMNS = ATTENTION_CHUNK // LANES
 _DIM_GROUP = 4
+# Where 16 positions are cached: the block's byte offset, the position within the block.
+Place = tuple[Value, Value]
 
 
 def tile_tokens(group: int) -> int:
@@ -100,6 +103,51 @@ class AttentionKernel:
         return f
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Cached positions [start, start + 64) of a tile that sees positions below `end`.
+
+    `following` are the places of the next chunk, to be prefetched.
+    """
+
+    start: Value
+    end: Value
+    places: list[Place]
+    following: list[Place]
+
+
+class _CachedHead:
+    """One key-value head of the cache, seen through a sequence's block table."""
+
+    def __init__(self, cache: CacheLayout, k: Pointer, v: Pointer, table: Pointer) -> None:
+        self.cache, self.k, self.v, self.table = cache, k, v, table
+        self.word_bytes = cache.step * cache.dtype.itemsize_bytes
+
+    def places(self, start: Value) -> list[Place]:
+        """The places of a chunk's columns."""
+        cache = self.cache
+        block_bytes = cache.block_elements * cache.dtype.itemsize_bytes
+        places = []
+        for c in range(_COLUMNS):
+            at = start + c * LANES
+            block = self.table[at // cache.tokens_per_block].to(I64)
+            places.append((block * block_bytes, at % cache.tokens_per_block))
+        return places
+
+    def keys(self, place: Place) -> Pointer:
+        block, position = place
+        return self.k.bytes(block + position * self.word_bytes)
+
+    def key_step(self, keys: Pointer, step: Value | int) -> Pointer:
+        """The same 16 keys, `step` words of the head width further on."""
+        return keys.bytes(step * (self.cache.tokens_per_block * self.word_bytes))
+
+    def values(self, place: Place) -> Pointer:
+        block, position = place
+        row_bytes = self.cache.head_size * self.cache.dtype.itemsize_bytes
+        return self.v.bytes(block + position * row_bytes)
+
+
 class _Tile:
     """One tile's body: state of R rows over the chunks of their sequence."""
 
@@ -107,9 +155,12 @@ class _Tile:
         self.kernel, self.f, self.tokens = kernel, f, tokens
         self.group, self.width = kernel.group, kernel.cache.head_size
         self.num_rows = tokens * self.group
+        self.row_groups = _groups(self.num_rows, kernel.isa.attention_rows)
         q, k, v, table, y = f.args[:5]
         self.q_in, self.y = q.as_pointer(F32), y.as_pointer(F32)
-        self.k, self.v, self.table = k.as_pointer(F32), v.as_pointer(F32), table.as_pointer(I32)
+        self.head = _CachedHead(
+            kernel.cache, k.as_pointer(F32), v.as_pointer(F32), table.as_pointer(I32)
+        )
         self.position, self.count = f.args[5], f.args[6]
         size = kernel.activation.itemsize_bytes
         self.q = f.stack(F32, self.num_rows * self.width * size // 4)
@@ -126,19 +177,16 @@ class _Tile:
             self.o.put(i, f.zero(V))
         end = self.position + self.count
         with f.loop(0, end, ATTENTION_CHUNK) as start:
-            offsets = self._block_offsets(start)
-            following = self._block_offsets(start + ATTENTION_CHUNK)
-            for rows in self._row_groups():
-                self._score(rows, offsets)
+            chunk = _Chunk(
+                start, end, self.head.places(start), self.head.places(start + ATTENTION_CHUNK)
+            )
+            for rows in self.row_groups:
+                self._score(rows, chunk)
                 for r in rows:
                     self._softmax(r, start)
-            for rows in self._row_groups():
-                self._accumulate(rows, start, end, offsets, following)
+            for rows in self.row_groups:
+                self._accumulate(rows, chunk)
         self._store()
-
-    def _row_groups(self) -> list[range]:
-        most = self.kernel.isa.attention_rows
-        return [range(i, min(i + most, self.num_rows)) for i in range(0, self.num_rows, most)]
 
     def _token(self, t: int) -> Value:
         """Token t of the tile; beyond the last one, the last again (its result is not stored)."""
@@ -155,29 +203,17 @@ class _Tile:
                 lanes = min(LANES, (row_bytes - i) // 4)
                 to.put(i // 4, source.vec(i // 4, lanes))
 
-    def _block_offsets(self, start: Value) -> list[tuple[Value, Value]]:
-        """For each 16 positions of the chunk: the block's byte offset, the place within it."""
-        cache = self.kernel.cache
-        block_bytes = cache.block_elements * cache.dtype.itemsize_bytes
-        offsets = []
-        for c in range(_COLUMNS):
-            at = start + c * LANES
-            block = self.table[at // cache.tokens_per_block].to(I64)
-            offsets.append((block * block_bytes, at % cache.tokens_per_block))
-        return offsets
-
-    def _score(self, rows: range, offsets: list[tuple[Value, Value]]) -> None:
+    def _score(self, rows: range, chunk: _Chunk) -> None:
         """scores[r, c] = q[r] . k over the head width, in order."""
         f, cache, math = self.f, self.kernel.cache, self.kernel.math
-        row_bytes = cache.tokens_per_block * cache.step * cache.dtype.itemsize_bytes
-        columns = [self._keys(block, place) for block, place in offsets]
-        values = [self._values(block, place) for block, place in offsets]
+        columns = [self.head.keys(place) for place in chunk.places]
+        values = [self.head.values(place) for place in chunk.places]
         for r in rows:
             for c in range(_COLUMNS):
                 self.scores[r, c] = f.zero(V)
         with f.loop(0, self.width // cache.step, 2) as d:
             for u in range(2):
-                keys = [math.load_w(column.bytes((d + u) * row_bytes)) for column in columns]
+                keys = [math.load_w(self.head.key_step(column, d + u)) for column in columns]
                 if rows.start == 0:  # the chunk's values will be wanted next
                     for value in values:
                         value.bytes((d + u) * math.vector_bytes).prefetch(0)
@@ -207,36 +243,20 @@ class _Tile:
         for i in range(r * self.width, (r + 1) * self.width, LANES):
             self.o.put(i, self.o.vec(i, LANES) * fade)
 
-    def _accumulate(
-        self,
-        rows: range,
-        start: Value,
-        end: Value,
-        offsets: list[tuple[Value, Value]],
-        following: list[tuple[Value, Value]],
-    ) -> None:
+    def _accumulate(self, rows: range, chunk: _Chunk) -> None:
         """o[r] += p[r] . v over the chunk's positions in order, up to the tile's last one."""
-        for first in range(0, self.width // LANES, _DIM_GROUP):
-            dims = range(first, min(first + _DIM_GROUP, self.width // LANES))
+        for dims in _groups(self.width // LANES, _DIM_GROUP):
             sums = self.f.registers(V)
             for r in rows:
                 for d in dims:
                     sums[r, d] = self.o.vec(r * self.width + d * LANES, LANES)
-            for c, (block, place) in enumerate(offsets):
-                with self.f.when(start + c * LANES < end):
-                    keys = self._keys(*following[c]) if rows.start == 0 else None
-                    self._accumulate_16(rows, dims, sums, c, self._values(block, place), keys)
+            for c, place in enumerate(chunk.places):
+                with self.f.when(chunk.start + c * LANES < chunk.end):
+                    keys = self.head.keys(chunk.following[c]) if rows.start == 0 else None
+                    self._accumulate_16(rows, dims, sums, c, self.head.values(place), keys)
             for r in rows:
                 for d in dims:
                     self.o.put(r * self.width + d * LANES, sums[r, d])
-
-    def _keys(self, block: Value, place: Value) -> Pointer:
-        cache = self.kernel.cache
-        return self.k.bytes(block + place * (cache.step * cache.dtype.itemsize_bytes))
-
-    def _values(self, block: Value, place: Value) -> Pointer:
-        cache = self.kernel.cache
-        return self.v.bytes(block + place * (cache.head_size * cache.dtype.itemsize_bytes))
 
     def _accumulate_16(
         self,
@@ -248,9 +268,8 @@ class _Tile:
         next_keys: Pointer | None,
     ) -> None:
         cache, math = self.kernel.cache, self.kernel.math
-        word_bytes = cache.step * cache.dtype.itemsize_bytes
+        word_bytes = self.head.word_bytes
         chunk_words = ATTENTION_CHUNK // cache.step
-        key_row_bytes = cache.tokens_per_block * word_bytes
         with self.f.loop(0, LANES // cache.step, 2) as t:
             for u in range(2):
                 at = values.bytes((t + u) * (cache.head_size * word_bytes))
@@ -258,7 +277,7 @@ class _Tile:
                 if next_keys is not None:
                     row = (t + u) * (self.width // LANES)
                     for d in dims:
-                        next_keys.bytes((row + d) * key_row_bytes).prefetch(0)
+                        self.head.key_step(next_keys, row + d).prefetch(0)
                 for r in rows:
                     base = r * chunk_words + c * (LANES // cache.step) + u
                     share = math.load_x(self.p.at(base).at(t))
@@ -278,3 +297,7 @@ class _Tile:
                         value = self.o.vec(r * self.width + i, LANES) * inverse
                         to = y.bytes((g * self.width + i) * size)
                         store_f32(self.kernel.isa, to, 0, value, self.kernel.activation)
+
+
+def _groups(count: int, size: int) -> list[range]:
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]

@@ -7,9 +7,9 @@ order; f32 throughout, rounded once at the end. Padding columns are zero and com
 from __future__ import annotations
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Module
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.kernel import Kernel, open_kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32
 from tidemill.ops.cpu_elements import store_f32
 from tidemill.ops.layout import PANEL, activation_row, wide_row

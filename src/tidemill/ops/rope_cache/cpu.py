@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from math import e, gcd, log2
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Module, Pointer, Value
+from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import BOOL, F32, I16, I32, I64
 from tidemill.ops.cpu_elements import ELEMENT, load_f32, round_lanes, store_f32
 from tidemill.ops.layout import CacheLayout, activation_row, wide_row

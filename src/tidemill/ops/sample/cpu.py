@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tidemill.codegen.emitter import Function, Module, Pointer, Value
+from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, V
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
+from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
 from tidemill.codegen.vector_math import exp
 from tidemill.ops.layout import wide_row
