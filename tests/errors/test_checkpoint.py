@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -121,8 +123,18 @@ def test_llama3_rotary_scaling_without_its_numbers(refusal: Refusal, model: Path
 
 
 def test_output_that_cannot_be_written(model: Path) -> None:
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(BuildError, match="cannot be written"):
         convert(ConvertRequest(model, model / "config.json" / "out"))
+
+
+def test_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(BuildError, match="No space left on device"):
+        convert(ConvertRequest(model, tmp_path / "to" / "out"))
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_prequantised_hf_model(refusal: Refusal, model: Path) -> None:
@@ -285,7 +297,7 @@ def test_layout_that_does_not_divide_the_model(refusal: Refusal, model: Path) ->
 
 def test_output_directory_with_other_files(model: Path) -> None:
     before = {path.name: path.read_bytes() for path in model.iterdir()}
-    with pytest.raises(ConfigError, match="other files"):
+    with pytest.raises(ConfigError, match=r"something else.*\n.*\n.*model\.safetensors"):
         convert(ConvertRequest(model, model))
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidemill.base.dtypes import TRTLLM_TO_DTYPE
-from tidemill.base.errors import CheckpointError, ConfigError
+from tidemill.base.errors import ConfigError
 from tidemill.base.mapping import Mapping
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     """Write a checkpoint; `progress` is told (tensor name, bytes done, bytes in all).
 
     Raises: ConfigError for unacceptable settings, CheckpointError for bad files,
-    UnsupportedError for models outside of what this version can do. Nothing is written then.
+    UnsupportedError for models outside of what this version can do, BuildError when the disk
+    refuses. Nothing is written then.
     """
     started = time.perf_counter()
     _check_request(request)
@@ -74,16 +75,7 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     weight_map = None if request.weight_map is None else Path(request.weight_map)
     model = open_model(request.model_dir, weight_map)
     config = _laid_out(model.config, request)
-    try:
-        written = _write(model, config, request, progress)
-    except OSError as error:
-        raise CheckpointError(
-            "checkpoint could not be written",
-            where=str(request.output_dir),
-            expected="a writable place with room for the weights",
-            got=str(error),
-            hint="free disk space, or give another --output_dir",
-        ) from error
+    written = _write(model, config, request, progress)
     return ConvertReport(
         output_dir=Path(request.output_dir),
         num_tensors=written.num_tensors,

@@ -12,18 +12,18 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
 from tidemill.base.dtypes import DTYPE_TO_SAFETENSORS, DType
-from tidemill.base.errors import ConfigError
+from tidemill.base.staging import StagedDirectory, refuse_foreign_entries
 from tidemill.base.version import __version__
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.file_bytes import Array
@@ -68,24 +68,25 @@ class CheckpointWriter:
     """Writes one checkpoint; use as a context manager, `commit` makes it visible."""
 
     def __init__(self, output_dir: Path, config: CheckpointConfig) -> None:
-        self.output_dir = output_dir
         self.config = config
-        _check_replaceable(output_dir)
-        self._partial = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
+        refuse_foreign_entries(output_dir, _foreign_entries(output_dir), "a checkpoint")
+        self._staged = StagedDirectory(output_dir)
 
     def __enter__(self) -> CheckpointWriter:
-        self.output_dir.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._staged.__exit__(exc_type, exc, traceback)
 
     def write_files(self, name_to_content: Mapping[str, bytes]) -> None:
         """Write small files beside the weights."""
         for name, content in name_to_content.items():
-            (self._partial / name).write_bytes(content)
+            (self._staged.path / name).write_bytes(content)
 
     def write_tensors(
         self, tensors: Sequence[TensorToWrite], workers: int, progress: Progress | None
@@ -93,7 +94,7 @@ class CheckpointWriter:
         """Load, split and write every tensor, `workers` at a time."""
         files = [
             _RankFile(
-                self._partial / f"rank{rank}.safetensors",
+                self._staged.path / f"rank{rank}.safetensors",
                 self._rank_shapes(tensors, rank),
                 self.config.weight_dtype,
             )
@@ -125,11 +126,7 @@ class CheckpointWriter:
         config = replace(self.config, tidemill={**(self.config.tidemill or {}), **note})
         text = json.dumps(config.to_json(), indent=2) + "\n"
         self.write_files({"config.json": text.encode()})
-        replaced = self.output_dir.with_name(f".{self.output_dir.name}.replaced-{os.getpid()}")
-        if self.output_dir.exists():
-            self.output_dir.rename(replaced)
-        self._partial.rename(self.output_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
+        self._staged.publish()
 
     def _rank_shapes(
         self, tensors: Sequence[TensorToWrite], rank: int
@@ -210,25 +207,13 @@ class _RankFile:
         os.close(self._descriptor)
 
 
-def _check_replaceable(output_dir: Path) -> None:
-    """Refuse to replace anything but a checkpoint or an empty directory."""
-    if not output_dir.exists():
-        return
+def _foreign_entries(output_dir: Path) -> list[str]:
+    """Names in the directory that no checkpoint has."""
     if not output_dir.is_dir():
-        raise ConfigError(
-            "output is not a directory", where=str(output_dir), expected="a directory", got="a file"
-        )
-    foreign = sorted(
+        return []
+    return [
         path.name
         for path in output_dir.iterdir()
         if path.name not in (*TOKENIZER_FILES, "config.json")
         and not re.fullmatch(r"rank\d+\.safetensors", path.name)
-    )
-    if foreign:
-        raise ConfigError(
-            "output directory holds other files",
-            where=str(output_dir),
-            expected="a new or empty directory, or an earlier checkpoint to replace",
-            got=", ".join(foreign[:10]),
-            hint="give another --output_dir",
-        )
+    ]

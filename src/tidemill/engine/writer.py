@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.base.errors import BuildError, ConfigError
+from tidemill.base.staging import StagedDirectory, refuse_foreign_entries
 from tidemill.engine.format import (
     CODE_SECTION,
     CONFIG_FILE,
@@ -48,23 +46,18 @@ class EngineWriter:
     """
 
     def __init__(self, output_dir: Path, rank: int = 0) -> None:
-        self._output_dir = output_dir.resolve()
         self._rank = rank
-        self._check_output_dir()
-        token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        name = self._output_dir.name
-        self._staging_dir = self._output_dir.parent / f".{name}.partial-{token}"
-        self._retired_dir = self._output_dir.parent / f".{name}.old-{token}"
+        self._staged = StagedDirectory(output_dir)
         self._weights: dict[str, WeightRange] = {}
         self._hash = hashlib.sha256()
         self._weights_size_bytes = 0
         try:
-            self._staging_dir.mkdir(parents=True)
-            self._file = (self._staging_dir / engine_file_name(rank)).open("wb")
+            self._check_output_dir()
+            self._file = (self._staged.path / engine_file_name(rank)).open("wb")
             self._file.seek(PAGE_BYTES)
-        except OSError as error:
-            self._discard()
-            raise self._refused(error) from error
+        except BaseException:
+            self._staged.discard()
+            raise
 
     def __enter__(self) -> EngineWriter:
         return self
@@ -78,7 +71,7 @@ class EngineWriter:
         # After a full disk, closing fails again on what is still buffered; the file goes anyway.
         with contextlib.suppress(OSError):
             self._file.close()
-        self._discard()
+        self._staged.__exit__(exc_type, exc, traceback)
 
     def add_weight(self, name: str, data: npt.NDArray[Any]) -> int:
         """Append a tensor's bytes to the weights section and return where they start in it.
@@ -108,23 +101,22 @@ class EngineWriter:
         """
         assert manifest.rank == self._rank, f"manifest of rank {manifest.rank}"
         config_bytes = (json.dumps(config, indent=2) + "\n").encode()
-        try:
-            self._complete_file(manifest, code_image, config_bytes)
-            (self._staging_dir / CONFIG_FILE).write_bytes(config_bytes)
-            for path in extra_files:
-                shutil.copyfile(path, self._staging_dir / path.name)
-            self._check_output_dir()
-            self._publish()
-        except OSError as error:
-            raise self._refused(error) from error
-        return self._output_dir
+        self._complete_file(manifest, code_image, config_bytes)
+        staged = self._staged
+        (staged.path / CONFIG_FILE).write_bytes(config_bytes)
+        for path in extra_files:
+            shutil.copyfile(path, staged.path / path.name)
+        self._check_output_dir()
+        if self._rank == 0:
+            staged.publish()
+        else:
+            name = engine_file_name(self._rank)
+            (staged.path / name).replace(staged.target / name)
+        return staged.target
 
     def _append(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise self._refused(error) from error
+        self._file.write(data)
         self._weights_size_bytes += len(data)
 
     def _complete_file(self, manifest: Manifest, code_image: bytes, config_bytes: bytes) -> None:
@@ -159,55 +151,10 @@ class EngineWriter:
         self._file.write(data)
         return Section(offset, len(data), hashlib.sha256(data).hexdigest())
 
-    def _publish(self) -> None:
-        if self._rank > 0:
-            name = engine_file_name(self._rank)
-            (self._staging_dir / name).replace(self._output_dir / name)
-            return
-        if not self._output_dir.exists():
-            self._staging_dir.rename(self._output_dir)
-            return
-        # A running process keeps the old file mapped: its bytes live until it lets go of them.
-        self._output_dir.rename(self._retired_dir)
-        try:
-            self._staging_dir.rename(self._output_dir)
-        except BaseException:
-            self._retired_dir.rename(self._output_dir)
-            raise
-        shutil.rmtree(self._retired_dir, ignore_errors=True)
-
     def _check_output_dir(self) -> None:
-        """Refuse to replace what is not an engine: nobody's files are deleted by a typing error."""
-        if self._rank > 0 or not self._output_dir.exists():
-            return
-        fault = ""
-        if not self._output_dir.is_dir():
-            fault = "a file"
-        elif os.path.ismount(self._output_dir):
-            fault = "a mount point, which cannot be replaced as a whole"
-        else:
-            entries = list(self._output_dir.iterdir())
+        target = self._staged.target
+        if self._rank == 0 and target.exists():
+            entries = list(target.iterdir())
             is_engine = any(entry.suffix == ".engine" for entry in entries)
             foreign = [entry.name for entry in entries if entry.is_dir() or not is_engine]
-            if foreign:
-                fault = f"a directory that holds {', '.join(sorted(foreign)[:5])}"
-        if fault:
-            raise ConfigError(
-                "the engine's output directory holds something else than an engine",
-                where=str(self._output_dir),
-                expected="a new name, an empty directory, or an engine directory to replace",
-                got=fault,
-                hint=f"--output_dir {self._output_dir / 'engine'}",
-            )
-
-    def _refused(self, error: OSError) -> BuildError:
-        return BuildError(
-            "the engine cannot be written",
-            where=str(error.filename or self._output_dir),
-            expected="files that can be read, and a disk with room for the engine",
-            got=error.strerror or str(error),
-            hint="free some space or name another --output_dir; nothing was left behind",
-        )
-
-    def _discard(self) -> None:
-        shutil.rmtree(self._staging_dir, ignore_errors=True)
+            refuse_foreign_entries(target, foreign, "an engine")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.base.errors import ConfigError
+from tidemill.base.staging import StagedDirectory
 
 VERSION = "1"
 CONFIG_NAME = "config.pbtxt"
@@ -52,16 +52,9 @@ def write_model_directory(directory: ModelDirectory, replace: bool = False) -> P
             got=directory.name,
             hint="another name, or replace the old deployment",
         )
-    directory.repository.mkdir(parents=True, exist_ok=True)
-    staging = directory.repository / f".{directory.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        _fill(directory, staging)
-        if directory.path.exists():
-            _swap(staging, directory.path)
-        else:
-            staging.rename(directory.path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with StagedDirectory(directory.path) as staged:
+        _fill(directory, staged.path)
+        staged.publish()
     return directory.path
 
 
@@ -90,11 +83,3 @@ def _bring(source: Path, target: Path, link: str) -> None:
             got=str(error.strerror or error),
             hint="copy it, or link symbolically",
         ) from error
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Put the new directory in the old one's place; the old one goes last."""
-    old = staging.with_name(staging.name + ".old")
-    target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old)
