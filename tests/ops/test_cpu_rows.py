@@ -12,6 +12,7 @@ from tests.ops.native_op import (
     ROWS,
     THREADS,
     WEIGHT_DTYPES,
+    Operands,
     count,
     draw_stored,
     empty_activations,
@@ -41,7 +42,7 @@ def test_embedding_gathers_exact_rows_from_packed_panels(target: str, dtype: DTy
             tokens = rng.integers(0, 101, max(rows, 1)).astype(np.int32)
             tokens[-1] = 100  # the last one: its panel is padded
             y = np.full((max(rows, 1), wide_row(columns)), np.nan, np.float32)
-            record = {
+            record: Operands = {
                 "rows": count(rows), "tokens": tokens, "y": y, "table": pack_panels(table, dtype),
             }  # fmt: skip
             run_native(target, [op], [record], num_threads=2)
@@ -61,7 +62,12 @@ def test_rms_norm_equals_its_reference_and_keeps_padding_zero(target: str, dtype
         for rows in ROWS:
             x = draw_stored(rng, DType.F32, rows, columns) * np.float32(3e-3)
             y = empty_activations(rows, columns, activation)
-            record = {"rows": count(rows), "x": wide_rows(x), "weight": pad_vector(weight), "y": y}
+            record: Operands = {
+                "rows": count(rows),
+                "x": wide_rows(x),
+                "weight": pad_vector(weight),
+                "y": y,
+            }
             for num_threads in THREADS:
                 run_native(target, [op], [record], num_threads=num_threads)
                 expected = run(op, x, weight, numerics=EXACT)
@@ -79,6 +85,6 @@ def test_gather_last_copies_the_rows_asked_for(target: str) -> None:
         for rows in ROWS:
             indices = rng.integers(0, 29, max(rows, 1)).astype(np.int32)
             y = np.full((max(rows, 1), wide_row(columns)), np.nan, np.float32)
-            record = {"rows": count(rows), "x": wide_rows(x), "indices": indices, "y": y}
+            record: Operands = {"rows": count(rows), "x": wide_rows(x), "indices": indices, "y": y}
             run_native(target, [op], [record], num_threads=2)
             assert_same_bits(y[:rows], wide_rows(x[indices[:rows]])[:rows])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.ops.judge import make_op, run, tensor
-from tests.ops.native_op import HOST_TARGETS, count, run_native, wide_rows
+from tests.ops.native_op import HOST_TARGETS, Operands, count, run_native, wide_rows
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics, Sampling
 from tidemill.ops.layout import wide_row
@@ -27,7 +27,7 @@ def draw_native(
     padded[:, vocabulary:] = 1e30
     scratch_bytes = 4 * wide_row(vocabulary)
     tokens = np.full(max(rows, 1), -1, np.int32)
-    record = {
+    record: Operands = {
         "rows": count(rows), "logits": padded, "tokens": tokens,
         "temperature": np.array([s.temperature for s in settings], np.float32),
         "top_k": np.array([s.top_k for s in settings], np.int32),

@@ -27,7 +27,8 @@ from tidemill.api.sampling_params import SamplingParams
 from tidemill.api.shared_session import SharedSession
 from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.config import SessionConfig
-from tidemill.host.session import Session, encode_prompt
+from tidemill.host.request_reader import encode_prompt
+from tidemill.host.session import Session
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
 

@@ -1,8 +1,9 @@
 """One client's requests that have not ended: their ids on the wire, and who hears of them.
 
 Ids on the wire are this client's own, because two frontends may have been given the same ones.
-Updates come in under wire ids and go out under the ids that were submitted. Any thread may call;
-callbacks run on the caller's thread, outside of the lock. Knows nothing of sockets.
+Updates come in under wire ids and go out under the ids that were submitted. Requests that no host
+has been sent yet are held here. Any thread may call; callbacks run on the caller's thread, outside
+of the lock. Knows nothing of sockets.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class PendingRequests:
         self._lock = threading.Lock()
         self._wire_to_pending: dict[str, _Pending] = {}
         self._id_to_wire: dict[str, str] = {}
+        self._wire_to_held: dict[str, GenerateRequest] = {}
 
     def add(self, request: GenerateRequest, on_update: OnUpdate) -> GenerateRequest:
         """Remember a request and return it as it goes on the wire.
@@ -61,10 +63,21 @@ class PendingRequests:
         with self._lock:
             return self._id_to_wire.get(request_id)
 
-    def wire_ids(self) -> list[str]:
-        """List the ids of all that have not ended."""
+    def hold(self, wire_request: GenerateRequest) -> None:
+        """Keep a request until there is a host to send it to."""
         with self._lock:
-            return list(self._wire_to_pending)
+            self._wire_to_held[wire_request.request_id] = wire_request
+
+    def take_held(self) -> list[GenerateRequest]:
+        """Give the requests to send now, in the order in which they came."""
+        with self._lock:
+            held, self._wire_to_held = list(self._wire_to_held.values()), {}
+            return held
+
+    def withdraw(self, wire_id: str) -> bool:
+        """Let go of a request if it is held; false when a host has it, or had it."""
+        with self._lock:
+            return self._wire_to_held.pop(wire_id, None) is not None
 
     def deliver(self, update: Update) -> bool:
         """Hand an update to who asked; false when the callback raised. Ended ids are ignored."""
@@ -76,6 +89,7 @@ class PendingRequests:
             if update.is_final:
                 del self._wire_to_pending[wire_id]
                 del self._id_to_wire[pending.request_id]
+                self._wire_to_held.pop(wire_id, None)
         update.request_id = pending.request_id
         try:
             pending.on_update(update)
@@ -84,6 +98,16 @@ class PendingRequests:
             debug.warn("host client", "an update's callback failed\n" + traceback.format_exc())
             return False
         return True
+
+    def wire_ids(self) -> list[str]:
+        """List the ids of all that have not ended."""
+        with self._lock:
+            return list(self._wire_to_pending)
+
+    def sent_ids(self) -> list[str]:
+        """List the ids on the wire of all that a host was sent."""
+        with self._lock:
+            return [each for each in self._wire_to_pending if each not in self._wire_to_held]
 
     def fail(self, wire_ids: Iterable[str], error: TidemillError) -> None:
         """End requests with an error."""
@@ -95,3 +119,4 @@ class PendingRequests:
         with self._lock:
             both_ways = {wire: each.request_id for wire, each in self._wire_to_pending.items()}
             assert both_ways == {wire: name for name, wire in self._id_to_wire.items()}
+            assert self._wire_to_held.keys() <= self._wire_to_pending.keys()

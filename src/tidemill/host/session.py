@@ -15,14 +15,11 @@ from tidemill.base.errors import InvalidRequestError, RequestError
 from tidemill.host.answer_text import AnswerText
 from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest, HostInfo, Update
-from tidemill.host.sampling_rules import resolve_sampling
+from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
-from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits, Executor
 from tidemill.text.tokenizer import Tokenizer
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class Session:
@@ -38,7 +35,7 @@ class Session:
         self.tokenizer = tokenizer
         self._loop = Loop(executor, max_queue_size)
         self._engine_dir = engine_dir
-        self._end_ids = tokenizer.eos_token_ids if tokenizer else ()
+        self._reader = RequestReader(tokenizer, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
         self._number_to_answer: dict[int, AnswerText] = {}
         self._id_to_number: dict[str, int] = {}
@@ -127,85 +124,8 @@ class Session:
                 where=f"request {request.request_id}",
                 hint="give each request an id of its own",
             )
-        text, tokens = self._prompt(request)
-        echo = ""
-        if not (request.exclude_input_in_output or request.streaming):
-            echo = self._echo(request, text, tokens)
-        answer = AnswerText(request, self.tokenizer, len(tokens), echo)
         number = next(self._next_number)
-        self._loop.submit(
-            Request(
-                number,
-                tokens,
-                max_new_tokens=self._max_new_tokens(request, len(tokens)),
-                sampling=resolve_sampling(
-                    request.temperature, request.top_k, request.top_p, request.seed
-                ),
-                end_ids=self._end_ids_of(request),
-            )
-        )
+        computed, answer = self._reader.read(number, request)
+        self._loop.submit(computed)
         self._number_to_answer[number] = answer
         self._id_to_number[request.request_id] = number
-
-    def _prompt(self, request: GenerateRequest) -> tuple[str | None, tuple[int, ...]]:
-        if request.prompt_tokens is not None:
-            return request.prompt, tuple(request.prompt_tokens)
-        tokenizer = self._tokenizer_for(request)
-        if request.prompt is not None:
-            text, adds_special = request.prompt, request.add_special_tokens
-        elif request.messages is not None:
-            # The template has written the special tokens.
-            text, adds_special = tokenizer.apply_chat_template(request.messages), False
-        else:
-            raise InvalidRequestError(
-                "the request has no prompt",
-                where=f"request {request.request_id}",
-                expected="one of prompt, prompt_tokens or messages",
-                got="none",
-            )
-        return text, tuple(encode_prompt(tokenizer, text, adds_special))
-
-    def _echo(self, request: GenerateRequest, text: str | None, tokens: tuple[int, ...]) -> str:
-        if text is not None or self.tokenizer is None:
-            return text or ""
-        return self.tokenizer.decode(tokens, request.skip_special_tokens)
-
-    def _tokenizer_for(self, request: GenerateRequest) -> Tokenizer:
-        if self.tokenizer is None:
-            raise InvalidRequestError(
-                "the request is text, and the engine has no tokenizer",
-                where=f"request {request.request_id}",
-                expected=f"{TOKENIZER_FILE} in the engine directory {self._engine_dir}",
-                got="no such file",
-                hint="send prompt_tokens, or copy the model's tokenizer files there",
-            )
-        return self.tokenizer
-
-    def _max_new_tokens(self, request: GenerateRequest, num_prompt: int) -> int:
-        if request.max_tokens is not None:
-            return request.max_tokens
-        limits = self.limits
-        capacity = min(limits.max_seq_len, limits.num_blocks * limits.tokens_per_block)
-        return max(1, capacity - num_prompt)
-
-    def _end_ids_of(self, request: GenerateRequest) -> tuple[int, ...]:
-        if request.end_id is None:
-            return self._end_ids
-        return () if request.end_id < 0 else (request.end_id,)
-
-
-def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[int]:
-    """Turn a prompt's text into tokens.
-
-    Raises: InvalidRequestError when it is no valid text.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            "the prompt is no valid text",
-            expected="Unicode characters",
-            got=f"half a surrogate pair at character {error.start}",
-            hint="decode the bytes as UTF-8 before they are sent",
-        ) from error
-    return tokenizer.encode(text, adds_special)

@@ -1,0 +1,112 @@
+"""Reads what a client wrote into what the runtime computes.
+
+In comes a `GenerateRequest`, out go the runtime's `Request` in tokens and the `AnswerText` that
+will turn its tokens back into text. What was left open is filled in here, from the model's
+tokenizer and the engine's limits. Knows nothing of steps.
+"""
+
+from __future__ import annotations
+
+from tidemill.base.errors import InvalidRequestError
+from tidemill.host.answer_text import AnswerText
+from tidemill.host.messages import GenerateRequest
+from tidemill.host.sampling_rules import resolve_sampling
+from tidemill.runtime.request import Request
+from tidemill.runtime.step import EngineLimits
+from tidemill.text.tokenizer import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class RequestReader:
+    """Reads requests for one engine."""
+
+    def __init__(self, tokenizer: Tokenizer | None, limits: EngineLimits, engine_dir: str) -> None:
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._engine_dir = engine_dir
+        self._end_ids = tokenizer.eos_token_ids if tokenizer else ()
+
+    def read(self, number: int, request: GenerateRequest) -> tuple[Request, AnswerText]:
+        """Tokenise the prompt and settle what was left open; `number` is the runtime's id.
+
+        Raises: InvalidRequestError when there is no prompt that this engine can read.
+        """
+        text, tokens = self._prompt(request)
+        echo = ""
+        if not (request.exclude_input_in_output or request.streaming):
+            echo = self._echo(request, text, tokens)
+        answer = AnswerText(request, self._tokenizer, len(tokens), echo)
+        computed = Request(
+            number,
+            tokens,
+            max_new_tokens=self._max_new_tokens(request, len(tokens)),
+            sampling=resolve_sampling(
+                request.temperature, request.top_k, request.top_p, request.seed
+            ),
+            end_ids=self._end_ids_of(request),
+        )
+        return computed, answer
+
+    def _prompt(self, request: GenerateRequest) -> tuple[str | None, tuple[int, ...]]:
+        if request.prompt_tokens is not None:
+            return request.prompt, tuple(request.prompt_tokens)
+        tokenizer = self._tokenizer_for(request)
+        if request.prompt is not None:
+            text, adds_special = request.prompt, request.add_special_tokens
+        elif request.messages is not None:
+            # The template has written the special tokens.
+            text, adds_special = tokenizer.apply_chat_template(request.messages), False
+        else:
+            raise InvalidRequestError(
+                "the request has no prompt",
+                where=f"request {request.request_id}",
+                expected="one of prompt, prompt_tokens or messages",
+                got="none",
+            )
+        return text, tuple(encode_prompt(tokenizer, text, adds_special))
+
+    def _echo(self, request: GenerateRequest, text: str | None, tokens: tuple[int, ...]) -> str:
+        if text is not None or self._tokenizer is None:
+            return text or ""
+        return self._tokenizer.decode(tokens, request.skip_special_tokens)
+
+    def _tokenizer_for(self, request: GenerateRequest) -> Tokenizer:
+        if self._tokenizer is None:
+            raise InvalidRequestError(
+                "the request is text, and the engine has no tokenizer",
+                where=f"request {request.request_id}",
+                expected=f"{TOKENIZER_FILE} in the engine directory {self._engine_dir}",
+                got="no such file",
+                hint="send prompt_tokens, or copy the model's tokenizer files there",
+            )
+        return self._tokenizer
+
+    def _max_new_tokens(self, request: GenerateRequest, num_prompt: int) -> int:
+        if request.max_tokens is not None:
+            return request.max_tokens
+        limits = self._limits
+        capacity = min(limits.max_seq_len, limits.num_blocks * limits.tokens_per_block)
+        return max(1, capacity - num_prompt)
+
+    def _end_ids_of(self, request: GenerateRequest) -> tuple[int, ...]:
+        if request.end_id is None:
+            return self._end_ids
+        return () if request.end_id < 0 else (request.end_id,)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[int]:
+    """Turn a prompt's text into tokens.
+
+    Raises: InvalidRequestError when it is no valid text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            "the prompt is no valid text",
+            expected="Unicode characters",
+            got=f"half a surrogate pair at character {error.start}",
+            hint="decode the bytes as UTF-8 before they are sent",
+        ) from error
+    return tokenizer.encode(text, adds_special)
