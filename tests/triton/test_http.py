@@ -28,16 +28,16 @@ TEXTS = [
 
 
 def ask(served: Served, model: str, **payload: Any) -> tuple[int, Any]:
-    return call(f"{served.server.http_url}/v2/models/{model}/generate", payload)
+    return call(f"{served.server.endpoints.http_url}/v2/models/{model}/generate", payload)
 
 
 def stream(served: Served, prompt: str, **payload: Any) -> list[dict[str, Any]]:
     payload = {"text_input": prompt, "max_tokens": 64, "stream": True, **payload}
-    return list(stream_generate(served.server.http_url, STREAMING, payload))
+    return list(stream_generate(served.server.endpoints.http_url, STREAMING, payload))
 
 
 def test_server_and_every_model_are_live_and_ready(served: Served) -> None:
-    url = served.server.http_url
+    url = served.server.endpoints.http_url
     paths = ["/v2/health/live", "/v2/health/ready"]
     paths += [f"/v2/models/{name}/ready" for name in (STREAMING, UNARY, PACKED, "sample")]
     assert [call(url + path)[0] for path in paths] == [200] * len(paths)
@@ -45,7 +45,7 @@ def test_server_and_every_model_are_live_and_ready(served: Served) -> None:
 
 
 def test_metadata_shows_the_contracts_names_types_and_shapes(served: Served) -> None:
-    status, answer = call(f"{served.server.http_url}/v2/models/{STREAMING}")
+    status, answer = call(f"{served.server.endpoints.http_url}/v2/models/{STREAMING}")
     assert status == 200
     inputs = {each["name"]: (each["datatype"], each["shape"]) for each in answer["inputs"]}
     assert inputs["text_input"] == ("BYTES", [-1, 1])
@@ -56,13 +56,13 @@ def test_metadata_shows_the_contracts_names_types_and_shapes(served: Served) -> 
 
 
 def test_batching_is_the_engines_and_never_tritons(served: Served) -> None:
-    _, config = call(f"{served.server.http_url}/v2/models/{STREAMING}/config")
+    _, config = call(f"{served.server.endpoints.http_url}/v2/models/{STREAMING}/config")
     assert "dynamic_batching" not in config
     assert [group["count"] for group in config["instance_group"]] == [1]
 
 
 def test_infer_answers_with_a_one_dimensional_text(served: Served) -> None:
-    url = f"{served.server.http_url}/v2/models/{UNARY}/infer"
+    url = f"{served.server.endpoints.http_url}/v2/models/{UNARY}/infer"
     status, answer = call(url, infer_body("say >hello", 16))
     assert status == 200
     outputs = {each["name"]: (each["shape"], each["data"]) for each in answer["outputs"]}
@@ -73,7 +73,7 @@ def test_infer_answers_with_a_one_dimensional_text(served: Served) -> None:
 
 def test_infer_on_a_decoupled_model_is_refused_by_triton_itself(served: Served) -> None:
     status, answer = call(
-        f"{served.server.http_url}/v2/models/{STREAMING}/infer", infer_body("", 1)
+        f"{served.server.endpoints.http_url}/v2/models/{STREAMING}/infer", infer_body("", 1)
     )
     assert status == 501 and "decoupled transaction policy" in answer["error"]
 
@@ -198,7 +198,7 @@ def wait_until_idle(served: Served) -> None:
 
 def test_client_that_disconnects_is_cancelled_within_a_moment(served: Served) -> None:
     payload = {"text_input": "for ever", "max_tokens": 2000, "stream": True}
-    events = stream_generate(served.server.http_url, STREAMING, payload)
+    events = stream_generate(served.server.endpoints.http_url, STREAMING, payload)
     assert len(list(islice(events, 3))) == 3
     assert active_requests(served) == 1
     events.close()
@@ -209,7 +209,7 @@ def test_client_that_disconnects_is_cancelled_within_a_moment(served: Served) ->
 
 def test_stop_request_of_the_same_id_ends_a_stream_normally(served: Served) -> None:
     payload = {"text_input": "for ever", "max_tokens": 2000, "stream": True, "id": "to-stop"}
-    events = stream_generate(served.server.http_url, STREAMING, payload)
+    events = stream_generate(served.server.endpoints.http_url, STREAMING, payload)
     first = list(islice(events, 3))
     status, answer = ask(served, STREAMING, text_input="", max_tokens=0, stop=True, id="to-stop")
     assert status == 200 and "text_output" not in answer
@@ -242,7 +242,7 @@ def test_death_of_the_host_ends_its_requests_and_the_next_is_served(served: Serv
 )
 def test_admin_endpoints_are_closed(served: Served, path: str) -> None:
     body: dict[str, Any] | None = None if path.endswith("status") else {}
-    status, answer = call(served.server.http_url + path, body)
+    status, answer = call(served.server.endpoints.http_url + path, body)
     assert status == 403 and "restricted" in answer["error"]
 
 
@@ -253,7 +253,7 @@ def test_packed_prompts_over_json_come_back_packed(served: Served) -> None:
         "input_ids": [token for prompt in prompts for token in prompt],
         "input_lengths": [len(prompt) for prompt in prompts],
     }
-    status, answer = call(f"{served.server.http_url}/v2/models/{PACKED}/generate", body)
+    status, answer = call(f"{served.server.endpoints.http_url}/v2/models/{PACKED}/generate", body)
     assert status == 200
     assert answer["output_lengths"] == [2, 1, 3]
     assert tokenizer.decode(answer["output_ids"]) == "abcdef"

@@ -36,14 +36,14 @@ def generate(session: Session, **request: Any) -> Update:
 
 
 def ask(served: Served, model: str, **payload: Any) -> Any:
-    status, answer = call(f"{served.server.http_url}/v2/models/{model}/generate", payload)
+    status, answer = call(f"{served.server.endpoints.http_url}/v2/models/{model}/generate", payload)
     assert status == 200, answer
     return answer
 
 
 def stream(served: Served, prompt: str, **extra: Any) -> list[dict[str, Any]]:
     payload = {"text_input": prompt, "max_tokens": MAX_TOKENS, "stream": True, **extra}
-    return list(stream_generate(served.server.http_url, "sample", payload))
+    return list(stream_generate(served.server.endpoints.http_url, "sample", payload))
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -99,7 +99,7 @@ def test_packed_prompts_give_each_the_tokens_it_has_alone(
 
 def test_prompt_over_the_engines_limit_names_the_limit(served: Served) -> None:
     status, answer = call(
-        f"{served.server.http_url}/v2/models/sample/generate",
+        f"{served.server.endpoints.http_url}/v2/models/sample/generate",
         {"text_input": "word " * 600, "max_tokens": 4},
     )
     assert status == 400 and "512" in answer["error"]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.triton.http_calls import call
 from tests.triton.spelled_repository import UNARY, deploy_spelled, write_spelled_engine
-from tidemill.frontends.triton.ports import choose_ports
+from tidemill.frontends.triton.endpoints import choose_endpoints
 from tidemill.frontends.triton.shared_memory import SHM_DIR
 
 PORT_FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
@@ -34,7 +34,7 @@ def test_signal_ends_the_server_in_order_and_leaves_nothing(
 ) -> None:
     repository = tmp_path / "models"
     deploy_spelled(write_spelled_engine(tmp_path / "engine"), repository)
-    ports = choose_ports("127.0.0.1", dict.fromkeys(PORT_FLAGS, 0))
+    ports = choose_endpoints("127.0.0.1", dict.fromkeys(PORT_FLAGS, 0)).flag_to_port
     flags = [part for flag, port in ports.items() for part in (flag, str(port))]
     command = [sys.executable, "-m", "tidemill", "serve", "--model_repository", str(repository)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

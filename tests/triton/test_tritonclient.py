@@ -49,7 +49,7 @@ def on() -> Array:
 def grpc_stream(served: Served) -> Iterator[tuple[Any, queue.Queue[tuple[Any, Any]]]]:
     """Open a stream; responses and errors arrive in the queue."""
     received: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    client = grpc_client.InferenceServerClient(served.server.grpc_url)
+    client = grpc_client.InferenceServerClient(served.server.endpoints.grpc_url)
     client.start_stream(callback=lambda result, error: received.put((result, error)))
     try:
         yield client, received
@@ -78,7 +78,7 @@ def text_of(result: Any) -> str:
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_http_client_gets_text_and_counts(served: Served, binary: bool) -> None:
-    with http_client.InferenceServerClient(served.server.http_address) as client:
+    with http_client.InferenceServerClient(served.server.endpoints.http_address) as client:
         arrays = text_arrays("say >hi \U0001f40c", exclude_input_in_output=on())
         outputs = [
             http_client.InferRequestedOutput(name, binary_data=binary)
@@ -94,8 +94,8 @@ def test_http_client_gets_text_and_counts(served: Served, binary: bool) -> None:
 
 def test_clients_agree_on_health_metadata_and_config(served: Served) -> None:
     with (
-        http_client.InferenceServerClient(served.server.http_address) as over_http,
-        grpc_client.InferenceServerClient(served.server.grpc_url) as over_grpc,
+        http_client.InferenceServerClient(served.server.endpoints.http_address) as over_http,
+        grpc_client.InferenceServerClient(served.server.endpoints.grpc_url) as over_grpc,
     ):
         for client in (over_http, over_grpc):
             assert client.is_server_live() and client.is_server_ready()
@@ -105,7 +105,7 @@ def test_clients_agree_on_health_metadata_and_config(served: Served) -> None:
 
 
 def test_grpc_unary_call_answers_whole(served: Served) -> None:
-    with grpc_client.InferenceServerClient(served.server.grpc_url) as client:
+    with grpc_client.InferenceServerClient(served.server.endpoints.grpc_url) as client:
         result = client.infer(UNARY, inputs_of(grpc_client, text_arrays("a >b")))
         assert text_of(result) == "a >bb"
 
@@ -154,14 +154,14 @@ def test_batch_comes_back_as_one_response_a_row(served: Served) -> None:
 
 
 def test_unknown_input_is_an_error_over_grpc(served: Served) -> None:
-    with grpc_client.InferenceServerClient(served.server.grpc_url) as client:
+    with grpc_client.InferenceServerClient(served.server.endpoints.grpc_url) as client:
         arrays = text_arrays("x", tempratur=np.array([[0.5]], dtype=np.float32))
         with pytest.raises(InferenceServerException, match="tempratur"):
             client.infer(UNARY, inputs_of(grpc_client, arrays))
 
 
 def test_refusal_keeps_its_code_over_grpc(served: Served) -> None:
-    with grpc_client.InferenceServerClient(served.server.grpc_url) as client:
+    with grpc_client.InferenceServerClient(served.server.endpoints.grpc_url) as client:
         with pytest.raises(InferenceServerException) as caught:
             client.infer(UNARY, inputs_of(grpc_client, text_arrays("x" * 2049)))
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
@@ -225,6 +225,6 @@ def test_packed_stream_adds_up_to_the_packed_answers(served: Served) -> None:
 
 
 def test_requests_are_counted_in_the_servers_metrics(served: Served) -> None:
-    status, text = call(served.server.metrics_url)
+    status, text = call(served.server.endpoints.metrics_url)
     assert status == 200
     assert f'nv_inference_request_success{{model="{UNARY}",version="1"}}' in text

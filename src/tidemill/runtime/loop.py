@@ -99,7 +99,7 @@ class Loop:
         updates = self._scheduler.commit(result)
         self._iteration += 1
         self._latency_ms = (time.perf_counter() - start) * 1e3
-        self._total_prompt_tokens += self._scheduler.counts.num_context_tokens
+        self._total_prompt_tokens += self._scheduler.latest.num_context_tokens
         for update in updates:
             self._total_output_tokens += len(update.new_tokens)
             self._total_completed += update.finish_reason is not FinishReason.NOT_FINISHED
@@ -113,9 +113,9 @@ class Loop:
             latency_ms=self._latency_ms,
             num_active_requests=scheduler.num_active,
             num_queued_requests=scheduler.num_queued,
-            num_context_requests=scheduler.counts.num_context_requests,
-            num_generation_requests=scheduler.counts.num_generation_requests,
-            num_context_tokens=scheduler.counts.num_context_tokens,
+            num_context_requests=scheduler.latest.num_context_requests,
+            num_generation_requests=scheduler.latest.num_generation_requests,
+            num_context_tokens=scheduler.latest.num_context_tokens,
             total_completed_requests=self._total_completed,
             total_prompt_tokens=self._total_prompt_tokens,
             total_output_tokens=self._total_output_tokens,

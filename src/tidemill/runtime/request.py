@@ -1,7 +1,7 @@
 """A request's life in tokens: what was asked, why it ended.
 
 The runtime knows tokens only; text, stop strings and transport live above it. A new type at each
-door: `Request` (arrived), `RequestState` in the scheduler (admitted), `PlanEntry` (planned),
+door: `Request` (arrived), `RequestState` (admitted), `PlanEntry` (planned),
 `TokenUpdate` (committed).
 """
 

@@ -11,47 +11,12 @@ Source: TensorRT-LLM's capacity scheduler and micro-batch scheduler (its perform
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
-from tidemill.runtime.kvcache.block_pool import BlockPool, BlockTable
+from tidemill.runtime.kvcache.block_pool import BlockPool
+from tidemill.runtime.micro_batch import MicroBatch
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
-from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan, StepResult
-
-
-class RequestState:
-    """An admitted request: its blocks and how far it has come.
-
-    Units: `num_computed` counts positions whose keys and values are in the cache, or will be when
-    the step in flight is committed.
-    """
-
-    __slots__ = ("is_cancelled", "num_computed", "output_tokens", "request", "table")
-
-    def __init__(self, request: Request, table: BlockTable) -> None:
-        self.request = request
-        self.table = table
-        self.num_computed = 0
-        self.output_tokens: list[int] = []
-        self.is_cancelled = False
-
-    @property
-    def num_context_left(self) -> int:
-        """Prompt tokens that are not computed yet."""
-        return len(self.request.prompt_tokens) - self.num_computed
-
-    @property
-    def num_known(self) -> int:
-        """Tokens that are known: the prompt and what was drawn."""
-        return len(self.request.prompt_tokens) + len(self.output_tokens)
-
-
-@dataclass(frozen=True)
-class PlanCounts:
-    """What the latest plan holds. Units: requests and tokens."""
-
-    num_context_requests: int = 0
-    num_generation_requests: int = 0
-    num_context_tokens: int = 0
+from tidemill.runtime.request_state import RequestState
+from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 
 class Scheduler:
@@ -66,16 +31,13 @@ class Scheduler:
         self._pool = pool
         # Every active request can then advance by one token in every step: none starves.
         self._max_active = min(limits.max_batch_size, limits.max_num_tokens)
-        # Chunks end on block borders; only an engine with tinier steps than blocks cannot.
-        self._chunk_unit = min(limits.tokens_per_block, limits.max_num_tokens)
         self._waiting: deque[Request] = deque()
         self._context: list[RequestState] = []
         self._generation: list[RequestState] = []
         self._id_to_state: dict[int, RequestState | None] = {}  # None: waiting
-        self._in_flight: list[RequestState] = []
         self._plan: StepPlan | None = None
         self._ended: list[TokenUpdate] = []
-        self.counts = PlanCounts()
+        self.latest = MicroBatch(limits, pool)
 
     @property
     def num_active(self) -> int:
@@ -120,15 +82,11 @@ class Scheduler:
         """Make the next step; empty when no request can advance."""
         assert self._plan is None, "the previous step was not committed"
         self._admit()
-        entries: list[PlanEntry] = []
-        in_flight = self._in_flight = []
-        self._plan_generation(entries, in_flight)
-        num_generation = len(entries)
-        num_context_tokens = self._plan_context(entries, in_flight)
-        num_context = len(entries) - num_generation
-        self.counts = PlanCounts(num_context, num_generation, num_context_tokens)
-        plan = StepPlan(tuple(entries))
-        if entries:
+        batch = self.latest = MicroBatch(self._limits, self._pool)
+        batch.add_generation(self._generation)
+        batch.add_context(self._context)
+        plan = batch.plan()
+        if plan.entries:
             self._plan = plan
         return plan
 
@@ -139,7 +97,7 @@ class Scheduler:
             return updates
         ended: list[RequestState] = []
         drawn = iter(result.sampled_tokens)
-        for state, entry in zip(self._in_flight, self._plan.entries, strict=True):
+        for state, entry in zip(self.latest.states, self._plan.entries, strict=True):
             state.num_computed += len(entry.tokens)
             token = next(drawn) if entry.samples else None
             if state.is_cancelled:
@@ -147,7 +105,7 @@ class Scheduler:
             elif token is None:
                 continue
             else:
-                update = self._advance(state, token)
+                update = state.advance(token)
             updates.append(update)
             if update.finish_reason is not FinishReason.NOT_FINISHED:
                 ended.append(state)
@@ -155,8 +113,7 @@ class Scheduler:
                 self._generation.append(state)
         assert next(drawn, None) is None, "more tokens were drawn than asked for"
         self._plan = None
-        self._in_flight = []
-        if ended or self.counts.num_context_requests:
+        if ended or self.latest.num_context_requests:
             self._context = [s for s in self._context if s.num_context_left]
             self._drop_ended(ended)
         # Active requests outside of the plan may have been cancelled while it was in flight.
@@ -195,62 +152,6 @@ class Scheduler:
             state = RequestState(request, table)
             self._id_to_state[request.request_id] = state
             self._context.append(state)
-
-    def _plan_generation(self, entries: list[PlanEntry], in_flight: list[RequestState]) -> None:
-        tokens_per_block = self._pool.tokens_per_block
-        for state in self._generation:
-            request, table, start = state.request, state.table, state.num_computed
-            if start >= len(table.blocks) * tokens_per_block:
-                self._pool.grow(table, start + 1)
-            entries.append(
-                PlanEntry(
-                    request.request_id,
-                    (state.output_tokens[-1],),
-                    start,
-                    table.blocks,
-                    True,
-                    request.sampling,
-                )
-            )
-        in_flight.extend(self._generation)
-
-    def _plan_context(self, entries: list[PlanEntry], in_flight: list[RequestState]) -> int:
-        max_num_tokens = self._limits.max_num_tokens - len(entries)
-        budget = max_num_tokens
-        for state in self._context:
-            num_left = state.num_context_left
-            num_tokens = num_left
-            if num_left > budget:
-                num_tokens = budget - budget % self._chunk_unit
-            if num_tokens == 0:
-                break
-            request, start = state.request, state.num_computed
-            end = start + num_tokens
-            self._pool.grow(state.table, end)
-            entries.append(
-                PlanEntry(
-                    request.request_id,
-                    request.prompt_tokens[start:end],
-                    start,
-                    state.table.blocks,
-                    num_tokens == num_left,
-                    request.sampling,
-                )
-            )
-            in_flight.append(state)
-            budget -= num_tokens
-        return max_num_tokens - budget
-
-    @staticmethod
-    def _advance(state: RequestState, token: int) -> TokenUpdate:
-        request = state.request
-        if token in request.end_ids:
-            return TokenUpdate(request.request_id, (), FinishReason.END_ID)
-        state.output_tokens.append(token)
-        reason = FinishReason.NOT_FINISHED
-        if len(state.output_tokens) == request.max_new_tokens:
-            reason = FinishReason.LENGTH
-        return TokenUpdate(request.request_id, (token,), reason)
 
     def _drop_cancelled(self, updates: list[TokenUpdate]) -> None:
         cancelled = [s for s in self._context if s.is_cancelled]

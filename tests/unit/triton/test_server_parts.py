@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tidemill.frontends.triton.endpoints import choose_endpoints
 from tidemill.frontends.triton.installation import (
     Installation,
     find_installation,
@@ -16,7 +17,6 @@ from tidemill.frontends.triton.installation import (
     server_environment,
     stage_backends,
 )
-from tidemill.frontends.triton.ports import choose_ports
 from tidemill.frontends.triton.server_output import ServerOutput
 from tidemill.frontends.triton.shared_memory import remove_leftovers, unique_prefix
 
@@ -48,7 +48,7 @@ def test_server_on_path_keeps_its_own_backends_and_libraries(tmp_path: Path) -> 
 
 
 def test_port_zero_picks_different_free_ports() -> None:
-    ports = choose_ports("127.0.0.1", {"--http-port": 0, "--grpc-port": 0})
+    ports = choose_endpoints("127.0.0.1", {"--http-port": 0, "--grpc-port": 0}).flag_to_port
     assert len(set(ports.values())) == 2
     for port in ports.values():
         with socket.socket() as probe:

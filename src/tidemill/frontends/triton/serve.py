@@ -37,9 +37,9 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
     try:
         with _signals_stop(server), server:
             say(f"ready after {time.perf_counter() - start:.1f} s")
-            say(f"  HTTP    {server.http_url}")
-            say(f"  gRPC    {server.grpc_url}")
-            say(f"  metrics {server.metrics_url}")
+            say(f"  HTTP    {server.endpoints.http_url}")
+            say(f"  gRPC    {server.endpoints.grpc_url}")
+            say(f"  metrics {server.endpoints.metrics_url}")
             while (code := server.wait(WAIT_S)) is None:
                 pass
             say(f"tritonserver ended with exit code {code}")

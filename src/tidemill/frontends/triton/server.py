@@ -1,6 +1,6 @@
 """Runs NVIDIA's tritonserver on a model repository, as a context manager.
 
-In: `ServeRequest`. Out: a ready server at `http_url` and `grpc_url`, stopped with the body. The
+In: `ServeRequest`. Out: a ready server at its `endpoints`, stopped with the body. The
 demo, the tests and `serve` share it. Known traps of the wheel's server are designed out here:
 library paths, stub, ports, shared-memory leftovers, admin endpoints open to anybody.
 """
@@ -8,7 +8,6 @@ library paths, stub, ports, shared-memory leftovers, admin endpoints open to any
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import secrets
 import shutil
@@ -21,13 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tidemill.base.errors import ServerError
+from tidemill.frontends.triton.endpoints import choose_endpoints
 from tidemill.frontends.triton.installation import (
     find_installation,
     server_environment,
     stage_backends,
 )
-from tidemill.frontends.triton.ports import choose_ports
-from tidemill.frontends.triton.serve_request import LOOPBACK, ServeRequest
+from tidemill.frontends.triton.serve_request import ServeRequest
 from tidemill.frontends.triton.server_output import ServerOutput
 from tidemill.frontends.triton.shared_memory import remove_leftovers, unique_prefix
 from tidemill.frontends.triton.staged_repository import stage_repository
@@ -54,31 +53,11 @@ class TritonServer:
         self.request = request
         self._pass_on = pass_on
         self._installation = find_installation()
-        self._ports = choose_ports(request.host, request.wanted_ports)
+        self.endpoints = choose_endpoints(request.host, request.wanted_ports)
         self._prefix = unique_prefix()
         self._staging: Path | None = None
         self._process: subprocess.Popen[str] | None = None
         self._output: ServerOutput | None = None
-
-    @property
-    def http_url(self) -> str:
-        return f"http://{self.http_address}"
-
-    @property
-    def http_address(self) -> str:
-        return f"{self._client_host}:{self._ports['--http-port']}"
-
-    @property
-    def grpc_url(self) -> str:
-        return f"{self._client_host}:{self._ports['--grpc-port']}"
-
-    @property
-    def metrics_url(self) -> str:
-        return f"http://{self._client_host}:{self._ports['--metrics-port']}/metrics"
-
-    @property
-    def _client_host(self) -> str:
-        return LOOPBACK if self.request.host in ("0.0.0.0", "") else self.request.host
 
     def __enter__(self) -> TritonServer:
         try:
@@ -121,7 +100,7 @@ class TritonServer:
             f"--http-address={request.host}",
             f"--grpc-address={request.host}",
             f"--metrics-address={request.host}",
-            *(f"{flag}={port}" for flag, port in self._ports.items()),
+            *(f"{flag}={port}" for flag, port in self.endpoints.flag_to_port.items()),
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={request.exit_timeout_s}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
@@ -131,17 +110,6 @@ class TritonServer:
             command.append(f"--backend-directory={backends}")
         return [*command, *restriction_flags(request), *request.server_flags]
 
-    def is_ready(self) -> bool:
-        """Ask the server's health endpoint once."""
-        connection = http.client.HTTPConnection(self.http_address, timeout=2)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
     def wait_until_ready(self) -> None:
         """Block until every model is ready.
 
@@ -149,7 +117,7 @@ class TritonServer:
         """
         assert self._process is not None
         deadline = time.monotonic() + self.request.ready_timeout_s
-        while not self.is_ready():
+        while not self.endpoints.is_ready():
             code = self._process.poll()
             if code is not None:
                 raise self._not_ready(f"it ended with exit code {code}")

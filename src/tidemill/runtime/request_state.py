@@ -1,0 +1,47 @@
+"""An admitted request: the blocks it holds, how far it has come, what a drawn token means to it.
+
+The scheduler alone changes it. Knows nothing of other requests.
+"""
+
+from __future__ import annotations
+
+from tidemill.runtime.kvcache.block_pool import BlockTable
+from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+
+
+class RequestState:
+    """An admitted request: its blocks and how far it has come.
+
+    Units: `num_computed` counts positions whose keys and values are in the cache, or will be when
+    the step in flight is committed.
+    """
+
+    __slots__ = ("is_cancelled", "num_computed", "output_tokens", "request", "table")
+
+    def __init__(self, request: Request, table: BlockTable) -> None:
+        self.request = request
+        self.table = table
+        self.num_computed = 0
+        self.output_tokens: list[int] = []
+        self.is_cancelled = False
+
+    @property
+    def num_context_left(self) -> int:
+        """Prompt tokens that are not computed yet."""
+        return len(self.request.prompt_tokens) - self.num_computed
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that are known: the prompt and what was drawn."""
+        return len(self.request.prompt_tokens) + len(self.output_tokens)
+
+    def advance(self, token: int) -> TokenUpdate:
+        """Take in a drawn token; tell what it means to the caller."""
+        request = self.request
+        if token in request.end_ids:
+            return TokenUpdate(request.request_id, (), FinishReason.END_ID)
+        self.output_tokens.append(token)
+        reason = FinishReason.NOT_FINISHED
+        if len(self.output_tokens) == request.max_new_tokens:
+            reason = FinishReason.LENGTH
+        return TokenUpdate(request.request_id, (token,), reason)
