@@ -13,11 +13,13 @@ from tidemill.builder.passes.dead_code import DeadCode
 from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
 from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
+from tidemill.builder.passes.pad_heads import PadHeads
 from tidemill.ir.checker import describe_op
 from tidemill.ir.graph import Graph
 
 CPU_PASSES: tuple[Pass, ...] = (
     DeadCode(),
+    PadHeads(),
     FuseRopeCache(),
     FuseLinearGated(),
     FuseLinearResidual(),
