@@ -142,6 +142,6 @@ def test_sample_in_a_crowd_gives_the_bits_it_gives_alone(make_sample: MakeSample
     crowd = RecordingExecutor(double, max_num_tokens=37)
     assert run_mix(crowd, requests, chance) == tokens_alone
     assert_same(alone, crowd, set(tokens_alone))
-    assert crowd.most_entries > 3 and crowd.num_chunks > 2
+    assert crowd.most_entries > 2 and crowd.num_chunks > 2
     single.close()
     double.close()
