@@ -83,6 +83,7 @@ class LLM:
         if self._session.tokenizer is None:
             raise SessionError(
                 "the engine has no tokenizer",
+                where="engine of this LLM",
                 expected="tokenizer.json in the engine directory",
                 got="no such file",
                 hint="give prompts as tokens, or copy the model's tokenizer files there",

@@ -44,7 +44,11 @@ class FileBytes:
             ) from None
         except OSError as error:
             raise CheckpointError(
-                "cannot open file", where=str(path), expected="a readable file", got=str(error)
+                "cannot open file",
+                where=str(path),
+                expected="a readable file",
+                got=str(error),
+                hint="check its permissions",
             ) from error
         self._descriptor = descriptor
         self._finalizer = weakref.finalize(self, os.close, descriptor)

@@ -21,11 +21,27 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
-            "file not found", where=str(path), expected="a JSON file", got="no file of that name"
+            "file not found",
+            where=str(path),
+            expected="a JSON file",
+            got="no file of that name",
+            hint="check the path; models of other formats have other files (docs/CLI.md)",
         ) from None
+    except OSError as error:
+        raise CheckpointError(
+            "cannot open file",
+            where=str(path),
+            expected="a readable file",
+            got=str(error),
+            hint="check its permissions",
+        ) from error
     except ValueError as error:
         raise CheckpointError(
-            "file is not valid JSON", where=str(path), expected="a JSON object", got=str(error)
+            "file is not valid JSON",
+            where=str(path),
+            expected="a JSON object",
+            got=str(error),
+            hint="finish the download, or take the file from its source again",
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(
@@ -33,5 +49,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
             where=str(path),
             expected="a JSON object",
             got=type(value).__name__,
+            hint="take the file from its source again",
         )
     return value

@@ -50,8 +50,9 @@ def run_cpu_pipeline(
     if left:
         raise UnsupportedError(
             f"{len(left)} op(s) have no CPU kernel",
-            where=f"graph '{graph.name}': " + "; ".join(left),
+            where=f"graph '{graph.name}'",
             expected="after fusion, only " + ", ".join(CPU_KINDS),
+            got="; ".join(left),
             hint="this model joins its layers in a way that no pass fuses yet",
         )
     return graph

@@ -60,4 +60,10 @@ def _answer_error(path: str, status: int, body: bytes) -> ServerError:
     text = body.decode("utf-8", errors="replace").strip()
     if text.startswith(EVENT_PREFIX.decode()):
         text = text[len(EVENT_PREFIX) :].strip()
-    return ServerError("the server refused the request", where=path, got=f"{status} {text}")
+    return ServerError(
+        "the server refused the request",
+        where=path,
+        expected="status 200",
+        got=f"{status} {text}",
+        hint="the server's own words above say what to change; its log may say more",
+    )
