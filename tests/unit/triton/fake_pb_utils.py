@@ -88,9 +88,14 @@ class Sender:
 class InferenceRequest:
     """A request made of arrays."""
 
-    def __init__(self, arrays: Mapping[str, Array], request_id: str = "") -> None:
-        self._arrays, self._request_id = arrays, request_id
+    def __init__(
+        self, arrays: Mapping[str, Array], request_id: str = "", parameters: str = "{}"
+    ) -> None:
+        self._arrays, self._request_id, self._parameters = arrays, request_id, parameters
         self.sender = Sender()
+
+    def parameters(self) -> str:
+        return self._parameters
 
     def request_id(self) -> str:
         return self._request_id

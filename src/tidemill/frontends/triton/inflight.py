@@ -42,10 +42,14 @@ class _Flight:
 
 
 class InflightRequests:
-    """Owns every flight of one model until it has landed."""
+    """Owns every flight of one model until it has landed.
 
-    def __init__(self, client: Client) -> None:
+    `on_progress` is called, on the host's reader thread, for every update that is no error.
+    """
+
+    def __init__(self, client: Client, on_progress: Callable[[], None] = lambda: None) -> None:
         self._client = client
+        self._on_progress = on_progress
         self._flights: set[_Flight] = set()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -93,6 +97,8 @@ class InflightRequests:
 
     def _receiver(self, flight: _Flight, row: int) -> Callable[[Update], None]:
         def receive(update: Update) -> None:
+            if update.error is None:
+                self._on_progress()
             try:
                 flight.answer.update(row, update)
             except Exception as error:

@@ -16,6 +16,7 @@ from tidemill.api.retarget import ensure_native_code
 from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.inflight import InflightRequests
+from tidemill.frontends.triton.probes import Probes, is_probe
 from tidemill.frontends.triton.request_inputs import collect_arrays
 from tidemill.frontends.triton.stub_api import (
     FINAL,
@@ -58,7 +59,8 @@ class ServedModel(ABC):
         version_dir = Path(args["model_repository"]) / args["model_version"]
         session = read_session_config(self.parameters)
         self._client = self.connect(find_engine_dir(version_dir), session)
-        self._inflight = InflightRequests(self._client)
+        self._probes = Probes(self._client)
+        self._inflight = InflightRequests(self._client, self._probes.hear_progress)
 
     def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
         """Reach the host that runs the engine, starting it when there is none."""
@@ -80,9 +82,13 @@ class ServedModel(ABC):
     def finalize(self) -> None:
         """End what is in flight and leave the host."""
         self._inflight.close()
+        self._probes.close()
         self._client.close()
 
     def _start(self, request: InferenceRequest, sender: ResponseSender) -> None:
+        if is_probe(request):
+            self._probes.start(sender)
+            return
         arrays = collect_arrays(request)
         triton_id = request.request_id()
         if is_set(arrays, "stop"):
