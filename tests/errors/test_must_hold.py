@@ -52,7 +52,7 @@ def place(artifacts: Path, tmp_path: Path) -> Path:
 
 
 def entries_below(directory: Path) -> dict[Path, bytes]:
-    """Everything there, directories as empty; Python's own caches beside a model.py do not count."""
+    """What is there, directories as empty; Python's caches beside a model.py do not count."""
     found = [path for path in directory.rglob("*") if "__pycache__" not in path.parts]
     return {path: path.read_bytes() if path.is_file() else b"" for path in found}
 
