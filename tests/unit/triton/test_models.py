@@ -23,7 +23,7 @@ from tidemill.frontends.triton.model import ServedModel
 from tidemill.frontends.triton.text_model import TextModel
 from tidemill.frontends.triton.tokens_model import TokensModel
 from tidemill.host.client import HostClient
-from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.messages import GenerateRequest, HostInfo, Update
 
 TIMEOUT_S = 5.0
 
@@ -49,6 +49,9 @@ class FakeClient:
 
     def close(self) -> None:
         self.is_closed = True
+
+    def info(self, timeout_seconds: float = 10.0) -> HostInfo:
+        raise HostError("the engine host is away")
 
     def tell(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
         request_id = self.requests[row].request_id
@@ -83,6 +86,7 @@ def load(client: FakeClient) -> Iterator[Load]:
                 "model_config": json.dumps(config),
                 "model_repository": "/nowhere",
                 "model_version": "1",
+                "model_name": "served",
             }
         )
         loaded.append(model)
