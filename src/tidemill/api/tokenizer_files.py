@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import UnsupportedError
+from tidemill.checkpoint.file_bytes import FileBytes
 from tidemill.checkpoint.json_file import read_json_object
 from tidemill.checkpoint.sentencepiece_model import metadata_from_sentencepiece
 from tidemill.checkpoint.writer import TOKENIZER_FILES
@@ -27,7 +28,7 @@ def files_from_hf(directory: Path) -> tuple[dict[str, bytes], list[str]]:
     Raises: UnsupportedError when only a tokenizer.model is there that cannot be rebuilt exactly.
     """
     paths = [directory / name for name in TOKENIZER_FILES]
-    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    files = {path.name: FileBytes(path).read_all() for path in paths if path.is_file()}
     if "tokenizer.json" in files:
         return files, []
     sentencepiece = directory / "tokenizer.model"

@@ -74,6 +74,10 @@ class FileBytes:
         """Read a range as bytes."""
         return self.read(offset_bytes, (num_bytes,), "uint8").tobytes()
 
+    def read_all(self) -> bytes:
+        """Read the whole of a small file."""
+        return self.read_bytes(0, self.size_bytes)
+
     def _unreadable(self, error: OSError) -> CheckpointError:
         return CheckpointError(
             "file cannot be read",

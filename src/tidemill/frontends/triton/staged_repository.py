@@ -43,4 +43,4 @@ def stage_repository(repository: Path, staging: Path, say: Say) -> Path:
 def is_foreign(model: Path) -> bool:
     """Say whether a model's config names the platform that no tritonserver has."""
     config = model / CONFIG_NAME
-    return config.is_file() and bool(FOREIGN_PLATFORM.search(config.read_text("utf-8")))
+    return config.is_file() and bool(FOREIGN_PLATFORM.search(config.read_text("utf-8", "replace")))
