@@ -1,21 +1,34 @@
 """Fixtures that several rooms' tests share: the sample model and tiny random Llamas.
 
-The sample is downloaded once into the user's cache; a checkpoint is converted from it once per
-test session; tiny Hugging Face models are made on the spot, with seeded weights.
+The sample is downloaded once into the user's cache; its checkpoints and engines are made once per
+test session, one of each type; tiny Hugging Face models are made on the spot, with seeded weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_llama import TinyLlama, write_tiny_llama
+from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.sample import fetch_sample
 
 MakeTinyLlama = Callable[[TinyLlama], Path]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The sample model in one type: its checkpoint, and its engine for this machine."""
+
+    checkpoint: Path
+    engine: Path
+
+
+MakeSample = Callable[[str], Sample]
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +38,28 @@ def sample_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def sample_checkpoint(sample_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_sample(sample_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeSample:
+    """Return a maker of the sample by type; each is converted and built once a session."""
+    made: dict[str, Sample] = {}
+
+    def make(dtype: str) -> Sample:
+        if dtype not in made:
+            directory = tmp_path_factory.mktemp(f"sample_{dtype}")
+            sample = Sample(directory / "checkpoint", directory / "engine")
+            convert(ConvertRequest(sample_gguf, sample.checkpoint, dtype=dtype, workers=2))
+            build(
+                BuildRequest(sample.checkpoint, sample.engine, max_input_len=512, max_seq_len=1024)
+            )
+            made[dtype] = sample
+        return made[dtype]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_checkpoint(make_sample: MakeSample) -> Path:
     """Return the sample model converted to a bfloat16 checkpoint for one rank."""
-    output = tmp_path_factory.mktemp("sample_checkpoint") / "bf16"
-    convert(ConvertRequest(model_dir=sample_gguf, output_dir=output, dtype="bfloat16"))
-    return output
+    return make_sample("bfloat16").checkpoint
 
 
 @pytest.fixture(scope="session")

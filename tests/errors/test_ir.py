@@ -93,8 +93,9 @@ def test_ill_formed_graph_lists_all_its_faults() -> None:
     text = GOOD.replace("f32[T, 4] = linear", "f16[T, 4] = linear").replace("%w: f32", "%w: bf16")
     graph = parse_graph(text.replace("  output", "  %x: f32[T, 4] = silu(%x)\n  output"))
     error = raised(lambda: check_graph(graph, OPS))
-    assert error.what == "graph 'g' is not well formed: 2 fault(s)"
-    assert error.where == (
+    assert error.what == "the graph is not well formed: 2 fault(s)"
+    assert error.where == "graph 'g'"
+    assert error.got == (
         "op 0 linear %y: x: expected bf16[T, 4], got f32[T, 4]; op 1 silu %x: %x is defined twice"
     )
 
@@ -105,7 +106,8 @@ def test_drawing_an_op_with_operands_that_do_not_fit_names_op_and_value() -> Non
     y = pen.input("y", TensorType(DType.F32, ("T", 5)))
     with pen.layer(2):
         error = raised(lambda: pen.op("add", x, y, name="sum"))
-    assert error.what == "the model cannot be drawn: y: expected f32[T, 4], got f32[T, 5]"
+    assert error.what == "the model cannot be drawn"
+    assert error.got == "y: expected f32[T, 4], got f32[T, 5]"
     assert error.where == "graph 'g', op add %layers.2.sum"
 
 
@@ -179,4 +181,4 @@ def test_drawing_reads_no_tensor_and_odd_rotary_dim_is_refused() -> None:
     check_graph(draw_llama(config, NoTensors(), 16), OPS)
     attention = replace(config.attention, rotary_dim=3)
     error = raised(lambda: draw_llama(replace(config, attention=attention), NoTensors(), 16))
-    assert "attribute rotary_dim: expected even, at most 4, got 3" in error.what
+    assert "attribute rotary_dim: expected even, at most 4, got 3" in error.got

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from tests.ir.tiny_graphs import attention_graph, random_graph, run_outputs
+from tests.ir.tiny_graphs import attention_block_graph, attention_graph, random_graph, run_outputs
 from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.pass_contract import PassResult, run_passes
 from tidemill.builder.passes.dead_code import DeadCode
 from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
 from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
+from tidemill.builder.passes.pad_heads import PadHeads
 from tidemill.builder.pipelines.cpu import CPU_PASSES, run_cpu_pipeline
 from tidemill.ir.graph import Graph
 from tidemill.ir.text import parse_graph, print_op
@@ -173,6 +174,35 @@ def test_fuse_rope_cache_leaves_rotation_that_is_a_graph_output() -> None:
     assert FuseRopeCache().apply(graph) == PassResult(graph, False)
 
 
+def test_pad_heads_follows_every_head_with_zeros_and_keeps_rotation_and_scale() -> None:
+    result = PadHeads(unit=16).apply(attention_block_graph())
+    assert result.is_changed
+    assert ops_text(result.graph) == (
+        "%layers.3.qkv: f32[T, 64] = linear(%x, %w_qkv, %b_qkv) layer 3\n"
+        "%layers.3.rotated: f32[T, 64] = rope(%layers.3.qkv, %positions, %cos, %sin) "
+        "{num_heads=2, num_kv_heads=1, head_size=16, rotary_dim=2} layer 3\n"
+        "%layers.3.attended: f32[T, 32] = attention(%layers.3.rotated) {num_heads=2, "
+        'num_kv_heads=1, head_size=16, scale=0.5, dtype="f32", cache_dtype="f32"} layer 3\n'
+        "%layers.3.out: f32[T, 5] = linear(%layers.3.attended, %w_out) layer 3"
+    )
+    assert not PadHeads(unit=16).apply(result.graph).is_changed
+
+
+@pytest.mark.parametrize("unit", [3, 4, 7, 16])
+def test_pad_heads_keeps_the_meaning_of_attention(unit: int) -> None:
+    graph = attention_block_graph()
+    (expected,) = run_outputs(graph, 2)
+    (got,) = run_outputs(run_passes(graph, [PadHeads(unit)]), 2)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_pad_heads_leaves_heads_whose_weights_others_use() -> None:
+    graph = attention_block_graph()
+    other = replace(graph.ops[0], outputs=(replace(graph.ops[0].outputs[0], name="other"),))
+    graph = replace(graph, ops=(*graph.ops, other), outputs=(*graph.outputs, *other.outputs))
+    assert PadHeads(unit=16).apply(graph) == PassResult(graph, False)
+
+
 def test_dead_code_removes_unused_ops_and_constants_but_keeps_inputs() -> None:
     graph = parse(
         """
@@ -256,6 +286,7 @@ def test_observer_sees_every_pass_in_order() -> None:
     run_cpu_pipeline(attention_graph(), lambda name, result: seen.append((name, result.is_changed)))
     assert seen == [
         ("dead_code", False),
+        ("pad_heads", False),
         ("fuse_rope_cache", True),
         ("fuse_linear_gated", False),
         ("fuse_linear_residual", False),

@@ -55,6 +55,29 @@ def attention_graph() -> Graph:
     return pen.finish([out])
 
 
+def attention_block_graph() -> Graph:
+    """A whole attention block of layer 3 in f32: products on both sides, a bias on one."""
+    pen = TinyPen()
+    x = pen.hidden()
+    positions = pen.input("positions", TensorType(DType.I32, ("T",)))
+    cos, sin = pen.weight("cos", 32, 1), pen.weight("sin", 32, 1)
+    qkv_weights = pen.weight("w_qkv", QKV_WIDTH, HIDDEN), pen.weight("b_qkv", QKV_WIDTH)
+    with pen.layer(3):
+        qkv = pen.op("linear", x, *qkv_weights, name="qkv")
+        rotated = pen.op("rope", qkv, positions, cos, sin, name="rotated", **HEADS, rotary_dim=2)
+        attended = pen.op(
+            "attention",
+            rotated,
+            name="attended",
+            **HEADS,
+            scale=0.5,
+            dtype="f32",
+            cache_dtype="f32",
+        )
+        out = pen.op("linear", attended, pen.weight("w_out", HIDDEN, Q_WIDTH), name="out")
+    return pen.finish([out])
+
+
 def random_graph(seed: int) -> Graph:
     """A random tangle of linear, add, silu and mul over one width, after an rms_norm.
 

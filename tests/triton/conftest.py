@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeSample
 from tests.triton.spelled_repository import deploy_spelled, write_spelled_engine
-from tidemill.api.build import BuildRequest, build
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
 from tidemill.frontends.triton.serve_request import ServeRequest
 from tidemill.frontends.triton.server import TritonServer
@@ -38,11 +38,9 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def sample_engine(sample_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_engine(make_sample: MakeSample) -> Path:
     """Return an engine of the sample model for this machine."""
-    engine = tmp_path_factory.mktemp("triton_sample") / "engine"
-    build(BuildRequest(sample_checkpoint, engine, max_input_len=512, max_seq_len=1024))
-    return engine
+    return make_sample("bfloat16").engine
 
 
 def write_users_own_model(repository: Path, engine: Path) -> None:

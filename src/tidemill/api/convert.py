@@ -121,7 +121,13 @@ def _check_request(request: ConvertRequest) -> None:
     }
     faults = [fault for fault, is_fine in checks.items() if not is_fine]
     if faults:
-        raise ConfigError("settings of convert cannot be accepted", got="; ".join(faults))
+        raise ConfigError(
+            "settings of convert cannot be accepted",
+            where="flags of convert",
+            expected="values within the bounds in brackets",
+            got="; ".join(faults),
+            hint="'tidemill convert --help' lists the flags",
+        )
 
 
 def _laid_out(config: CheckpointConfig, request: ConvertRequest) -> CheckpointConfig:

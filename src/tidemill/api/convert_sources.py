@@ -76,6 +76,7 @@ def _download(model_id: str) -> Path:
             where=model_id,
             expected="a directory, a .gguf file or a hub id such as org/name",
             got="no such path",
+            hint="check the path; 'tidemill sample' fetches a model to try",
         )
     try:
         from huggingface_hub import snapshot_download

@@ -90,6 +90,18 @@ class GraphIndex:
         is_sole = len(self._users.get(value.name, ())) == 1 and value.name not in self._outputs
         return index if is_sole else None
 
+    def sole_user(self, value: Value, kind: str) -> int | None:
+        """Return the one op that uses a value, once and as its first input, if of this kind."""
+        users = self._users.get(value.name, [])
+        if len(users) != 1 or value.name in self._outputs:
+            return None
+        op = self.graph.ops[users[0]]
+        return users[0] if op.kind == kind and op.inputs[0] == value else None
+
+    def num_users(self, value: Value) -> int:
+        """Count how often ops use a value."""
+        return len(self._users.get(value.name, ()))
+
     def is_dead_after(self, value: Value, index: int) -> bool:
         """Say whether an op's result may take this value's memory: computed, used last here."""
         if value.name not in self._maker or value.name in self._outputs:

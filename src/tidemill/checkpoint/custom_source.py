@@ -57,6 +57,7 @@ class CustomSource:
                     where=str(map_path),
                     expected=f"one source for {new_name}",
                     got=f"{other} and {name}",
+                    hint="make the patterns of the map narrower (docs/CUSTOM_CHECKPOINT.md)",
                 )
             self._new_to_old[new_name] = (name, rename is not None and rename.is_transposed)
         idle = [rename.pattern for rename in renames if rename.pattern not in used]

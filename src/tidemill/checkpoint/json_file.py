@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import CheckpointError
+from tidemill.checkpoint.file_bytes import FileBytes
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -17,15 +18,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises: CheckpointError when the file is missing or is not such JSON.
     """
+    file = FileBytes(path)
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            "file not found", where=str(path), expected="a JSON file", got="no file of that name"
-        ) from None
+        value = json.loads(file.read_bytes(0, file.size_bytes))
     except ValueError as error:
         raise CheckpointError(
-            "file is not valid JSON", where=str(path), expected="a JSON object", got=str(error)
+            "file is not valid JSON",
+            where=str(path),
+            expected="a JSON object",
+            got=str(error),
+            hint="finish the download, or take the file from its source again",
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(
@@ -33,5 +35,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
             where=str(path),
             expected="a JSON object",
             got=type(value).__name__,
+            hint="take the file from its source again",
         )
     return value

@@ -114,6 +114,7 @@ def _open_index(index_path: Path) -> SafetensorsSource:
             where=str(index_path),
             expected='an object "weight_map" of tensor name to file name',
             got=type(weight_map).__name__,
+            hint="download the index again, or delete it if one file holds all weights",
         )
     file_names = sorted(set(weight_map.values()))
     missing = [name for name in file_names if not (index_path.parent / name).is_file()]
@@ -150,7 +151,11 @@ def _no_safetensors(directory: Path) -> BuildError:
             "safetensors",
         )
     return CheckpointError(
-        "no weight files found", where=str(directory), expected="*.safetensors", got="none"
+        "no weight files found",
+        where=str(directory),
+        expected="*.safetensors",
+        got="none",
+        hint="give the directory that holds the weights; a .gguf file is named itself",
     )
 
 

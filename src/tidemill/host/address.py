@@ -126,6 +126,7 @@ def _private_directory() -> Path:
         raise HostError(
             "the directory for the host's socket cannot be made",
             where=str(directory),
+            expected="a directory that this user can make and write",
             got=error.strerror or str(error),
             hint="set XDG_RUNTIME_DIR to a directory of your own",
         ) from error

@@ -109,6 +109,7 @@ class HostClient:
                 where=str(self._target.engine_dir),
                 expected=f"an answer within {timeout_seconds:g} s",
                 got="none",
+                hint="a step may be very long; if it stays so, restart the host",
             ) from None
         if isinstance(answer, HostError):
             raise answer
@@ -163,6 +164,8 @@ class HostClient:
         return HostError(
             "the engine host is away",
             where=str(self._target.engine_dir),
+            expected="a running host",
+            got="none",
             hint="it is being restarted; try again in a moment",
         )
 

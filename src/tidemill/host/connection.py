@@ -67,6 +67,7 @@ def check_hello(message: Message) -> None:
     got = f"version {message.protocol_version}" if isinstance(message, Hello) else repr(message)
     raise HostError(
         "the other side of the host's socket speaks another protocol",
+        where="the host's socket",
         expected=f"version {PROTOCOL_VERSION}",
         got=got,
         hint="stop the old tidemill processes, then start again",
@@ -76,6 +77,7 @@ def check_hello(message: Message) -> None:
 def _foreign_bytes(got: str) -> HostError:
     return HostError(
         "what arrived on the host's socket is no message",
+        where="the host's socket",
         expected=f"frames of protocol version {PROTOCOL_VERSION}",
         got=got,
         hint="nothing else may use that socket; restart the host",

@@ -110,6 +110,7 @@ def _start(address: HostAddress, target: HostTarget) -> None:
         raise HostError(
             "the engine host could not be started",
             where=" ".join(command),
+            expected="a process of this Python",
             got=str(error),
             hint="install tidemill in the Python named there",
         ) from error

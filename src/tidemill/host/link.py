@@ -123,7 +123,13 @@ class HostLink:
 
     def _hear(self, message: Message) -> None:
         if not isinstance(message, Tell):
-            raise HostError("the host sent what only clients send", got=type(message).__name__)
+            raise HostError(
+                "the host sent what only clients send",
+                where="the host's socket",
+                expected="a Tell message",
+                got=type(message).__name__,
+                hint="stop the old tidemill processes, then start again",
+            )
         if message.is_leaving:
             # What is sent from now on, by the owner's callbacks too, waits for the next host.
             self._stop_sending()

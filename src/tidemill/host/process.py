@@ -89,7 +89,13 @@ def _as_wire_error(error: Exception) -> WireError:
     if isinstance(error, TidemillError):
         return WireError.from_exception(error)
     return WireError.from_exception(
-        HostError("the engine could not be loaded", got=f"{type(error).__name__}: {error}")
+        HostError(
+            "the engine could not be loaded",
+            where=f"engine host {os.getpid()}",
+            expected="an engine that loads",
+            got=f"{type(error).__name__}: {error}",
+            hint="'tidemill verify' checks the engine; if it is sound, please report this",
+        )
     )
 
 

@@ -137,6 +137,7 @@ class HostServer:
         failure = HostError(
             "the engine broke in the middle of a step",
             where=f"engine host {os.getpid()}",
+            expected="a step that ends",
             got=f"{type(error).__name__}: {error}",
             hint="the host restarts by itself; send the request again",
         )

@@ -66,8 +66,10 @@ class GraphBuilder:
             types = output_types(self._rules[kind], [value.type for value in inputs], attrs)
         except TypeFault as fault:
             raise BuildError(
-                f"the model cannot be drawn: {fault}",
+                "the model cannot be drawn",
                 where=f"graph '{self._name}', op {kind} %{prefix}{name}",
+                expected="inputs and attributes that the op's rule allows",
+                got=str(fault),
                 hint="config and weights may disagree, or this model needs another op",
             ) from fault
         assert len(types) == 1, kind

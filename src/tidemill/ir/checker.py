@@ -25,9 +25,10 @@ def check_graph(graph: Graph, rules: RuleTable) -> None:
     faults = find_faults(graph, rules)
     if faults:
         raise BuildError(
-            f"graph '{graph.name}' is not well formed: {len(faults)} fault(s)",
-            where="; ".join(faults),
+            f"the graph is not well formed: {len(faults)} fault(s)",
+            where=f"graph '{graph.name}'",
             expected="every value defined once, before use, typed by its op's rule",
+            got="; ".join(faults),
             hint="this is a defect of whatever drew or rewrote the graph; please report it",
         )
 

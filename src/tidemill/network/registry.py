@@ -47,6 +47,7 @@ class ModelDescription:
                 where=where,
                 expected="a model without them",
                 got="; ".join(faults),
+                hint="README.md lists what is supported; another model of the family may be",
             )
 
 

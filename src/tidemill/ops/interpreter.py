@@ -55,9 +55,11 @@ def walk(
     missing = [str(value) for value in graph.inputs if value.name not in inputs]
     if missing:
         raise BuildError(
-            f"graph '{graph.name}' cannot run without its inputs",
+            "a graph cannot run without its inputs",
+            where=f"graph '{graph.name}'",
             expected=", ".join(map(str, graph.inputs)),
             got="no " + ", ".join(missing),
+            hint="give an array for each of the graph's inputs",
         )
     lazy = {constant.value.name: constant for constant in graph.constants}
     values = {**(constants or {}), **inputs}
@@ -104,6 +106,8 @@ def load_constant(constant: Constant, numerics: Numerics = DEFAULT_NUMERICS) -> 
         raise BuildError(
             "a constant has no bytes to load",
             where=f"{constant.value}, source '{constant.source}'",
+            expected="a lazy source",
+            got="none",
             hint="a graph parsed from text has none; draw it from the checkpoint",
         )
     stored = constant.load()
@@ -114,6 +118,7 @@ def load_constant(constant: Constant, numerics: Numerics = DEFAULT_NUMERICS) -> 
             where=f"{constant.value}, source '{constant.source}'",
             expected=str(expected),
             got=f"{stored.dtype.name}{list(stored.shape)}",
+            hint="convert the checkpoint again; if it stays, please report the model",
         )
     if expected.dtype not in _FLOATS:
         return stored

@@ -49,6 +49,12 @@ def validate_request(request: Request, limits: EngineLimits) -> None:
         raise InvalidRequestError(
             "the request cannot be served: " + "; ".join(faults),
             where=f"request {request.request_id}",
+            expected=f"a prompt of at most {limits.max_input_len} tokens, with its answer at most "
+            f"{limits.max_seq_len}, and sampling values within their bounds",
+            got=f"{len(prompt)} prompt tokens, max_tokens {request.max_new_tokens}, "
+            f"{request.sampling}",
+            hint="shorten the prompt or the answer, or build with a larger --max_input_len and "
+            "--max_seq_len",
         )
 
 

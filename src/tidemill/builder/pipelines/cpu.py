@@ -13,11 +13,13 @@ from tidemill.builder.passes.dead_code import DeadCode
 from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
 from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
+from tidemill.builder.passes.pad_heads import PadHeads
 from tidemill.ir.checker import describe_op
 from tidemill.ir.graph import Graph
 
 CPU_PASSES: tuple[Pass, ...] = (
     DeadCode(),
+    PadHeads(),
     FuseRopeCache(),
     FuseLinearGated(),
     FuseLinearResidual(),
@@ -48,8 +50,9 @@ def run_cpu_pipeline(
     if left:
         raise UnsupportedError(
             f"{len(left)} op(s) have no CPU kernel",
-            where=f"graph '{graph.name}': " + "; ".join(left),
+            where=f"graph '{graph.name}'",
             expected="after fusion, only " + ", ".join(CPU_KINDS),
+            got="; ".join(left),
             hint="this model joins its layers in a way that no pass fuses yet",
         )
     return graph

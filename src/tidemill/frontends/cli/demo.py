@@ -25,9 +25,14 @@ from tidemill.frontends.cli.deploy import deploy
 from tidemill.frontends.cli.shell import say
 
 NAME = "smollm2"
-QUESTION = "What is a tide mill?"
-PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-MAX_TOKENS = 64
+QUESTION = "What is gravity?"
+# What the model's own chat template makes of the question.
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+PROMPT = (
+    f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
+    f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+)
+MAX_TOKENS = 96
 READY_TIMEOUT_S = 60.0
 
 HELP = """Carry the sample model from download to a streamed answer.

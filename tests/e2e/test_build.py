@@ -1,0 +1,65 @@
+"""Builds of tiny checkpoints: one engine whatever way the checkpoint took; the judge's tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.conftest import MakeTinyLlama
+from tests.tiny_llama import TinyLlama
+from tidemill.api.build import BuildRequest, build
+from tidemill.api.convert import ConvertRequest, convert
+from tidemill.api.llm import LLM, SamplingParams
+from tidemill.engine.reader import EngineFile
+
+
+@pytest.mark.parametrize(("tp_size", "pp_size"), [(2, 1), (1, 2), (2, 2)])
+def test_engine_of_split_checkpoint_is_the_engine_of_the_whole_one(
+    tiny_llama: Path, tmp_path: Path, tp_size: int, pp_size: int
+) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "whole", dtype="bfloat16"))
+    split_up = ConvertRequest(
+        tiny_llama, tmp_path / "split", dtype="bfloat16", tp_size=tp_size, pp_size=pp_size
+    )
+    convert(split_up)
+    built = [
+        build(BuildRequest(tmp_path / name, tmp_path / f"{name}-engine", max_seq_len=64))
+        for name in ("whole", "split")
+    ]
+    whole, split = (EngineFile.open(report.engine_dir).manifest for report in built)
+    assert whole.sections["weights"] == split.sections["weights"]
+    assert whole.sections["code"] == split.sections["code"]
+    assert whole.plan == split.plan and whole.graph_text == split.graph_text
+    assert not built[0].notes and "were joined into one engine" in built[1].notes[-1]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        TinyLlama(head_size=4),
+        TinyLlama(head_size=8, has_attention_bias=True, is_tied=False),
+        TinyLlama(head_size=20, num_heads=3, num_kv_heads=3, hidden_size=54, vocab_size=271),
+        TinyLlama(head_size=64, num_heads=2, num_kv_heads=1, intermediate_size=37, num_layers=1),
+    ],
+    ids=lambda shape: f"head_size_{shape.head_size}",
+)
+def test_float32_engine_of_any_head_width_gives_the_tokens_of_transformers(
+    make_tiny_llama: MakeTinyLlama, tmp_path: Path, shape: TinyLlama
+) -> None:
+    model_dir = make_tiny_llama(shape)
+    convert(ConvertRequest(model_dir, tmp_path / "checkpoint", dtype="float32"))
+    build(BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", max_seq_len=96))
+    prompts = [[5, 9, 200], [7] * 40, list(range(3, 60))]
+    judge = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    with LLM(tmp_path / "engine", num_threads=2) as llm:
+        answers = llm.generate(prompts, SamplingParams(max_tokens=24, ignore_eos=True))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = answer.outputs[0].token_ids
+        assert len(tokens) == 24
+        with torch.no_grad():
+            logits = judge(torch.tensor([prompt + tokens])).logits[0]
+        expected = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+        assert tokens == expected
