@@ -42,8 +42,13 @@ class Session:
         self._failed: list[Update] = []
 
     @classmethod
-    def open(cls, engine_dir: Path | str, config: SessionConfig | None = None) -> Session:
-        """Load an engine and, where it has one, its tokenizer.
+    def open(
+        cls,
+        engine_dir: Path | str,
+        config: SessionConfig | None = None,
+        tokenizer_dir: Path | str | None = None,
+    ) -> Session:
+        """Load an engine and, where it has one, its tokenizer, or the one of `tokenizer_dir`.
 
         Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
         """
@@ -53,8 +58,7 @@ class Session:
             path, kv_cache_tokens=config.kv_cache_tokens, num_threads=config.num_threads
         )
         try:
-            has_tokenizer = (path / TOKENIZER_FILE).exists()
-            tokenizer = Tokenizer.from_directory(path) if has_tokenizer else None
+            tokenizer = _load_tokenizer(path, tokenizer_dir)
         except BaseException:
             executor.close()
             raise
@@ -129,3 +133,10 @@ class Session:
         self._loop.submit(computed)
         self._number_to_answer[number] = answer
         self._id_to_number[request.request_id] = number
+
+
+def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:
+    if tokenizer_dir is not None:
+        return Tokenizer.from_directory(tokenizer_dir)
+    has_own = (engine_dir / TOKENIZER_FILE).exists()
+    return Tokenizer.from_directory(engine_dir) if has_own else None
