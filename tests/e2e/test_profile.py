@@ -1,4 +1,4 @@
-"""The profile of a real engine: each op has its time, costs are counted by hand, a page shows it."""
+"""The profile of a real engine: each op has its time, costs counted by hand, a page to show it."""
 
 from __future__ import annotations
 
