@@ -52,7 +52,11 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
             yield from lines
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(
-            "the server went away in the middle of an answer", got=repr(error), hint="ask again"
+            "the server went away in the middle of an answer",
+            where="generate_stream",
+            expected="the end of the answer",
+            got=repr(error),
+            hint="ask again: a server that died is restarted by tidemill serve",
         ) from error
 
 
