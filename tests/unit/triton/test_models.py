@@ -22,7 +22,6 @@ from tidemill.base.errors import HostError, QueueFullError
 from tidemill.frontends.triton.model import ServedModel
 from tidemill.frontends.triton.text_model import TextModel
 from tidemill.frontends.triton.tokens_model import TokensModel
-from tidemill.host.client import HostClient
 from tidemill.host.messages import GenerateRequest, HostInfo, Update
 
 TIMEOUT_S = 5.0
@@ -64,7 +63,7 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     client = FakeClient()
-    monkeypatch.setattr(HostClient, "connect_or_start", lambda *_, **__: client, raising=True)
+    monkeypatch.setattr(ServedModel, "connect", lambda *_: client, raising=True)
     return client
 
 

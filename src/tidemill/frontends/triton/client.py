@@ -53,10 +53,10 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(
             "the server went away in the middle of an answer",
-            where="generate_stream",
-            expected="the end of the answer",
+            where="stream of events",
+            expected="events until the answer's end",
             got=repr(error),
-            hint="ask again: a server that died is restarted by tidemill serve",
+            hint="ask again; a watched server is back within seconds",
         ) from error
 
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tidemill.api.retarget import ensure_native_code
 from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.inflight import InflightRequests, Observer
@@ -70,6 +71,7 @@ class ServedModel(ABC):
 
     def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
         """Reach the host that runs the engine, starting it when there is none."""
+        ensure_native_code(engine_dir)
         return HostClient.connect_or_start(engine_dir, session)
 
     def execute(self, requests: Sequence[InferenceRequest]) -> None:
