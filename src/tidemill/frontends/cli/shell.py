@@ -120,7 +120,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
             raise
         return report_error(_missing_package(error.name, arguments), EXIT_FAILED)
     except _usage_error_class() as error:
-        return _report_usage(error)
+        return _report_usage(error, arguments)
 
 
 def _missing_package(name: str, arguments: Sequence[str]) -> UnsupportedError:
@@ -141,7 +141,7 @@ def _usage_error_class() -> type[Exception]:
     raise AssertionError("typer.BadParameter is not a UsageError")
 
 
-def _report_usage(error: Any) -> int:
+def _report_usage(error: Any, arguments: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "tidemill"
     text = error.format_message()
@@ -153,7 +153,7 @@ def _report_usage(error: Any) -> int:
         what,
         where=where,
         expected=reason or "a command line that its help describes",
-        got=" ".join(sys.argv[1:]) or "nothing",
+        got=" ".join(arguments) or "nothing",
         hint=f"{where} --help",
     )
     return report_error(shown, EXIT_USAGE)

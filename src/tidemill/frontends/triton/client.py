@@ -52,7 +52,11 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
             yield from lines
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(
-            "the server went away in the middle of an answer", got=repr(error), hint="ask again"
+            "the server went away in the middle of an answer",
+            where="stream of events",
+            expected="events until the answer's end",
+            got=repr(error),
+            hint="ask again; a watched server is back within seconds",
         ) from error
 
 

@@ -31,6 +31,9 @@ class Client(Protocol):
     def cancel(self, request_id: str) -> None: ...
 
 
+Observer = Callable[[Update], None]
+
+
 @dataclass(eq=False)
 class _Flight:
     """A Triton request under way: its answer and the ids of its prompts at the host."""
@@ -44,12 +47,12 @@ class _Flight:
 class InflightRequests:
     """Owns every flight of one model until it has landed.
 
-    `on_progress` is called, on the host's reader thread, for every update that is no error.
+    `observe` is asked for each engine request who, beside the answer, is to hear its updates.
     """
 
-    def __init__(self, client: Client, on_progress: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, client: Client, observe: Callable[[], Observer]) -> None:
         self._client = client
-        self._on_progress = on_progress
+        self._observe = observe
         self._flights: set[_Flight] = set()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -96,9 +99,10 @@ class InflightRequests:
         assert all(not flight.answer.is_closed for flight in self._current())
 
     def _receiver(self, flight: _Flight, row: int) -> Callable[[Update], None]:
+        observer = self._observe()
+
         def receive(update: Update) -> None:
-            if update.error is None:
-                self._on_progress()
+            observer(update)
             try:
                 flight.answer.update(row, update)
             except Exception as error:
