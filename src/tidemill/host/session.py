@@ -16,6 +16,7 @@ from tidemill.host.answer_text import AnswerText
 from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest, HostInfo, Update
 from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
+from tidemill.runtime.config import RuntimeConfig
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.step import EngineLimits, Executor
@@ -33,7 +34,7 @@ class Session:
         engine_dir: str = "",
     ) -> None:
         self.tokenizer = tokenizer
-        self._loop = Loop(executor, max_queue_size)
+        self._loop = Loop(executor, RuntimeConfig(max_queue_size=max_queue_size))
         self._engine_dir = engine_dir
         self._reader = RequestReader(tokenizer, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
