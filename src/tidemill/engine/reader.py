@@ -187,7 +187,7 @@ def _check_sections(
 
 def _check_config_copy(path: Path, config: dict[str, Any], rebuild: str) -> None:
     """Refuse an edited config.json: the compiled limits would not follow it."""
-    if not path.exists():
+    if not path.is_file():
         return
     try:
         copy = parse_json(path.read_bytes())

@@ -59,6 +59,8 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig:
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
+    if not path.is_file():  # a device would be read without end
+        raise _unreadable(path, "not a file")
     try:
         value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -105,7 +107,7 @@ def _token_text(value: object) -> str | None:
 def _chat_template(directory: Path, value: object) -> str | None:
     """Choose the template: a file of its own wins, as in transformers; of a list, "default"."""
     path = directory / "chat_template.jinja"
-    if path.exists():
+    if path.is_file():
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
