@@ -19,14 +19,14 @@ FINISH_REASONS = {
 class CompletionOutput:
     """One answer. `finish_reason` is stop, length, timeout or cancelled.
 
-    `stop_reason` is the stop string that ended it, None where the end token did.
+    `stop_reason` is the stop string or stop token that ended it, None where the end token did.
     """
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: str | None
-    stop_reason: str | None = None
+    stop_reason: str | int | None = None
 
     @property
     def length(self) -> int:
@@ -51,7 +51,7 @@ class TextUpdate:
     text: str
     token_ids: list[int]
     finish_reason: str | None
-    stop_reason: str | None = None
+    stop_reason: str | int | None = None
 
 
 def to_text_update(update: Update) -> TextUpdate:

@@ -55,6 +55,7 @@ class MicroBatch:
                     table.blocks,
                     True,
                     request.sampling,
+                    state.history,
                 )
             )
         self.states.extend(generation)
@@ -80,6 +81,7 @@ class MicroBatch:
                     state.table.blocks,
                     num_tokens == num_left,
                     request.sampling,
+                    state.history,
                 )
             )
             self.states.append(state)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from tidemill.runtime.logits_rules import LogitsRules
+
 
 class FinishReason(Enum):
     """Why a request ended; the names and numbers of TensorRT-LLM's executor."""
@@ -28,17 +30,25 @@ class SamplingParams:
 
     `temperature` 0, `top_k` 1 or everything unset means greedy. `top_k` 0 means all tokens,
     `top_p` 1.0 means all mass. `seed` keys the counter-based random numbers: the same seed and
-    position draw the same number, whatever else is in flight.
+    position draw the same number, whatever else is in flight. `min_p` keeps tokens at least that
+    likely, relative to the most likely one. `rules` None means no edits of the logits.
     """
 
     temperature: float = 1.0
     top_k: int = 1
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    rules: LogitsRules | None = None
 
     @property
     def is_greedy(self) -> bool:
         return self.top_k == 1 or self.temperature == 0.0 or self.top_p <= 0.0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether choosing a token takes more than the logits of the step."""
+        return self.rules is not None
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class Request:
     """What one caller asked for.
 
     Units: `max_new_tokens` and prompt lengths count tokens. `end_ids` are tokens that end the
-    output and are not part of it; empty means none. `request_id` is unique within the loop.
+    output and are not part of it; empty means none. `stop_words` are token sequences that end the
+    output and stay in it. `request_id` is unique within the loop.
     """
 
     request_id: int
@@ -54,6 +65,7 @@ class Request:
     max_new_tokens: int
     sampling: SamplingParams = SamplingParams()
     end_ids: tuple[int, ...] = ()
+    stop_words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tidemill.runtime.kvcache.block_pool import BlockTable
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+from tidemill.runtime.token_history import TokenHistory
 
 
 class RequestState:
@@ -16,7 +17,7 @@ class RequestState:
     the step in flight is committed.
     """
 
-    __slots__ = ("is_cancelled", "num_computed", "output_tokens", "request", "table")
+    __slots__ = ("history", "is_cancelled", "num_computed", "output_tokens", "request", "table")
 
     def __init__(self, request: Request, table: BlockTable) -> None:
         self.request = request
@@ -24,6 +25,8 @@ class RequestState:
         self.num_computed = 0
         self.output_tokens: list[int] = []
         self.is_cancelled = False
+        needs_history = request.sampling.needs_history
+        self.history = TokenHistory(request, self.output_tokens) if needs_history else None
 
     @property
     def num_context_left(self) -> int:
@@ -42,6 +45,12 @@ class RequestState:
             return TokenUpdate(request.request_id, (), FinishReason.END_ID)
         self.output_tokens.append(token)
         reason = FinishReason.NOT_FINISHED
-        if len(self.output_tokens) == request.max_new_tokens:
+        if request.stop_words and self._ends_with_stop_word():
+            reason = FinishReason.STOP_WORDS
+        elif len(self.output_tokens) == request.max_new_tokens:
             reason = FinishReason.LENGTH
         return TokenUpdate(request.request_id, (token,), reason)
+
+    def _ends_with_stop_word(self) -> bool:
+        output = self.output_tokens
+        return any(output[-len(word) :] == list(word) for word in self.request.stop_words)

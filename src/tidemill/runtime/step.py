@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidemill.runtime.request import SamplingParams
+from tidemill.runtime.token_history import TokenHistory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class PlanEntry:
 
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
     that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
-    of the entry is the last known token of the request, so that a new one is drawn.
+    of the entry is the last known token of the request, so that a new one is drawn; `history` is
+    there for requests whose choice depends on it.
     """
 
     request_id: int
@@ -29,6 +31,7 @@ class PlanEntry:
     block_table: Sequence[int]
     samples: bool
     sampling: SamplingParams
+    history: TokenHistory | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tidemill.base import abi
 from tidemill.device.cpu import Bytes, allocate
 from tidemill.engine.manifest import Manifest
+from tidemill.runtime.executor.edits_desk import EditsDesk
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
 
@@ -39,6 +40,8 @@ class StepInputs:
         self._logit_rows = views["logit_rows"]
         self._temperature, self._top_k = views["temperature"], views["top_k"]
         self._top_p, self._seed = views["top_p"], views["seed"].view(np.uint64)
+        self._min_p = views["min_p"]
+        self._desk = EditsDesk(views["edits"], self._top_p, logits_row_elements(manifest))
         self._sampled_positions = views["sampled_positions"]
         self._table_of_row: list[tuple[object, int]] = [(None, 0)] * len(self._tables)
         self._sampling_of_row: list[SamplingParams | None] = [None] * len(self._logit_rows)
@@ -57,6 +60,8 @@ class StepInputs:
             row += count
             if entry.samples:
                 self._write_sampling(num_logit_rows, row - 1, entry)
+                if entry.history is not None:
+                    self._desk.write(num_logit_rows, entry.history)
                 num_logit_rows += 1
         self._header[abi.HEADER_TOKENS] = row
         self._header[abi.HEADER_LOGIT_ROWS] = num_logit_rows
@@ -107,7 +112,15 @@ class StepInputs:
         if self._sampling_of_row[logit_row] is sampling:
             return
         self._sampling_of_row[logit_row] = sampling
+        self._desk.clear(logit_row)
         self._temperature[logit_row] = 0.0 if sampling.is_greedy else sampling.temperature
         self._top_k[logit_row] = sampling.top_k
         self._top_p[logit_row] = sampling.top_p
+        self._min_p[logit_row] = sampling.min_p
         self._seed[logit_row] = sampling.seed
+
+
+def logits_row_elements(manifest: Manifest) -> int:
+    """Width of a row of logits, padding included: what the op before the last writes."""
+    name = manifest.plan[-2].output
+    return next(spec.row_elements for spec in manifest.buffers if spec.name == name)
