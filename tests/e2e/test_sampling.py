@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import MakeTinyLlama
@@ -114,3 +115,74 @@ def test_rules_change_nothing_for_neighbours_and_crowds_nothing_for_rules(llm: L
     ]
     assert crowd == alone
     assert len({tuple(each) for each in crowd}) > 10, "answers say little"
+
+
+def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    x = logits.astype(np.float64)
+    shifted = x - x.max(-1, keepdims=True)
+    found: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
+
+
+def test_logprobs_and_logits_are_the_models_own(judge: Judge, llm: LLM) -> None:
+    prompts = [[5, 6, 7] * 20, *PROMPTS]  # the first is longer than a step and than its batch
+    params = SamplingParams(
+        max_tokens=7,
+        ignore_eos=True,
+        temperature=0.7,
+        seed=3,
+        repetition_penalty=1.5,
+        logprobs=4,
+        prompt_logprobs=2,
+        return_context_logits=True,
+        return_generation_logits=True,
+    )
+    for prompt, result in zip(prompts, llm.generate(prompts, params), strict=True):
+        (output,) = result.outputs
+        logits = judge.logits(prompt + output.token_ids)[:-1]
+        seen = len(prompt) - 1
+        assert result.context_logits is not None and output.generation_logits is not None
+        np.testing.assert_allclose(result.context_logits, logits[: seen + 1], atol=2e-4)
+        np.testing.assert_allclose(output.generation_logits, logits[seen:], atol=2e-4)
+        expected = log_softmax(logits)
+        of_prompt = output.prompt_logprobs or [None]  # the first token has none
+        assert output.logprobs is not None and of_prompt[0] is None
+        told = [*of_prompt[1:], *output.logprobs]
+        tokens = (prompt + output.token_ids)[1:]
+        for row, token, entries, number in zip(
+            expected, tokens, told, [2] * seen + [4] * 7, strict=True
+        ):
+            assert entries is not None and next(iter(entries)) == token
+            assert len(entries) in (number, number + 1)
+            assert set(np.argsort(-row, kind="stable")[:number].tolist()) <= set(entries)
+            for each, entry in entries.items():
+                assert entry.logprob == pytest.approx(row[each], abs=2e-4)
+                assert entry.rank == 1 + int((row > row[each]).sum())
+        own = [next(iter(entries.values())).logprob for entries in output.logprobs]
+        assert output.cumulative_logprob == pytest.approx(sum(own))
+
+
+def test_looking_changes_no_token_and_no_crowd_changes_a_bit(llm: LLM) -> None:
+    settings: dict[str, Any] = {"max_tokens": 9, "ignore_eos": True, "temperature": 1.2}
+    plain = [SamplingParams(seed=n, **settings) for n in range(6)]
+    looking = [
+        SamplingParams(seed=n, logprobs=n % 3, return_context_logits=True, **settings)
+        for n in range(6)
+    ]
+    prompts = [list(range(5 + n, 40 + 3 * n)) for n in range(6)]
+    without = [r.outputs[0].token_ids for r in llm.generate(prompts, plain)]
+    crowd = llm.generate(prompts, [plain[0], *looking[1:]])
+    assert [r.outputs[0].token_ids for r in crowd] == without
+    for prompt, own, seen in zip(prompts[1:], looking[1:], crowd[1:], strict=True):
+        (alone,) = llm.generate([prompt], own)
+        assert alone.outputs[0].logprobs == seen.outputs[0].logprobs
+        assert alone.context_logits is not None and seen.context_logits is not None
+        assert alone.context_logits.tobytes() == seen.context_logits.tobytes()
+
+
+def test_end_token_has_no_logprob(llm: LLM) -> None:
+    plain = answer(llm, PROMPTS[1])
+    params = SamplingParams(max_tokens=24, end_id=plain[4], logprobs=0)
+    (output,) = llm.generate([PROMPTS[1]], params)[0].outputs
+    assert output.logprobs is not None
+    assert len(output.logprobs) == len(output.token_ids) == plain.index(plain[4])

@@ -14,7 +14,8 @@ from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.runtime.logits_rules import NO_NGRAM_BAN, LogitsRules
-from tidemill.runtime.validate_request import sampling_faults
+from tidemill.runtime.observation import OutputWishes
+from tidemill.runtime.validate_request import sampling_faults, wishes_faults
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     stop_token_ids: Sequence[int | Sequence[int]] | None = None
 
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    return_context_logits: bool = False
+    return_generation_logits: bool = False
+
     def __post_init__(self) -> None:
         faults = sampling_faults(
             resolve_sampling(
@@ -63,6 +69,7 @@ class SamplingParams:
         )
         if self.max_tokens is not None and self.max_tokens < 1:
             faults.append(f"require max_tokens > 0, got max_tokens={self.max_tokens}")
+        faults += wishes_faults(self.wishes)
         if not all(self.stop_strings):
             faults.append("require stop strings with at least one character, got ''")
         if faults:
@@ -71,6 +78,16 @@ class SamplingParams:
     @property
     def stop_strings(self) -> list[str]:
         return _texts(self.stop)
+
+    @property
+    def wishes(self) -> OutputWishes:
+        """What to tell beside tokens and text."""
+        return OutputWishes(
+            self.logprobs,
+            self.prompt_logprobs,
+            self.return_context_logits,
+            self.return_generation_logits,
+        )
 
     @property
     def rules(self) -> LogitsRules:
@@ -107,6 +124,7 @@ class SamplingParams:
             seed=self.seed,
             end_id=-1 if self.ignore_eos else self.end_id,
             min_p=self.min_p,
+            wishes=None if self.wishes.is_empty else self.wishes,
             rules=None if rules.is_neutral else rules,
             bad_words=_texts(self.bad),
             stop=self.stop_strings,

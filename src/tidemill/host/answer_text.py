@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.observed_output import ObservedOutput
 from tidemill.host.stop_word_hold import StopWordHold
 from tidemill.runtime.request import FinishReason, TokenUpdate
 from tidemill.text.detokenizer import IncrementalDetokenizer
@@ -47,6 +49,7 @@ class AnswerText:
         self._detokenizer = (
             IncrementalDetokenizer(tokenizer, request.skip_special_tokens) if tokenizer else None
         )
+        self._observed = ObservedOutput()
         self._token_ids: list[int] = []
         self._text = [echo] if echo else []
         self._stop_reason: str | int | None = None
@@ -57,6 +60,11 @@ class AnswerText:
         An update with finish reason stop_words ends the answer before the runtime does.
         """
         tokens: Sequence[int] = update.new_tokens
+        failure = next((each.error for each in update.observations if each.error), None)
+        if failure:
+            return Update.failed(self.request_id, _processor_error(failure))
+        for observation in update.observations:
+            self._observed.add(observation)
         self._num_output_tokens += len(tokens)
         self._token_ids.extend(tokens)
         reason = update.finish_reason
@@ -87,7 +95,7 @@ class AnswerText:
     def _drain(self, finish_reason: str | None) -> Update:
         token_ids, self._token_ids = self._token_ids, []
         text, self._text = "".join(self._text), []
-        return Update(
+        update = Update(
             self.request_id,
             token_ids,
             text,
@@ -96,3 +104,14 @@ class AnswerText:
             self._num_output_tokens,
             self._stop_reason,
         )
+        self._observed.drain_into(update)
+        return update
+
+
+def _processor_error(failure: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "the request's logits processor failed",
+        where="logits_processor",
+        expected="a function that changes the logits in place",
+        got=failure,
+    )

@@ -15,6 +15,7 @@ from tidemill.base import errors
 from tidemill.base.errors import HostError, TidemillError
 from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.loop import LoopStats
+from tidemill.runtime.observation import OutputWishes, TokenLogprobs
 from tidemill.runtime.step import EngineLimits
 
 PROTOCOL_VERSION = 2
@@ -77,6 +78,7 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     bias_words: list[tuple[str, float]] = []
     stop: list[str] = []
     stop_token_words: list[list[int]] = []
+    wishes: OutputWishes | None = None
     include_stop_in_output: bool = False
     exclude_input_in_output: bool = True
     streaming: bool = False
@@ -90,7 +92,9 @@ class Update(msgspec.Struct, array_like=True):
     Streaming requests get one for each step that gave them something, others one at their end.
     `finish_reason` is end_id, stop_words, length, timed_out or cancelled; None while it goes on.
     With `error` the request has ended, and no finish reason applies. `stop_reason` is the stop
-    string that matched, or the stop token.
+    string that matched, or the stop token. What was wished for stands in the last five: new
+    log-probabilities of output and prompt (from its second token on), the sum of the output's so
+    far, rows of logits as native float32.
     """
 
     request_id: str
@@ -101,6 +105,11 @@ class Update(msgspec.Struct, array_like=True):
     num_output_tokens: int
     stop_reason: str | int | None = None
     error: WireError | None = None
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
+    cumulative_logprob: float | None = None
+    context_logits: bytes = b""
+    generation_logits: bytes = b""
 
     @property
     def is_final(self) -> bool:

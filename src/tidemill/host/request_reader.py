@@ -54,6 +54,7 @@ class RequestReader:
             ),
             end_ids=self._end_ids_of(request),
             stop_words=tuple(map(tuple, request.stop_token_words)),
+            wishes=request.wishes,
         )
         return computed, answer
 

@@ -9,9 +9,10 @@ Source: TensorRT-LLM's micro-batch scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tidemill.runtime.kvcache.block_pool import BlockPool
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request_state import RequestState
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
 
@@ -39,6 +40,11 @@ class MicroBatch:
     def plan(self) -> StepPlan:
         """Freeze what was added."""
         return StepPlan(tuple(self._entries))
+
+    def observe(self, observations: Mapping[int, Observation]) -> None:
+        """Hand what requests asked to see to their states, before the step is committed."""
+        for index, observation in observations.items():
+            self.states[index].observe(observation)
 
     def add_generation(self, generation: Sequence[RequestState]) -> None:
         """Let each request compute its latest token."""

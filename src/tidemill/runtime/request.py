@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from tidemill.runtime.choice_hooks import LogitsProcessor, TokenGuide
 from tidemill.runtime.logits_rules import LogitsRules
+from tidemill.runtime.observation import Observation, OutputWishes
 
 
 class FinishReason(Enum):
@@ -45,11 +47,6 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.top_k == 1 or self.temperature == 0.0 or self.top_p <= 0.0
 
-    @property
-    def needs_history(self) -> bool:
-        """Whether choosing a token takes more than the logits of the step."""
-        return self.rules is not None
-
 
 @dataclass(frozen=True)
 class Request:
@@ -66,12 +63,30 @@ class Request:
     sampling: SamplingParams = SamplingParams()
     end_ids: tuple[int, ...] = ()
     stop_words: tuple[tuple[int, ...], ...] = ()
+    wishes: OutputWishes | None = None
+    guide: TokenGuide | None = None
+    processor: LogitsProcessor | None = None
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether choosing or showing a token takes more than the logits of the step."""
+        extras = (self.sampling.rules, self.wishes, self.guide, self.processor)
+        return any(extra is not None for extra in extras)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether every position of the prompt must be computed, cached or not."""
+        return self.wishes is not None and self.wishes.is_of_prompt
 
 
 @dataclass(frozen=True, slots=True)
 class TokenUpdate:
-    """What one step gave one request: new tokens (end token excluded) and whether it ended."""
+    """What one step gave one request: new tokens (end token excluded) and whether it ended.
+
+    `observations` holds what it asked to see, of the steps since the update before.
+    """
 
     request_id: int
     new_tokens: tuple[int, ...]
     finish_reason: FinishReason
+    observations: tuple[Observation, ...] = ()

@@ -7,10 +7,11 @@ native engine, or a fake in simulations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.token_history import TokenHistory
 
@@ -47,9 +48,13 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Drawn tokens, one for each entry with `samples`, in the order of the plan's entries."""
+    """Drawn tokens, one for each entry with `samples`, in the order of the plan's entries.
+
+    `observations` has what requests asked to see, by the index of their entry.
+    """
 
     sampled_tokens: tuple[int, ...]
+    observations: Mapping[int, Observation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from itertools import chain
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.runtime.logits_rules import rules_faults
+from tidemill.runtime.observation import OutputWishes
 from tidemill.runtime.request import Request, SamplingParams
 from tidemill.runtime.step import EngineLimits
 
@@ -40,12 +41,24 @@ def sampling_faults(sampling: SamplingParams) -> list[str]:
     return faults
 
 
+def wishes_faults(wishes: OutputWishes) -> list[str]:
+    """List what is wrong with numbers of log-probabilities."""
+    given = {"logprobs": wishes.num_logprobs, "prompt_logprobs": wishes.num_prompt_logprobs}
+    return [
+        f"require {name} >= 0, got {name}={number}"
+        for name, number in given.items()
+        if number is not None and number < 0
+    ]
+
+
 def validate_request(request: Request, limits: EngineLimits) -> None:
     """Refuse a request that this engine can never serve.
 
     Raises: InvalidRequestError with all faults found.
     """
     faults = _length_faults(request, limits) + sampling_faults(request.sampling)
+    if request.wishes is not None:
+        faults += wishes_faults(request.wishes)
     faults += _token_faults(request, limits.vocab_size)
     if faults:
         raise InvalidRequestError(

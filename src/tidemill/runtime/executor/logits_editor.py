@@ -47,6 +47,7 @@ class LogitsEditor:
         self._bans = Bans(rules)
         self._top_p = TopPDecay(request.sampling.top_p, rules)
         self._tokens: list[int] = []
+        self._mask_words = row_elements // 32 + 1
         self._bias = _padded_bias(rules, row_elements)
         self._fixed = _bias_records(rules)
 
@@ -59,15 +60,26 @@ class LogitsEditor:
             banned.extend(self._history.request.end_ids)
         parts = [self._fixed, self._penalties.records(), _ban_records(banned)]
         records = np.concatenate([part for part in parts if len(part)] or [NO_RECORDS])
-        return RowEdits(records, self._bias, None, self._top_p.value)
+        return RowEdits(records, self._bias, self._mask(), self._top_p.value)
+
+    def _mask(self) -> Array | None:
+        guide = self._history.request.guide
+        if guide is None:
+            return None
+        words = np.frombuffer(guide.allowed(), np.uint32)[: self._mask_words]
+        return np.append(words, np.zeros(self._mask_words - len(words), np.uint32))
 
     def _catch_up(self) -> None:
-        prompt, output = self._history.request.prompt_tokens, self._history.output_tokens
+        request, output = self._history.request, self._history.output_tokens
+        prompt = request.prompt_tokens
         known = self._tokens
         if not known:
             self._take(prompt)
         new_output = output[len(known) - len(prompt) :]
         self._take(new_output)
+        if request.guide is not None:
+            for token in new_output:
+                request.guide.take(token)
         self._top_p.take(new_output)
 
     def _take(self, tokens: Sequence[int]) -> None:
