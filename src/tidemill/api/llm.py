@@ -21,6 +21,7 @@ from tidemill.api.outputs import (
     RequestOutput,
     TextUpdate,
     to_completion,
+    to_logits,
     to_text_update,
 )
 from tidemill.api.retarget import ensure_native_code
@@ -185,8 +186,14 @@ class LLM:
 
     def _collect(self, asked: _Asked) -> RequestOutput:
         (update,) = self._shared.updates(asked.request_id)
-        output = to_completion(update)
-        return RequestOutput(asked.number, asked.prompt, asked.prompt_tokens, [output])
+        context_logits = to_logits(update.context_logits, len(asked.prompt_tokens))
+        return RequestOutput(
+            asked.number,
+            asked.prompt,
+            asked.prompt_tokens,
+            [to_completion(update)],
+            context_logits=context_logits,
+        )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -63,7 +63,7 @@ class RuntimeConfig:
             raise ConfigError(
                 "the runtime cannot be configured so",
                 where="runtime config",
-                expected="settings within their bounds",
+                expected="every number at least its bound",
                 got="; ".join(faults),
                 hint="see docs/RUNTIME.md",
             )
