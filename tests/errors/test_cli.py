@@ -8,11 +8,12 @@ import pytest
 
 from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.frontends.cli import convert_checkpoint_flags
-from tidemill.frontends.cli.build import resolve_max_seq_len
+from tidemill.frontends.cli.build import SCHEMES, resolve_max_seq_len
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.run import read_prompts
 from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_USAGE, run_app
+from tidemill.quant.schemes import NAME_TO_SCHEME, find_scheme
 
 REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
 
@@ -96,3 +97,13 @@ def test_file_of_prompts_is_empty(tmp_path: Path) -> None:
     file.write_text("\n\n")
     with pytest.raises(ConfigError, match="nothing to answer"):
         read_prompts([], file)
+
+
+def test_unknown_scheme_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="w8a8") as caught:
+        find_scheme("w7a7", "--quant")
+    assert "--quant" in str(caught.value) and "w7a7" in str(caught.value)
+
+
+def test_help_of_build_names_every_scheme() -> None:
+    assert tuple(NAME_TO_SCHEME) == SCHEMES

@@ -12,6 +12,7 @@ from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.quant.schemes import NONE, Quantization, find_scheme
 
 if TYPE_CHECKING:
     from tidemill.api.build import BuildRequest
@@ -26,6 +27,7 @@ class ResolvedBuild:
     """Final limits; `chosen_by` says user or default for each field."""
 
     config: BuildConfig
+    quantization: Quantization
     chosen_by: dict[str, str]
     notes: tuple[str, ...]
 
@@ -52,13 +54,22 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
         name: "default" if getattr(request, name) is None else "user"
         for name in BuildConfig.__dataclass_fields__
     }
+    for name in ("quant", "quant_head"):
+        chosen_by[name] = "default" if getattr(request, name) is None else "user"
     notes = []
     if max_seq_len > longest:
         notes.append(
             f"max_seq_len {max_seq_len} is beyond the {longest} positions that the model was "
             "trained for; answers may degrade past them"
         )
-    return ResolvedBuild(config, chosen_by, tuple(notes))
+    return ResolvedBuild(config, _resolve_quantization(request), chosen_by, tuple(notes))
+
+
+def _resolve_quantization(request: BuildRequest) -> Quantization:
+    """The layers' scheme is the user's; the head's follows it, unless told otherwise."""
+    layers = NONE if request.quant is None else find_scheme(request.quant, "--quant")
+    head = request.quant_head
+    return Quantization(layers, layers if head is None else find_scheme(head, "--quant_head"))
 
 
 def _check(config: BuildConfig) -> None:
