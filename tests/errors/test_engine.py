@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from tests.unit.engine.tiny_engine import CODE_IMAGE, CONFIG, make_manifest, write_engine
+from tidemill.base import target
 from tidemill.base.errors import BuildError, ConfigError, EngineFormatError, EngineTargetError
+from tidemill.engine import native_code
 from tidemill.engine.format import FORMAT_VERSION, PAGE_BYTES, Header
-from tidemill.engine.reader import EngineFile, check_target
+from tidemill.engine.native_code import find_native_code
+from tidemill.engine.reader import EngineFile
 from tidemill.engine.writer import EngineWriter
 
 REBUILD = "tidemill build --checkpoint_dir"
@@ -164,13 +167,20 @@ def test_config_that_is_no_json(engine_dir: Path) -> None:
     assert "invalid JSON" in message_of(engine_dir)
 
 
-def test_engine_for_another_cpu() -> None:
-    with pytest.raises(EngineTargetError) as caught:
-        check_target(make_manifest(), {"fma", "sse2"})
+def test_engine_for_another_cpu_where_nothing_can_recompile_it(
+    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(target, "host_features", lambda: frozenset({"fma", "sse2"}))
+    monkeypatch.setattr(native_code, "host_features", target.host_features)
+    with EngineFile.open(engine_dir) as engine, pytest.raises(EngineTargetError) as caught:
+        find_native_code(engine)
     text = str(caught.value)
-    assert "a CPU with avx2, fma" in text
-    assert "a CPU with fma; it lacks avx2" in text
-    assert f"{REBUILD} /models/tiny --output_dir" in text
+    assert "expected: a CPU of target x86-64-v3 (avx2, fma); " in text
+    assert "got: a CPU of target older than any target, which lacks avx2" in text
+    assert (
+        "install llvmlite" in text and f"{REBUILD} /models/tiny --output_dir {engine_dir}" in text
+    )
 
 
 def test_output_directory_with_other_files(tmp_path: Path) -> None:

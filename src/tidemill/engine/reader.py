@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.base.errors import EngineFormatError, EngineTargetError
+from tidemill.base.errors import EngineFormatError
 from tidemill.engine.format import (
     CODE_SECTION,
     CONFIG_FILE,
@@ -40,13 +40,15 @@ from tidemill.engine.manifest import Manifest
 class EngineFile:
     """An open engine: its manifest and config as data, its code and weights as bytes.
 
-    `weights` is read-only and page-aligned. It stays valid after `close` for whoever still holds
-    it: the mapping ends with its last reader.
+    `identity` is the manifest's hash, and so the whole file's. `weights` is read-only and
+    page-aligned. It stays valid after `close` for whoever still holds it: the mapping ends with its
+    last reader.
     """
 
     path: Path
     manifest: Manifest
     config: dict[str, Any]
+    identity: str
     _mapping: mmap.mmap | None
 
     @classmethod
@@ -66,7 +68,7 @@ class EngineFile:
         _check_sections(path, manifest, mapping, names, rebuild)
         config = json.loads(_section_bytes(mapping, manifest, CONFIG_SECTION))
         _check_config_copy(path.parent / CONFIG_FILE, config, rebuild)
-        return cls(path, manifest, config, mapping)
+        return cls(path, manifest, config, header.manifest_sha256.hex(), mapping)
 
     def code_image(self) -> bytes:
         """Return a copy of the code section."""
@@ -92,25 +94,6 @@ class EngineFile:
     def _open_mapping(self) -> mmap.mmap:
         assert self._mapping is not None, f"{self.path} is closed"
         return self._mapping
-
-
-def check_target(manifest: Manifest, host_features: Collection[str]) -> None:
-    """Check that this CPU has every feature that the engine's code uses.
-
-    Raises: EngineTargetError that names what is missing and the command that rebuilds.
-    """
-    needed = set(manifest.code.cpu_features)
-    missing = needed - set(host_features)
-    if not missing:
-        return
-    present = ", ".join(sorted(needed - missing)) or "none of them"
-    raise EngineTargetError(
-        "the engine was built for another CPU",
-        where=f"engine of {manifest.model_name}, target {manifest.code.target}",
-        expected=f"a CPU with {', '.join(sorted(needed))}",
-        got=f"a CPU with {present}; it lacks {', '.join(sorted(missing))}",
-        hint="on this machine: " + rebuild_command(manifest.source_checkpoint, "ENGINE_DIR"),
-    )
 
 
 def _find_file(path: Path, rank: int) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -88,9 +88,14 @@ class Sender:
 class InferenceRequest:
     """A request made of arrays."""
 
-    def __init__(self, arrays: Mapping[str, Array], request_id: str = "") -> None:
-        self._arrays, self._request_id = arrays, request_id
+    def __init__(
+        self, arrays: Mapping[str, Array], request_id: str = "", parameters: str = "{}"
+    ) -> None:
+        self._arrays, self._request_id, self._parameters = arrays, request_id, parameters
         self.sender = Sender()
+
+    def parameters(self) -> str:
+        return self._parameters
 
     def request_id(self) -> str:
         return self._request_id
@@ -105,6 +110,39 @@ class InferenceRequest:
 def text_array(*texts: str, shape: tuple[int, ...] = (-1, 1)) -> Array:
     """Return a string tensor, (n, 1) unless another shape is asked for."""
     return np.array([text.encode("utf-8") for text in texts], dtype=np.object_).reshape(shape)
+
+
+class MetricFamily:
+    """Keeps the metrics of a family by their labels, in `made` by name."""
+
+    GAUGE, COUNTER, HISTOGRAM = "gauge", "counter", "histogram"
+    made: ClassVar[dict[str, MetricFamily]] = {}
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self.kind = kind
+        self.metrics: list[Metric] = []
+        self.made[name] = self
+
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:
+        self.metrics.append(Metric(labels))
+        return self.metrics[-1]
+
+
+class Metric:
+    """One metric: its labels and its value, or all values it observed."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.labels, self.value = labels, 0.0
+        self.observed: list[float] = []
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+    def increment(self, value: float) -> None:
+        self.value += value
+
+    def observe(self, value: float) -> None:
+        self.observed.append(value)
 
 
 sys.modules["triton_python_backend_utils"] = sys.modules[__name__]

@@ -22,8 +22,7 @@ from tidemill.base.errors import HostError, QueueFullError
 from tidemill.frontends.triton.model import ServedModel
 from tidemill.frontends.triton.text_model import TextModel
 from tidemill.frontends.triton.tokens_model import TokensModel
-from tidemill.host.client import HostClient
-from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.messages import GenerateRequest, HostInfo, Update
 
 TIMEOUT_S = 5.0
 
@@ -50,6 +49,9 @@ class FakeClient:
     def close(self) -> None:
         self.is_closed = True
 
+    def info(self, timeout_seconds: float = 10.0) -> HostInfo:
+        raise HostError("the engine host is away")
+
     def tell(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
         request_id = self.requests[row].request_id
         self.listeners[row](Update(request_id, tokens, text, finish, 4, len(tokens)))
@@ -61,7 +63,7 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     client = FakeClient()
-    monkeypatch.setattr(HostClient, "connect_or_start", lambda *_, **__: client, raising=True)
+    monkeypatch.setattr(ServedModel, "connect", lambda *_: client, raising=True)
     return client
 
 
@@ -83,6 +85,7 @@ def load(client: FakeClient) -> Iterator[Load]:
                 "model_config": json.dumps(config),
                 "model_repository": "/nowhere",
                 "model_version": "1",
+                "model_name": "served",
             }
         )
         loaded.append(model)

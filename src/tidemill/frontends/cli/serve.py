@@ -28,12 +28,25 @@ def serve(
     http_port: Annotated[int, typer.Option("--http_port", min=1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc_port", min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics_port", min=1, max=65535)] = 8002,
+    watchdog: Annotated[
+        bool, typer.Option("--watchdog/--no-watchdog", help="Restart what dies or hangs.")
+    ] = True,
+    probe_period: Annotated[
+        float, typer.Option("--probe_period", min=0.1, help="Seconds between inferences of ours.")
+    ] = 10.0,
+    probe_timeout: Annotated[
+        float,
+        typer.Option("--probe_timeout", min=1.0, help="Seconds without any sign of life."),
+    ] = 60.0,
+    max_restarts: Annotated[
+        int, typer.Option("--max_restarts", min=0, help="Restarts within two minutes.")
+    ] = 5,
     server_flags: Annotated[
         list[str] | None, typer.Argument(help="Flags for tritonserver, after --.")
     ] = None,
 ) -> None:
-    from tidemill.frontends.triton.serve import ServeRequest
     from tidemill.frontends.triton.serve import serve as serve_repository
+    from tidemill.frontends.triton.serve_request import ServeRequest, WatchdogConfig
 
     request = ServeRequest(
         model_repository=model_repository,
@@ -41,5 +54,6 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         server_flags=tuple(server_flags or ()),
+        watchdog=WatchdogConfig(probe_period, probe_timeout, max_restarts) if watchdog else None,
     )
     raise typer.Exit(serve_repository(request))

@@ -18,10 +18,13 @@ from typing import Any
 import typer
 
 from tidemill.base import debug
-from tidemill.base.errors import ConfigError, TidemillError
+from tidemill.base.errors import ConfigError, TidemillError, UnsupportedError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+
+# What a machine that only serves may leave out.
+OPTIONAL_PACKAGES = ("llvmlite", "gguf", "safetensors")
 
 FOREIGN_FLAGS_CONTEXT: dict[str, Any] = {
     "allow_extra_args": True,
@@ -112,8 +115,22 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL_PACKAGES:
+            raise
+        return report_error(_missing_package(error.name, arguments), EXIT_FAILED)
     except _usage_error_class() as error:
-        return _report_usage(error)
+        return _report_usage(error, arguments)
+
+
+def _missing_package(name: str, arguments: Sequence[str]) -> UnsupportedError:
+    return UnsupportedError(
+        f"a package that this command needs is not installed: {name}",
+        where="tidemill " + " ".join(arguments[:1]),
+        expected=f"{', '.join(OPTIONAL_PACKAGES)}, which only serving can do without",
+        got=f"no {name} in {sys.prefix}",
+        hint=f"pip install {name}, or run the command where it is installed",
+    )
 
 
 def _usage_error_class() -> type[Exception]:
@@ -124,7 +141,7 @@ def _usage_error_class() -> type[Exception]:
     raise AssertionError("typer.BadParameter is not a UsageError")
 
 
-def _report_usage(error: Any) -> int:
+def _report_usage(error: Any, arguments: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "tidemill"
     text = error.format_message()
@@ -136,7 +153,7 @@ def _report_usage(error: Any) -> int:
         what,
         where=where,
         expected=reason or "a command line that its help describes",
-        got=" ".join(sys.argv[1:]) or "nothing",
+        got=" ".join(arguments) or "nothing",
         hint=f"{where} --help",
     )
     return report_error(shown, EXIT_USAGE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ def stream_generate(
 
     Closing the iterator early disconnects, which cancels the request.
 
-    Raises: ServerError when the server answers with an error, first or later.
+    Raises: ServerError when the server answers with an error, first or later, or goes away.
     """
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.netloc, timeout=timeout_s)
@@ -33,7 +33,7 @@ def stream_generate(
         response = connection.getresponse()
         if response.status != 200:
             raise _answer_error(path, response.status, response.read())
-        for line in response:
+        for line in _lines(response):
             if line.startswith(EVENT_PREFIX):
                 event = json.loads(line[len(EVENT_PREFIX) :])
                 if "error" in event:
@@ -41,6 +41,23 @@ def stream_generate(
                 yield event
     finally:
         connection.close()
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield lines as they come. Iterating over the response itself ends silently when it breaks."""
+    pending = b""
+    try:
+        while data := response.read1():
+            *lines, pending = (pending + data).split(b"\n")
+            yield from lines
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(
+            "the server went away in the middle of an answer",
+            where="stream of events",
+            expected="events until the answer's end",
+            got=repr(error),
+            hint="ask again; a watched server is back within seconds",
+        ) from error
 
 
 def _answer_error(path: str, status: int, body: bytes) -> ServerError:

@@ -43,11 +43,12 @@ class Endpoints:
         host = LOOPBACK if self.host in ("0.0.0.0", "") else self.host
         return f"{host}:{self.flag_to_port[flag]}"
 
-    def is_ready(self) -> bool:
-        """Ask the server's health endpoint once."""
+    def is_ready(self, model: str = "") -> bool:
+        """Ask once whether the server, or one model, says that it is ready."""
+        path = f"/v2/models/{model}/ready" if model else "/v2/health/ready"
         connection = http.client.HTTPConnection(self.http_address, timeout=2)
         try:
-            connection.request("GET", "/v2/health/ready")
+            connection.request("GET", path)
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False

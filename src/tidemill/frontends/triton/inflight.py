@@ -31,6 +31,9 @@ class Client(Protocol):
     def cancel(self, request_id: str) -> None: ...
 
 
+Observer = Callable[[Update], None]
+
+
 @dataclass(eq=False)
 class _Flight:
     """A Triton request under way: its answer and the ids of its prompts at the host."""
@@ -42,10 +45,14 @@ class _Flight:
 
 
 class InflightRequests:
-    """Owns every flight of one model until it has landed."""
+    """Owns every flight of one model until it has landed.
 
-    def __init__(self, client: Client) -> None:
+    `observe` is asked for each engine request who, beside the answer, is to hear its updates.
+    """
+
+    def __init__(self, client: Client, observe: Callable[[], Observer]) -> None:
         self._client = client
+        self._observe = observe
         self._flights: set[_Flight] = set()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -92,7 +99,10 @@ class InflightRequests:
         assert all(not flight.answer.is_closed for flight in self._current())
 
     def _receiver(self, flight: _Flight, row: int) -> Callable[[Update], None]:
+        observer = self._observe()
+
         def receive(update: Update) -> None:
+            observer(update)
             try:
                 flight.answer.update(row, update)
             except Exception as error:

@@ -12,9 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tidemill.api.retarget import ensure_native_code
 from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
-from tidemill.frontends.triton.inflight import InflightRequests
+from tidemill.frontends.triton.inflight import InflightRequests, Observer
+from tidemill.frontends.triton.metrics import MetricsPublisher
+from tidemill.frontends.triton.probes import Probes, is_probe
 from tidemill.frontends.triton.request_inputs import collect_arrays
 from tidemill.frontends.triton.stub_api import (
     FINAL,
@@ -24,9 +27,10 @@ from tidemill.frontends.triton.stub_api import (
     make_error,
     make_response,
 )
+from tidemill.frontends.triton.traffic import Traffic
 from tidemill.host.client import HostClient
 from tidemill.host.config import SessionConfig
-from tidemill.host.messages import GenerateRequest
+from tidemill.host.messages import GenerateRequest, Update
 
 Arrays = Mapping[str, Array]
 
@@ -57,10 +61,17 @@ class ServedModel(ABC):
         version_dir = Path(args["model_repository"]) / args["model_version"]
         session = read_session_config(self.parameters)
         self._client = self.connect(find_engine_dir(version_dir), session)
-        self._inflight = InflightRequests(self._client)
+        self._probes = Probes(self._client)
+        self._traffic = Traffic()
+        self._inflight = InflightRequests(self._client, self._observe)
+        labels = (args["model_name"], args["model_version"])
+        on_iteration = self._probes.hear_iteration
+        self._metrics = MetricsPublisher(self._client, self._traffic, labels, on_iteration)
+        self._metrics.start()
 
     def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
         """Reach the host that runs the engine, starting it when there is none."""
+        ensure_native_code(engine_dir)
         return HostClient.connect_or_start(engine_dir, session)
 
     def execute(self, requests: Sequence[InferenceRequest]) -> None:
@@ -78,9 +89,25 @@ class ServedModel(ABC):
     def finalize(self) -> None:
         """End what is in flight and leave the host."""
         self._inflight.close()
+        self._probes.close()
+        self._metrics.close()
         self._client.close()
 
+    def _observe(self) -> Observer:
+        """Return who hears the updates of one engine request: its clock and the probes."""
+        clock = self._traffic.begin()
+
+        def hear(update: Update) -> None:
+            clock.hear(update)
+            if update.error is None:
+                self._probes.hear_progress()
+
+        return hear
+
     def _start(self, request: InferenceRequest, sender: ResponseSender) -> None:
+        if is_probe(request):
+            self._probes.start(sender)
+            return
         arrays = collect_arrays(request)
         triton_id = request.request_id()
         if is_set(arrays, "stop"):

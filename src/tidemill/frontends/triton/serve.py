@@ -1,7 +1,8 @@
 """Serves a model repository until it is told to stop: the library side of `tidemill serve`.
 
-In: `ServeRequest`. Out: the exit code: 0 after SIGINT or SIGTERM, the server's own when it ended
-by itself. A first signal lets requests in flight finish; a second one ends the server at once.
+In: `ServeRequest`. Out: the exit code: 0 after SIGINT or SIGTERM, the server's own when it could
+not be kept alive, or was not to be. A first signal lets requests in flight finish; a second one
+ends the server at once.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tidemill.frontends.triton.process_tree import adopt_orphans
 from tidemill.frontends.triton.serve_request import ServeRequest
 from tidemill.frontends.triton.server import TritonServer, print_line
+from tidemill.frontends.triton.watchdog import Watchdog
 
 __all__ = ["ServeRequest", "serve"]
 
@@ -40,13 +43,21 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
             say(f"  HTTP    {server.endpoints.http_url}")
             say(f"  gRPC    {server.endpoints.grpc_url}")
             say(f"  metrics {server.endpoints.metrics_url}")
-            while (code := server.wait(WAIT_S)) is None:
-                pass
+            code = _wait(server, request, say)
             say(f"tritonserver ended with exit code {code}")
             return code if code >= 0 else 128 - code
     except _StopRequested:
         say("stopped")
         return 0
+
+
+def _wait(server: TritonServer, request: ServeRequest, say: Callable[[str], None]) -> int:
+    if request.watchdog is not None:
+        adopt_orphans()
+        return Watchdog(server, request.watchdog, say).watch()
+    while (code := server.wait(WAIT_S)) is None:
+        pass
+    return code
 
 
 @contextmanager

@@ -17,12 +17,22 @@ OWN_FLAGS = (*PORT_FLAGS, "--http-address", "--grpc-address", "--metrics-address
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    """How a server is watched. Units: seconds; `max_restarts` counts those within the window."""
+
+    probe_period_s: float = 10.0
+    probe_timeout_s: float = 60.0
+    max_restarts: int = 5
+    restart_window_s: float = 120.0
+
+
+@dataclass(frozen=True)
 class ServeRequest:
     """What to serve, where to listen, and flags for tritonserver itself.
 
     The default address is this machine alone: Triton has no authentication. Port 0 picks a free
-    one. Without `admin_key` the restricted endpoints are closed to everybody. Units: timeouts
-    count seconds.
+    one. Without `admin_key` the restricted endpoints are closed to everybody. Without `watchdog` a
+    server that dies stays dead. Units: timeouts count seconds.
     """
 
     model_repository: Path
@@ -35,6 +45,7 @@ class ServeRequest:
     is_verbose: bool = False
     ready_timeout_s: float = 120.0
     exit_timeout_s: int = 15
+    watchdog: WatchdogConfig | None = WatchdogConfig()
 
     @property
     def wanted_ports(self) -> dict[str, int]:

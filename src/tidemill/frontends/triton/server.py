@@ -136,6 +136,22 @@ class TritonServer:
             hint="mend or remove the model named above",
         )
 
+    @property
+    def process_id(self) -> int:
+        """The server's process while it is started."""
+        assert self._process is not None
+        return self._process.pid
+
+    def restart(self) -> None:
+        """End the server at once, with all that hangs, and start it again where it listened.
+
+        Raises: ServerError when it does not become ready.
+        """
+        self.kill()
+        self.stop()
+        self.start()
+        self.wait_until_ready()
+
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait for the server to end by itself; return its exit code, None when time is over."""
         assert self._process is not None

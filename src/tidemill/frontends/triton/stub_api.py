@@ -45,10 +45,43 @@ class InferenceRequest(Protocol):
 
     def inputs(self) -> Sequence[Tensor]: ...
 
+    def parameters(self) -> str: ...
+
     def get_response_sender(self) -> ResponseSender: ...
 
 
+class Metric(Protocol):
+    """One metric of a family; a kind refuses the calls of the others."""
+
+    def set(self, value: float) -> None: ...
+
+    def increment(self, value: float) -> None: ...
+
+    def observe(self, value: float) -> None: ...
+
+
+class MetricFamily(Protocol):
+    """A family of metrics; several models may have the same one, told apart by labels."""
+
+    def Metric(self, **settings: Any) -> Metric: ...  # the name is Triton's
+
+
 FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+def make_metric_family(name: str, description: str, kind: str) -> MetricFamily:
+    """Return a family of a kind: "gauge", "counter" or "histogram".
+
+    Triton raises its own exception where metrics are switched off.
+    """
+    family_class = pb_utils.MetricFamily
+    codes = {
+        "gauge": family_class.GAUGE,
+        "counter": family_class.COUNTER,
+        "histogram": family_class.HISTOGRAM,
+    }
+    family: MetricFamily = family_class(name=name, description=description, kind=codes[kind])
+    return family
 
 
 def make_response(outputs: Mapping[str, Array]) -> Response:

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from tidemill.base import abi
 from tidemill.base.debug import Level, say
-from tidemill.base.target import host_features, num_physical_cores
+from tidemill.base.target import num_physical_cores
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 from tidemill.engine.manifest import Operand, PlanOp
-from tidemill.engine.reader import EngineFile, check_target
+from tidemill.engine.native_code import find_native_code
+from tidemill.engine.reader import EngineFile
 from tidemill.runtime.executor.cache_size import choose_cache_tokens
 from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
@@ -41,11 +42,12 @@ class NativeExecutor:
         self._block_bytes = num_blocks * manifest.kv.block_bytes_per_layer
         self._cache = allocate(2 * manifest.kv.num_layers * self._block_bytes)
         self.inputs = StepInputs(manifest, self.limits)
-        code = LoadedCode(engine.code_image(), manifest.code.entry_offsets)
+        native = find_native_code(engine)
+        code = LoadedCode(native.image, native.section.entry_offsets)
         self.team = Team(code, self._make_records(code), num_threads)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0]
-        say(Level.DECISIONS, "runtime", self._describe(num_threads))
+        say(Level.DECISIONS, "runtime", self._describe(native.section.target, num_threads))
 
     @staticmethod
     def load(
@@ -61,7 +63,6 @@ class NativeExecutor:
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
-        check_target(engine.manifest, host_features())
         tokens = kv_cache_tokens or choose_cache_tokens(engine)
         return NativeExecutor(engine, tokens, num_threads or num_physical_cores())
 
@@ -113,9 +114,9 @@ class NativeExecutor:
             record[1 : 1 + len(op.operands)] = [resolve(operand) for operand in op.operands]
         return records
 
-    def _describe(self, num_threads: int) -> str:
+    def _describe(self, target: str, num_threads: int) -> str:
         return (
-            f"{num_threads} thread(s), {self.manifest.code.target}; "
+            f"{num_threads} thread(s), {target}; "
             f"weights {self._weights.nbytes / 1e6:.0f} MB mapped, arena up to "
             f"{self._arena.nbytes / 1e6:.0f} MB, key-value cache "
             f"{self._cache.nbytes / 1e6:.0f} MB for "
