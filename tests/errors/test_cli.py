@@ -61,9 +61,9 @@ def test_flags_that_would_change_weights_are_refused_all_at_once(
 ) -> None:
     output = tmp_path / "ckpt"
     arguments = ["convert", "--model_dir", "m", "--output_dir", str(output)]
-    assert run_app(app, [*arguments, "--use_weight_only", "--int8_kv_cache"]) == EXIT_FAILED
+    assert run_app(app, [*arguments, "--use_fp8", "--int8_kv_cache"]) == EXIT_FAILED
     printed = capsys.readouterr().err
-    assert "--use_weight_only: not yet" in printed and "--int8_kv_cache: not yet" in printed
+    assert "--use_fp8: not yet" in printed and "--int8_kv_cache: not yet" in printed
     assert not output.exists()
 
 
