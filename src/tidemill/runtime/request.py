@@ -54,7 +54,8 @@ class Request:
 
     Units: `max_new_tokens` and prompt lengths count tokens. `end_ids` are tokens that end the
     output and are not part of it; empty means none. `stop_words` are token sequences that end the
-    output and stay in it. `request_id` is unique within the loop.
+    output and stay in it. The last `num_prior_output` tokens of the prompt are output of earlier
+    rounds. `request_id` is unique within the loop.
     """
 
     request_id: int
@@ -66,6 +67,7 @@ class Request:
     wishes: OutputWishes | None = None
     guide: TokenGuide | None = None
     processor: LogitsProcessor | None = None
+    num_prior_output: int = 0
 
     @property
     def needs_history(self) -> bool:

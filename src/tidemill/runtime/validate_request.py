@@ -102,9 +102,10 @@ def _length_faults(request: Request, limits: EngineLimits) -> list[str]:
         return ["the prompt is empty, expected at least one token"]
     if max_new < 1:
         return [f"require max_tokens > 0, got max_tokens={max_new}"]
-    if num_prompt > limits.max_input_len:
+    num_input = num_prompt - request.num_prior_output
+    if num_input > limits.max_input_len:
         return [
-            f"prompt length ({num_prompt}) exceeds maximum input length ({limits.max_input_len})"
+            f"prompt length ({num_input}) exceeds maximum input length ({limits.max_input_len})"
         ]
     total = num_prompt + max_new
     if total > limits.max_seq_len:
