@@ -156,11 +156,13 @@ class BeamJob:
             number = next(self._reading.numbers)
             self._number_to_seen[number] = None
             requests.append(
-                Request(
-                    number,
-                    computed.prompt_tokens + beam.tokens,
+                replace(
+                    computed,
+                    request_id=number,
+                    prompt_tokens=computed.prompt_tokens + beam.tokens,
                     max_new_tokens=1,
                     sampling=SamplingParams(),
+                    end_ids=(),
                     wishes=wishes,
                     num_prior_output=len(beam.tokens),
                 )
@@ -210,7 +212,7 @@ class BeamJob:
                 for token, logprob in zip(beam.tokens, beam.logprobs, strict=True)
             )
             seen = (Seen(output=Sight(logprobs)),)
-        return TokenUpdate(0, beam.tokens, reason or ended, seen)
+        return TokenUpdate(0, beam.tokens, reason or ended, observations=seen)
 
 
 def check_numbers(wanted: GenerateRequest) -> list[str]:

@@ -1,7 +1,7 @@
 """A request's life in tokens: what was asked, why it ended.
 
 The runtime knows tokens only; text, stop strings and transport live above it. A new type at each
-door: `Request` (arrived), `RequestState` (admitted), `PlanEntry` (planned),
+door: `Request` (arrived), `RequestState` (queued, then active), `PlanEntry` (planned),
 `TokenUpdate` (committed).
 """
 
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tidemill.runtime.choice_hooks import LogitsProcessor, TokenGuide
+from tidemill.runtime.kvcache.retention import KvCacheRetention
 from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.observation import Observation, OutputWishes
+from tidemill.runtime.statistics import RequestMetrics
 
 
 class FinishReason(Enum):
@@ -55,7 +57,9 @@ class Request:
     Units: `max_new_tokens` and prompt lengths count tokens. `end_ids` are tokens that end the
     output and are not part of it; empty means none. `stop_words` are token sequences that end the
     output and stay in it. The last `num_prior_output` tokens of the prompt are output of earlier
-    rounds. `request_id` is unique within the loop.
+    rounds. `request_id` is unique within the loop. Requests of higher `priority` (0 to 1) are
+    served first. After `allotted_time_ms` the request ends as it stands. Cached blocks are shared
+    within one `lora_id` and `cache_salt` only.
     """
 
     request_id: int
@@ -63,6 +67,12 @@ class Request:
     max_new_tokens: int
     sampling: SamplingParams = SamplingParams()
     end_ids: tuple[int, ...] = ()
+    priority: float = 0.5
+    allotted_time_ms: float | None = None
+    lora_id: int | None = None
+    cache_salt: str = ""
+    retention: KvCacheRetention | None = None
+    is_speculative: bool = True
     stop_words: tuple[tuple[int, ...], ...] = ()
     wishes: OutputWishes | None = None
     guide: TokenGuide | None = None
@@ -85,10 +95,12 @@ class Request:
 class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
-    `observations` holds what it asked to see, of the steps since the update before.
+    The last update of a request holds its metrics. `observations` holds what it
+    asked to see, of the steps since the update before.
     """
 
     request_id: int
     new_tokens: tuple[int, ...]
     finish_reason: FinishReason
+    metrics: RequestMetrics | None = None
     observations: tuple[Observation, ...] = ()

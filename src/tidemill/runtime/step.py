@@ -22,8 +22,9 @@ class PlanEntry:
 
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
     that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
-    of the entry is the last known token of the request, so that a new one is drawn; `history` is
-    there for requests whose choice depends on it.
+    of the entry is the last known token of the request, so that a new one is drawn. The last
+    `num_drafts` tokens are guesses: a token is drawn after each of them, too. `history` is there
+    for requests whose choice depends on it.
     """
 
     request_id: int
@@ -32,14 +33,25 @@ class PlanEntry:
     block_table: Sequence[int]
     samples: bool
     sampling: SamplingParams
+    num_drafts: int = 0
     history: TokenHistory | None = None
+
+    @property
+    def num_draws(self) -> int:
+        """Tokens that are drawn, one after each of the last `num_draws` tokens."""
+        return self.num_drafts + 1 if self.samples else 0
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Entries in execution order: generation first, then context chunks."""
+    """Entries in execution order: generation first, then context chunks.
+
+    Before anything is written, cache blocks are copied: `copies` holds (source, destination), to
+    be done in order.
+    """
 
     entries: tuple[PlanEntry, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -48,7 +60,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Drawn tokens, one for each entry with `samples`, in the order of the plan's entries.
+    """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries.
 
     `observations` has what requests asked to see, by the index of their entry.
     """

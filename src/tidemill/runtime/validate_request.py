@@ -51,15 +51,20 @@ def wishes_faults(wishes: OutputWishes) -> list[str]:
     ]
 
 
-def validate_request(request: Request, limits: EngineLimits) -> None:
-    """Refuse a request that this engine can never serve.
+def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = True) -> None:
+    """Refuse a request that this engine can never serve; `is_chunked` allows prompts over a step.
 
     Raises: InvalidRequestError with all faults found.
     """
     faults = _length_faults(request, limits) + sampling_faults(request.sampling)
+    faults += _service_faults(request) + _token_faults(request, limits.vocab_size)
     if request.wishes is not None:
         faults += wishes_faults(request.wishes)
-    faults += _token_faults(request, limits.vocab_size)
+    if not is_chunked and len(request.prompt_tokens) > limits.max_num_tokens:
+        faults.append(
+            f"prompt length ({len(request.prompt_tokens)}) exceeds max_num_tokens"
+            f" ({limits.max_num_tokens}) and context chunking is off"
+        )
     if faults:
         raise InvalidRequestError(
             "the request cannot be served: " + "; ".join(faults),
@@ -93,6 +98,16 @@ def _token_faults(request: Request, vocab_size: int) -> list[str]:
             faults.append(f"{name} holds token {wrong}, expected tokens from 0 to {vocab_size - 1}")
     if not all(request.stop_words):
         faults.append("require stop words of at least one token, got an empty one")
+    return faults
+
+
+def _service_faults(request: Request) -> list[str]:
+    faults = request.retention.faults() if request.retention else []
+    if not 0 <= request.priority <= 1:
+        faults.append(f"require 0 <= priority <= 1, got priority={request.priority}")
+    allotted = request.allotted_time_ms
+    if allotted is not None and not allotted > 0:
+        faults.append(f"require allotted_time_ms > 0, got allotted_time_ms={allotted}")
     return faults
 
 

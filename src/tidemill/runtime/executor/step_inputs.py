@@ -74,8 +74,8 @@ class StepInputs:
             if entry.history is not None:
                 self._watch(sequence, row, num_logit_rows, entry.history)
             row += count
-            if entry.samples:
-                self._write_sampling(num_logit_rows, row - 1, entry)
+            for num_behind in range(entry.num_draws, 0, -1):
+                self._write_sampling(num_logit_rows, row, num_behind, entry)
                 if entry.history is not None:
                     self._desk.write(num_logit_rows, entry.history)
                 num_logit_rows += 1
@@ -135,9 +135,10 @@ class StepInputs:
         tiles[:, 3] = sequence
         return len(firsts)
 
-    def _write_sampling(self, logit_row: int, row: int, entry: PlanEntry) -> None:
-        self._logit_rows[logit_row] = row
-        self._sampled_positions[logit_row] = entry.start + len(entry.tokens) - 1
+    def _write_sampling(self, logit_row: int, end: int, num_behind: int, entry: PlanEntry) -> None:
+        """Draw after the token that stands `num_behind` rows before the entry's end."""
+        self._logit_rows[logit_row] = end - num_behind
+        self._sampled_positions[logit_row] = entry.start + len(entry.tokens) - num_behind
         sampling = entry.sampling
         # Requests may share their sampling values and differ in what edits their logits.
         if self._desk.rows and entry.history is None and logit_row in self._desk.rows:
