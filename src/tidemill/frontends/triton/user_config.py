@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from tidemill.base.errors import ServerError
 from tidemill.frontends.triton.config_pbtxt import TensorConfig
-from tidemill.frontends.triton.deploy import model_py
+from tidemill.frontends.triton.deploy_layouts import model_py
 from tidemill.frontends.triton.repository import CONFIG_NAME
 from tidemill.frontends.triton.tensors import TOKENS_INPUTS, TOKENS_OUTPUTS
 
@@ -124,4 +124,4 @@ def _stage_version(version: Path, staged: Path) -> None:
     for path in version.iterdir():
         (staged / path.name).symlink_to(path.resolve())
     if not (staged / "model.py").exists():
-        (staged / "model.py").write_text(model_py("tokens"), encoding="utf-8")
+        (staged / "model.py").write_text(model_py("tokens_model"), encoding="utf-8")
