@@ -25,7 +25,7 @@ from tidemill.api.outputs import (
     to_text_update,
 )
 from tidemill.api.retarget import ensure_native_code
-from tidemill.api.sampling_params import SamplingParams
+from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
 from tidemill.api.shared_session import SharedSession
 from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.config import SessionConfig
@@ -34,7 +34,14 @@ from tidemill.host.session import Session
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "TextUpdate"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "GuidedDecodingParams",
+    "RequestOutput",
+    "SamplingParams",
+    "TextUpdate",
+]
 
 Prompt = str | Sequence[int]
 
@@ -185,13 +192,13 @@ class LLM:
         return asked
 
     def _collect(self, asked: _Asked) -> RequestOutput:
-        (update,) = self._shared.updates(asked.request_id)
-        context_logits = to_logits(update.context_logits, len(asked.prompt_tokens))
+        updates = sorted(self._shared.updates(asked.request_id), key=lambda each: each.index)
+        context_logits = to_logits(updates[0].context_logits, len(asked.prompt_tokens))
         return RequestOutput(
             asked.number,
             asked.prompt,
             asked.prompt_tokens,
-            [to_completion(update)],
+            [to_completion(update) for update in updates],
             context_logits=context_logits,
         )
 

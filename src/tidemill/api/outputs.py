@@ -82,6 +82,7 @@ class TextUpdate:
     finish_reason: str | None
     stop_reason: str | int | None = None
     logprobs: list[TokenToLogprob] | None = None
+    index: int = 0
 
 
 def to_text_update(update: Update) -> TextUpdate:
@@ -92,6 +93,7 @@ def to_text_update(update: Update) -> TextUpdate:
         _public(update),
         update.stop_reason,
         to_logprobs(update.logprobs),
+        update.index,
     )
 
 
@@ -99,7 +101,7 @@ def to_completion(update: Update) -> CompletionOutput:
     """Show a whole answer."""
     prompt_logprobs = to_logprobs(update.prompt_logprobs)
     return CompletionOutput(
-        index=0,
+        index=update.index,
         text=update.text,
         token_ids=update.token_ids,
         finish_reason=_public(update),

@@ -60,7 +60,7 @@ class MicroBatch:
         # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
         num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
         for state in generation:
-            if drafter is not None and num_spare > 0 and state.can_be_guessed:
+            if drafter is not None and num_spare > 0 and state.may_speculate:
                 drafts = self._drafts(drafter, state, num_spare)
                 num_spare -= len(drafts)
                 self._budget -= len(drafts)
