@@ -45,6 +45,11 @@ class RequestReader:
                 request.temperature, request.top_k, request.top_p, request.seed
             ),
             end_ids=self._end_ids_of(request),
+            priority=request.priority,
+            allotted_time_ms=request.allotted_time_ms,
+            cache_salt=request.cache_salt,
+            retention=request.retention,
+            is_speculative=request.speculation,
         )
         return computed, answer
 

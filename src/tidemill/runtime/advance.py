@@ -41,5 +41,5 @@ def advance(
         metrics.first_token_time = now
     new_tokens = tuple(state.tokens[num_known:])
     if reason is FinishReason.NOT_FINISHED:
-        return TokenUpdate(entry.request_id, new_tokens, reason)
+        return TokenUpdate(entry.request_id, new_tokens, reason, metrics)
     return state.ended(reason, new_tokens)

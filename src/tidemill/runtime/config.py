@@ -65,3 +65,6 @@ class RuntimeConfig:
                 where="runtime config",
                 hint="see docs/RUNTIME.md",
             )
+
+
+DEFAULT_CONFIG = RuntimeConfig()

@@ -71,7 +71,7 @@ class Request:
 class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
-    The last update of a request holds its metrics.
+    `metrics` is the request's live record, complete in its last update.
     """
 
     request_id: int

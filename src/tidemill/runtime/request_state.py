@@ -17,10 +17,12 @@ class RequestState:
     """A request that has not ended: queued (or paused) with `NO_TABLE`, else active.
 
     `order` is its place in service: lower goes first. Units: `num_computed` counts positions whose
-    keys and values are in the cache, or will be when the step in flight is committed.
+    keys and values are in the cache, or will be when the step in flight is committed. `drafting`
+    is what the drafter remembers of it.
     """
 
     __slots__ = (
+        "drafting",
         "is_cancelled",
         "keys",
         "metrics",
@@ -42,6 +44,7 @@ class RequestState:
         self.num_computed = 0
         self.is_cancelled = False
         self.metrics = RequestMetrics(arrival_time=now)
+        self.drafting: object = None
 
     @property
     def num_left(self) -> int:

@@ -12,16 +12,15 @@ from collections.abc import Callable
 
 from tidemill.runtime.advance import advance
 from tidemill.runtime.capacity import POLICIES
-from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.events import EventKind, RequestEvent
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.micro_batch import Drafter, MicroBatch
 from tidemill.runtime.register import Register
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.request_state import NO_TABLE, RequestState
+from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
-
-DEFAULT_CONFIG = RuntimeConfig()
 
 
 class Scheduler:
@@ -67,7 +66,6 @@ class Scheduler:
 
     @property
     def admitted(self) -> list[RequestState]:
-        """Requests that the latest plan admitted."""
         return self._active.admitted
 
     @property
@@ -118,9 +116,14 @@ class Scheduler:
             self._register.end_overdue()
         return updates + self._register.take_untold()
 
-    def take_events(self) -> list[RequestEvent]:
-        """Hand over the events that nobody has taken."""
-        return self._register.events.take()
+    def events_since(self, number: int) -> list[RequestEvent]:
+        """Tell what happened to requests after an event, as far as it is kept."""
+        return self._register.events.since(number)
+
+    def request_stats(self) -> list[RequestStats]:
+        """Tell where each request is that has not ended."""
+        scheduled = set(map(id, self.latest.states))
+        return self._register.request_stats(scheduled)
 
     def check(self) -> None:
         """Recompute every invariant from scratch."""

@@ -31,6 +31,7 @@ from tidemill.frontends.triton.traffic import Traffic
 from tidemill.host.client import HostClient
 from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.runtime_settings import read_fraction, read_runtime_config
 
 Arrays = Mapping[str, Array]
 
@@ -144,15 +145,16 @@ def find_engine_dir(version_dir: Path) -> Path:
 def read_session_config(parameters: Mapping[str, str]) -> SessionConfig:
     """Return how the engine is run, from the parameters of config.pbtxt.
 
-    `max_tokens_in_paged_kv_cache` is TensorRT-LLM's name; `num_threads` and `max_queue_size` are
-    ours.
+    Names are TensorRT-LLM's where it has them; those of the runtime's policies are listed in
+    `host.runtime_settings`.
 
-    Raises: ConfigError naming a value that is not a whole number.
+    Raises: ConfigError naming a value that cannot be read.
     """
     return SessionConfig(
         kv_cache_tokens=_whole_number(parameters, "max_tokens_in_paged_kv_cache"),
         num_threads=_whole_number(parameters, "num_threads"),
-        max_queue_size=_whole_number(parameters, "max_queue_size") or 0,
+        kv_cache_fraction=read_fraction(parameters, "kv_cache_free_gpu_mem_fraction"),
+        runtime=read_runtime_config(parameters),
     )
 
 
