@@ -60,14 +60,18 @@ class LLM:
         *,
         kv_cache_tokens: int | None = None,
         num_threads: int | None = None,
+        tokenizer_dir: Path | str | None = None,
     ) -> None:
         """Load an engine, recompiled for this CPU if it was built for another.
 
-        Units: `kv_cache_tokens` is the size of the cache; None computes a modest one.
+        Its own tokenizer gives way to that of `tokenizer_dir`. Units: `kv_cache_tokens` is the
+        size of the cache; None computes a modest one.
         Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
         """
         ensure_native_code(engine_dir)
-        self._own(Session.open(engine_dir, SessionConfig(kv_cache_tokens, num_threads)))
+        self._own(
+            Session.open(engine_dir, SessionConfig(kv_cache_tokens, num_threads), tokenizer_dir)
+        )
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:

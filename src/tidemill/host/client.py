@@ -104,18 +104,18 @@ class HostClient:
 
         Raises: HostError when it is away or does not answer in time.
         """
-        answer = self._ask(Ask(wants_info=True), timeout_seconds)
-        assert answer.info is not None
-        return answer.info
+        answer = self._ask(Ask(wants_info=True), timeout_seconds).info
+        assert answer is not None
+        return answer
 
     def get_stats(self, since: StatsSince, timeout_seconds: float = 10.0) -> StatsReport:
         """Ask the host for iterations and events that were not told yet, and for its requests.
 
         Raises: HostError when it is away or does not answer in time.
         """
-        answer = self._ask(Ask(wants_stats=since), timeout_seconds)
-        assert answer.stats is not None
-        return answer.stats
+        answer = self._ask(Ask(wants_stats=since), timeout_seconds).stats
+        assert answer is not None
+        return answer
 
     def close(self) -> None:
         """Leave the host; requests in flight end as cancelled."""
@@ -133,13 +133,7 @@ class HostClient:
             if not self._link.send(question):
                 raise self._host_is_away()
             self._waiters.append(waiter)
-        try:
-            answer = waiter.get(timeout=timeout_seconds)
-        except queue.Empty:
-            raise _no_answer(self._target.engine_dir, timeout_seconds) from None
-        if isinstance(answer, HostError):
-            raise answer
-        return answer
+        return _wait_for(waiter, self._target.engine_dir, timeout_seconds)
 
     def _send_held(self) -> None:
         with self._lock:
@@ -199,14 +193,22 @@ def _check_sendable(request: GenerateRequest) -> None:
         ) from error
 
 
-def _no_answer(engine_dir: Path, timeout_seconds: float) -> HostError:
-    return HostError(
-        "the engine host does not answer",
-        where=str(engine_dir),
-        expected=f"an answer within {timeout_seconds:g} s",
-        got="none",
-        hint="a step may be very long; if it stays so, restart the host",
-    )
+def _wait_for(
+    waiter: queue.SimpleQueue[Tell | HostError], engine_dir: Path, timeout_seconds: float
+) -> Tell:
+    try:
+        answer = waiter.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise HostError(
+            "the engine host does not answer",
+            where=str(engine_dir),
+            expected=f"an answer within {timeout_seconds:g} s",
+            got="none",
+            hint="a step may be very long; if it stays so, restart the host",
+        ) from None
+    if isinstance(answer, HostError):
+        raise answer
+    return answer
 
 
 def _client_closed() -> CancelledError:

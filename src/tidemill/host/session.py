@@ -43,8 +43,13 @@ class Session:
         self._failed: list[Update] = []
 
     @classmethod
-    def open(cls, engine_dir: Path | str, config: SessionConfig | None = None) -> Session:
-        """Load an engine and, where it has one, its tokenizer.
+    def open(
+        cls,
+        engine_dir: Path | str,
+        config: SessionConfig | None = None,
+        tokenizer_dir: Path | str | None = None,
+    ) -> Session:
+        """Load an engine and, where it has one, its tokenizer, or the one of `tokenizer_dir`.
 
         Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
         """
@@ -57,8 +62,7 @@ class Session:
             num_threads=config.num_threads,
         )
         try:
-            has_tokenizer = (path / TOKENIZER_FILE).exists()
-            tokenizer = Tokenizer.from_directory(path) if has_tokenizer else None
+            tokenizer = _load_tokenizer(path, tokenizer_dir)
         except BaseException:
             executor.close()
             raise
@@ -149,3 +153,10 @@ class Session:
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text("ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:
+    if tokenizer_dir is not None:
+        return Tokenizer.from_directory(tokenizer_dir)
+    has_own = (engine_dir / TOKENIZER_FILE).exists()
+    return Tokenizer.from_directory(engine_dir) if has_own else None

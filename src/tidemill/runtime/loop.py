@@ -193,7 +193,7 @@ class Loop:
 
     def _queue_latency_ms(self) -> float:
         """How long the requests that join in this step have waited in total."""
-        admitted = self._scheduler.admitted
+        admitted = self._scheduler.active.admitted
         if not admitted:
             return 0.0
         now = self._clock()

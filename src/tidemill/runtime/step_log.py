@@ -59,7 +59,7 @@ class StepLog:
         batch, counters, pool = scheduler.latest, self._pool.counters, self._pool
         self.latency_ms = latency_ms
         self.total_prompt_tokens += batch.num_context_tokens
-        self.total_paused += scheduler.num_paused
+        self.total_paused += len(scheduler.active.paused)
         num_new_tokens, num_completed = self._note_updates(updates)
         num_started = sum(entry.num_draws > 0 for entry in batch.context_entries)
         self._steps.append(
@@ -68,7 +68,7 @@ class StepLog:
                 scheduler.iteration,
                 latency_ms,
                 queue_latency_ms,
-                len(scheduler.admitted),
+                len(scheduler.active.admitted),
                 scheduler.num_active,
                 scheduler.num_queued,
                 num_completed,
@@ -82,7 +82,7 @@ class StepLog:
                 (
                     batch.num_context_requests,
                     batch.num_generation_requests,
-                    scheduler.num_paused,
+                    len(scheduler.active.paused),
                     batch.num_context_tokens,
                     max(0, num_new_tokens - num_started),
                 ),

@@ -23,6 +23,7 @@ from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
 from tidemill.runtime.executor.cache_size import choose_cache_tokens
 from tidemill.runtime.executor.step_inputs import StepInputs
+from tidemill.runtime.executor.weights_memory import place_weights
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 Array = npt.NDArray[Any]
@@ -36,7 +37,8 @@ class NativeExecutor:
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens)
         self._num_blocks = self.limits.num_blocks + 1
-        self._weights = engine.weights
+        self._weights = place_weights(engine.weights, num_threads)
+        engine.forget_pages()
         self._arena = allocate(manifest.arena_bytes)
         self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
         self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
@@ -128,7 +130,7 @@ class NativeExecutor:
     def _describe(self, target: str, num_threads: int) -> str:
         return (
             f"{num_threads} thread(s), {target}; "
-            f"weights {self._weights.nbytes / 1e6:.0f} MB mapped, arena up to "
+            f"weights {self._weights.nbytes / 1e6:.0f} MB, arena up to "
             f"{self._arena.nbytes / 1e6:.0f} MB, key-value cache "
             f"{self._cache.nbytes / 1e6:.0f} MB for "
             f"{self.limits.num_blocks * self.limits.tokens_per_block} tokens"
