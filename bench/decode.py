@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.parts.figures import print_line, spread
-from bench.parts.machine_limits import MachineLimits
 from bench.parts.prototype import Prototype
 from bench.parts.sample_engine import build_sample
 from tidemill.base.target import num_physical_cores
+from tidemill.builder.machine_limits import MachineLimits
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import Request

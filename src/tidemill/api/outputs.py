@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tidemill.host.messages import Update
 
@@ -19,7 +19,8 @@ FINISH_REASONS = {
 class CompletionOutput:
     """One answer. `finish_reason` is stop, length, timeout or cancelled.
 
-    `stop_reason` is the stop string that ended it, None where the end token did.
+    `stop_reason` is the stop string that ended it, None where the end token did. Of a streamed
+    answer, `text` and `token_ids` are all so far, `text_diff` and `token_ids_diff` the news.
     """
 
     index: int
@@ -27,6 +28,8 @@ class CompletionOutput:
     token_ids: list[int]
     finish_reason: str | None
     stop_reason: str | None = None
+    text_diff: str = ""
+    token_ids_diff: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -61,7 +64,20 @@ def to_text_update(update: Update) -> TextUpdate:
 
 def to_completion(update: Update) -> CompletionOutput:
     """Show a whole answer."""
-    return CompletionOutput(0, update.text, update.token_ids, _public(update), update.stop_reason)
+    return extend(CompletionOutput(0, "", [], None), update)
+
+
+def extend(answer: CompletionOutput, update: Update) -> CompletionOutput:
+    """Add one step's news to an answer."""
+    return replace(
+        answer,
+        text=answer.text + update.text,
+        token_ids=answer.token_ids + update.token_ids,
+        finish_reason=_public(update),
+        stop_reason=update.stop_reason,
+        text_diff=update.text,
+        token_ids_diff=update.token_ids,
+    )
 
 
 def _public(update: Update) -> str | None:
