@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,10 @@ import pytest
 from tests.unit.triton import fake_pb_utils  # installs the stub's module before it is imported
 from tidemill.base.errors import ConfigError, InvalidRequestError, ServerError
 from tidemill.frontends.triton import installation
+from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
+from tidemill.frontends.triton.door_config import DoorConfig
+from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
 from tidemill.frontends.triton.model import read_session_config
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.sampling_inputs import (
@@ -242,3 +246,68 @@ def test_serve_reports_a_missing_repository_on_the_command_line(tmp_path: Path) 
     )
     assert done.returncode == 1
     assert "there is no model to serve" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", [None, "", " \n", "two words", "caf\u00e9"])
+def test_api_key_file_without_a_usable_key(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "keys"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="API keys cannot be used") as caught:
+        DoorConfig(api_key_file=path).check()
+    expect_four_parts(caught.value)
+
+
+def test_certificate_without_its_key_and_files_that_are_none(tmp_path: Path) -> None:
+    cert = tmp_path / "cert.pem"
+    cert.write_text("not a certificate")
+    for config in (
+        DoorConfig(tls_cert=cert),
+        DoorConfig(tls_key=cert),
+        DoorConfig(tls_cert=cert, tls_key=cert),
+        DoorConfig(tls_cert=tmp_path / "none", tls_key=cert),
+    ):
+        with pytest.raises(ConfigError, match="certificate cannot be used") as caught:
+            config.check()
+        expect_four_parts(caught.value)
+
+
+def test_keys_without_the_door_that_checks_them(tmp_path: Path) -> None:
+    flags = ["--model_repository", str(tmp_path), "--no-front-door", "--api_key_file", "keys"]
+    result = subprocess.run(
+        [sys.executable, "-m", "tidemill", "serve", *flags], capture_output=True, text=True
+    )
+    assert result.returncode != 0
+    assert "belong to the front door" in result.stderr and "try: " in result.stderr
+
+
+def test_front_door_on_a_port_in_use() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        address = DoorAddress("127.0.0.1", holder.getsockname()[1])
+        door = FrontDoor(address, "http://127.0.0.1:1", DoorConfig(), lambda: True, 1.0)
+        with pytest.raises(ServerError, match="door cannot be opened") as caught, door:
+            pass
+    expect_four_parts(caught.value)
+
+
+def test_answer_that_breaks_off_is_an_error_for_our_own_client() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def answer_half() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                connection.sendall(head + b'b\r\ndata: {"a":\r\n')
+
+        thread = threading.Thread(target=answer_half)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ServerError, match="went away") as caught:
+            list(stream_generate(url, "m", {}))
+        thread.join()
+    expect_four_parts(caught.value)

@@ -60,7 +60,7 @@ class LLM:
     """A loaded engine. Shut it down, or use it as a context."""
 
     def __init__(self, model: Path | str, **options: Any) -> None:
-        """Load an engine directory, or build and load one from a model.
+        """Load an engine directory, recompiled if need be, or build and load one from a model.
 
         `model` is an engine directory, a Hugging Face directory or hub id, a GGUF file or a
         TensorRT-LLM checkpoint; `options` are the fields of `LlmOptions`. What is built is kept.
@@ -69,7 +69,8 @@ class LLM:
         chosen = LlmOptions.from_keywords(options)
         cache_dir = None if chosen.cache_dir is None else Path(chosen.cache_dir)
         engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
-        self._own(Session.open(engine_dir, chosen.session))
+        ensure_native_code(engine_dir)
+        self._own(Session.open(engine_dir, chosen.session, chosen.tokenizer))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:

@@ -130,6 +130,8 @@ class HostLink:
                 got=type(message).__name__,
                 hint="stop the old tidemill processes, then start again",
             )
+        if message.error is not None:
+            raise HostError(f"the host refuses this client: {message.error.to_exception()}")
         if message.is_leaving:
             # What is sent from now on, by the owner's callbacks too, waits for the next host.
             self._stop_sending()

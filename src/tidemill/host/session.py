@@ -16,6 +16,7 @@ from tidemill.host.answer_text import AnswerText
 from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest, HostInfo, Update
 from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
+from tidemill.runtime.config import RuntimeConfig
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.step import EngineLimits, Executor
@@ -33,7 +34,7 @@ class Session:
         engine_dir: str = "",
     ) -> None:
         self.tokenizer = tokenizer
-        self._loop = Loop(executor, max_queue_size)
+        self._loop = Loop(executor, RuntimeConfig(max_queue_size=max_queue_size))
         self._engine_dir = engine_dir
         self._reader = RequestReader(tokenizer, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
@@ -42,8 +43,13 @@ class Session:
         self._failed: list[Update] = []
 
     @classmethod
-    def open(cls, engine_dir: Path | str, config: SessionConfig | None = None) -> Session:
-        """Load an engine and, where it has one, its tokenizer.
+    def open(
+        cls,
+        engine_dir: Path | str,
+        config: SessionConfig | None = None,
+        tokenizer_dir: Path | str | None = None,
+    ) -> Session:
+        """Load an engine and, where it has one, its tokenizer, or the one of `tokenizer_dir`.
 
         Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
         """
@@ -53,8 +59,7 @@ class Session:
             path, kv_cache_tokens=config.kv_cache_tokens, num_threads=config.num_threads
         )
         try:
-            has_tokenizer = (path / TOKENIZER_FILE).exists()
-            tokenizer = Tokenizer.from_directory(path) if has_tokenizer else None
+            tokenizer = _load_tokenizer(path, tokenizer_dir)
         except BaseException:
             executor.close()
             raise
@@ -129,3 +134,10 @@ class Session:
         self._loop.submit(computed)
         self._number_to_answer[number] = answer
         self._id_to_number[request.request_id] = number
+
+
+def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:
+    if tokenizer_dir is not None:
+        return Tokenizer.from_directory(tokenizer_dir)
+    has_own = (engine_dir / TOKENIZER_FILE).exists()
+    return Tokenizer.from_directory(engine_dir) if has_own else None

@@ -1,7 +1,7 @@
 """A request's life in tokens: what was asked, why it ended.
 
 The runtime knows tokens only; text, stop strings and transport live above it. A new type at each
-door: `Request` (arrived), `RequestState` (admitted), `PlanEntry` (planned),
+door: `Request` (arrived), `RequestState` (queued, then active), `PlanEntry` (planned),
 `TokenUpdate` (committed).
 """
 
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+from tidemill.runtime.kvcache.retention import KvCacheRetention
+from tidemill.runtime.statistics import RequestMetrics
 
 
 class FinishReason(Enum):
@@ -47,6 +50,8 @@ class Request:
 
     Units: `max_new_tokens` and prompt lengths count tokens. `end_ids` are tokens that end the
     output and are not part of it; empty means none. `request_id` is unique within the loop.
+    Requests of higher `priority` (0 to 1) are served first. After `allotted_time_ms` the request
+    ends as it stands. Cached blocks are shared within one `lora_id` and `cache_salt` only.
     """
 
     request_id: int
@@ -54,12 +59,22 @@ class Request:
     max_new_tokens: int
     sampling: SamplingParams = SamplingParams()
     end_ids: tuple[int, ...] = ()
+    priority: float = 0.5
+    allotted_time_ms: float | None = None
+    lora_id: int | None = None
+    cache_salt: str = ""
+    retention: KvCacheRetention | None = None
+    is_speculative: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class TokenUpdate:
-    """What one step gave one request: new tokens (end token excluded) and whether it ended."""
+    """What one step gave one request: new tokens (end token excluded) and whether it ended.
+
+    The last update of a request holds its metrics.
+    """
 
     request_id: int
     new_tokens: tuple[int, ...]
     finish_reason: FinishReason
+    metrics: RequestMetrics | None = None

@@ -20,7 +20,8 @@ class PlanEntry:
 
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
     that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
-    of the entry is the last known token of the request, so that a new one is drawn.
+    of the entry is the last known token of the request, so that a new one is drawn. The last
+    `num_drafts` tokens are guesses: a token is drawn after each of them, too.
     """
 
     request_id: int
@@ -29,13 +30,24 @@ class PlanEntry:
     block_table: Sequence[int]
     samples: bool
     sampling: SamplingParams
+    num_drafts: int = 0
+
+    @property
+    def num_draws(self) -> int:
+        """Tokens that are drawn, one after each of the last `num_draws` tokens."""
+        return self.num_drafts + 1 if self.samples else 0
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Entries in execution order: generation first, then context chunks."""
+    """Entries in execution order: generation first, then context chunks.
+
+    Before anything is written, cache blocks are copied: `copies` holds (source, destination), to
+    be done in order.
+    """
 
     entries: tuple[PlanEntry, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -44,7 +56,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Drawn tokens, one for each entry with `samples`, in the order of the plan's entries."""
+    """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries."""
 
     sampled_tokens: tuple[int, ...]
 

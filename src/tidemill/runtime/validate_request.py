@@ -33,12 +33,18 @@ def sampling_faults(sampling: SamplingParams) -> list[str]:
     return faults
 
 
-def validate_request(request: Request, limits: EngineLimits) -> None:
-    """Refuse a request that this engine can never serve.
+def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = True) -> None:
+    """Refuse a request that this engine can never serve; `is_chunked` allows prompts over a step.
 
     Raises: InvalidRequestError with all faults found.
     """
     faults = _length_faults(request, limits) + sampling_faults(request.sampling)
+    faults += _service_faults(request)
+    if not is_chunked and len(request.prompt_tokens) > limits.max_num_tokens:
+        faults.append(
+            f"prompt length ({len(request.prompt_tokens)}) exceeds max_num_tokens"
+            f" ({limits.max_num_tokens}) and context chunking is off"
+        )
     prompt = request.prompt_tokens
     if prompt and not (min(prompt) >= 0 and max(prompt) < limits.vocab_size):
         wrong = next(t for t in prompt if not 0 <= t < limits.vocab_size)
@@ -56,6 +62,16 @@ def validate_request(request: Request, limits: EngineLimits) -> None:
             hint="shorten the prompt or the answer, or build with a larger --max_input_len and "
             "--max_seq_len",
         )
+
+
+def _service_faults(request: Request) -> list[str]:
+    faults = request.retention.faults() if request.retention else []
+    if not 0 <= request.priority <= 1:
+        faults.append(f"require 0 <= priority <= 1, got priority={request.priority}")
+    allotted = request.allotted_time_ms
+    if allotted is not None and not allotted > 0:
+        faults.append(f"require allotted_time_ms > 0, got allotted_time_ms={allotted}")
+    return faults
 
 
 def _length_faults(request: Request, limits: EngineLimits) -> list[str]:

@@ -150,5 +150,5 @@ class InflightRequests:
                 if self._is_closing:
                     return
             for flight in self._current():
-                if not flight.is_cancelled and flight.answer.sender.is_cancelled():
+                if not flight.is_cancelled and flight.answer.is_unwanted():
                     self._cancel(flight)

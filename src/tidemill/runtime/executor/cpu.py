@@ -36,12 +36,12 @@ class NativeExecutor:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens)
-        num_blocks = self.limits.num_blocks + 1
+        self._num_blocks = self.limits.num_blocks + 1
         self._weights = place_weights(engine.weights, num_threads)
         engine.forget_pages()
         self._arena = allocate(manifest.arena_bytes)
         self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
-        self._block_bytes = num_blocks * manifest.kv.block_bytes_per_layer
+        self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
         self._cache = allocate(2 * manifest.kv.num_layers * self._block_bytes)
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
@@ -70,13 +70,13 @@ class NativeExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
-        num_rows = self.inputs.fill(plan)
+        num_rows = self._prepare(plan)
         self.team.step()
         return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
-        num_rows = self.inputs.fill(plan)
+        num_rows = self._prepare(plan)
         for index, op in enumerate(self.manifest.plan):
             self.team.select(index, 1)
             self.team.step()
@@ -94,6 +94,15 @@ class NativeExecutor:
         """End the team and release the engine."""
         self.team.close()
         self.engine.close()
+
+    def _prepare(self, plan: StepPlan) -> int:
+        """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
+        if plan.copies:
+            regions = self._cache.reshape(2 * self.manifest.kv.num_layers, self._num_blocks, -1)
+            for source, destination in plan.copies:
+                # Block 0 of the memory is the null block.
+                regions[:, destination + 1] = regions[:, source + 1]
+        return self.inputs.fill(plan)
 
     def _make_records(self, code: LoadedCode) -> npt.NDArray[np.int64]:
         bases = {

@@ -55,8 +55,8 @@ class StepInputs:
             else:
                 num_tiles += self._write_chunk(row, num_tiles, sequence, entry)
             row += count
-            if entry.samples:
-                self._write_sampling(num_logit_rows, row - 1, entry)
+            for num_behind in range(entry.num_draws, 0, -1):
+                self._write_sampling(num_logit_rows, row, num_behind, entry)
                 num_logit_rows += 1
         self._header[abi.HEADER_TOKENS] = row
         self._header[abi.HEADER_LOGIT_ROWS] = num_logit_rows
@@ -100,9 +100,10 @@ class StepInputs:
         tiles[:, 3] = sequence
         return len(firsts)
 
-    def _write_sampling(self, logit_row: int, row: int, entry: PlanEntry) -> None:
-        self._logit_rows[logit_row] = row
-        self._sampled_positions[logit_row] = entry.start + len(entry.tokens) - 1
+    def _write_sampling(self, logit_row: int, end: int, num_behind: int, entry: PlanEntry) -> None:
+        """Draw after the token that stands `num_behind` rows before the entry's end."""
+        self._logit_rows[logit_row] = end - num_behind
+        self._sampled_positions[logit_row] = entry.start + len(entry.tokens) - num_behind
         sampling = entry.sampling
         if self._sampling_of_row[logit_row] is sampling:
             return
