@@ -89,6 +89,8 @@ class _Watched:
 def _broken(request_id: str, error: BaseException) -> Update:
     failure = SessionError(
         "the engine broke in the middle of a step",
+        where=f"request {request_id}",
+        expected="a step that ends",
         got=f"{type(error).__name__}: {error}",
         hint="load the engine again",
     )

@@ -39,6 +39,7 @@ from tidemill.api.prompts import (
     read_prompt,
     tokenizer_of,
 )
+from tidemill.api.retarget import ensure_native_code
 from tidemill.api.sampling_params import SamplingParams
 from tidemill.api.shared_session import SharedSession
 from tidemill.host.session import Session

@@ -19,8 +19,9 @@ from tidemill.host.config import SessionConfig
 class LlmOptions:
     """How an engine is built, if it has to be, and how it is run. Units: tokens, requests.
 
-    `tokenizer` is a directory whose tokenizer is used instead of the engine's own; `cache_dir` where built engines are kept; `kv_cache_tokens` the size of the cache, None a
-    modest one; `max_queue_size` 0 is no limit.
+    `tokenizer` is a directory whose tokenizer replaces the engine's own, `cache_dir` where built
+    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one;
+    `max_queue_size` 0 is no limit.
     """
 
     tokenizer: Path | str | None = None

@@ -86,6 +86,7 @@ def tokenizer_of(session: Session) -> Tokenizer:
     if session.tokenizer is None:
         raise SessionError(
             "the engine has no tokenizer",
+            where="a prompt or conversation in text",
             expected="tokenizer.json in the engine directory",
             got="no such file",
             hint="give prompts as tokens, or copy the model's tokenizer files there",

@@ -131,7 +131,13 @@ class HostLink:
                 hint="stop the old tidemill processes, then start again",
             )
         if message.error is not None:
-            raise HostError(f"the host refuses this client: {message.error.to_exception()}")
+            raise HostError(
+                "the host refuses this client",
+                where="the host's socket",
+                expected="what a client of its version says",
+                got=str(message.error.to_exception()),
+                hint="stop the old tidemill processes, then start again",
+            )
         if message.is_leaving:
             # What is sent from now on, by the owner's callbacks too, waits for the next host.
             self._stop_sending()

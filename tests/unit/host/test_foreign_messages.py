@@ -44,7 +44,8 @@ def dial(engine_dir: Path) -> socket.socket:
 
 
 def read_to_the_end(connection: socket.socket) -> list[Message]:
-    framer, messages = Framer(), []
+    framer = Framer()
+    messages: list[Message] = []
     try:
         while data := connection.recv(1 << 16):
             messages += framer.push(data)
@@ -115,7 +116,8 @@ def test_message_in_single_bytes_is_understood(client: HostClient, engine_dir: P
     with dial(engine_dir) as patient:
         for byte in HELLO + encode(Ask(wants_info=True)):
             patient.sendall(bytes([byte]))
-        framer, messages = Framer(), []
+        framer = Framer()
+        messages: list[Message] = []
         while len(messages) < 2:
             messages += framer.push(patient.recv(1 << 16))
     assert isinstance(messages[1], Tell) and messages[1].info is not None
