@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 
-from tidemill.api.outputs import CompletionOutput, RequestOutput, extend
+from tidemill.api.outputs import CompletionOutput, Logits, RequestOutput, extend, to_logits
 from tidemill.base.errors import TidemillError
 from tidemill.host.messages import Update
 
@@ -48,6 +48,7 @@ class GenerationResult:
         self._news: deque[RequestOutput] = deque()
         self._error: TidemillError | None = None
         self._is_done = False
+        self._context_logits: Logits | None = None
         self._wakers: list[Callable[[], None]] = []
 
     @property
@@ -73,6 +74,9 @@ class GenerationResult:
                 self._error = update.error.to_exception()
             else:
                 self._answer = extend(self._answer, update)
+                raw, num_prompt = update.context_logits, len(self._asked.prompt_token_ids)
+                if raw:
+                    self._context_logits = to_logits(raw, num_prompt)
             self._is_done = update.is_final
             if update.error is None:
                 self._news.append(self._output())
@@ -141,7 +145,12 @@ class GenerationResult:
     def _output(self) -> RequestOutput:
         asked = self._asked
         return RequestOutput(
-            asked.number, asked.prompt, asked.prompt_token_ids, [self._answer], self._is_done
+            asked.number,
+            asked.prompt,
+            asked.prompt_token_ids,
+            [self._answer],
+            self._is_done,
+            self._context_logits,
         )
 
 

@@ -26,6 +26,7 @@ from tidemill.api.outputs import (
     RequestOutput,
     TextUpdate,
     to_completion,
+    to_logits,
     to_text_update,
 )
 from tidemill.api.prompts import (
@@ -210,8 +211,13 @@ class LLM:
 
 def _collect(shared: SharedSession, asked: AskedPrompt) -> RequestOutput:
     (update,) = shared.updates(asked.request_id)
-    output = to_completion(update)
-    return RequestOutput(asked.number, asked.prompt, asked.prompt_token_ids, [output])
+    return RequestOutput(
+        asked.number,
+        asked.prompt,
+        asked.prompt_token_ids,
+        [to_completion(update)],
+        context_logits=to_logits(update.context_logits, len(asked.prompt_token_ids)),
+    )
 
 
 def _say(line: str) -> None:

@@ -1,18 +1,21 @@
 """What a caller may ask of an answer, in the words of TensorRT-LLM's `SamplingParams`.
 
 Checked when made, so that a wrong value is told where it was written. Knows nothing of engines:
-limits that depend on one are checked when the request is made.
+limits that depend on one are checked when the request is made. docs/SAMPLING.md has every rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.sampling_rules import resolve_sampling
-from tidemill.runtime.validate_request import sampling_faults
+from tidemill.runtime.logits_rules import NO_NGRAM_BAN, LogitsRules
+from tidemill.runtime.observation import OutputWishes
+from tidemill.runtime.validate_request import sampling_faults, wishes_faults
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class SamplingParams:
 
     Greedy when `temperature`, `top_k` and `top_p` are all left out, and with temperature 0,
     top_k 1 or top_p 0; what is left out beside others is neutral. `end_id` None is the model's
-    own. `max_tokens` None is as many as fit. Raises: InvalidRequestError.
+    own. `max_tokens` None is as many as fit. `stop` and `bad` are texts, `stop_token_ids` and
+    `bad_token_ids` tokens, or words of several tokens. Raises: InvalidRequestError.
     """
 
     max_tokens: int | None = 32
@@ -36,13 +40,36 @@ class SamplingParams:
     exclude_input_from_output: bool = True
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
+    min_p: float | None = None
+    top_p_min: float | None = None
+    top_p_decay: float | None = None
+    top_p_reset_ids: int | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    prompt_ignore_length: int | None = None
+    no_repeat_ngram_size: int | None = None
+    bad: str | Sequence[str] | None = None
+    bad_token_ids: Sequence[int | Sequence[int]] | None = None
+    embedding_bias: Sequence[float] | None = None
+    logit_bias: Mapping[int, float] | None = None
+    stop_token_ids: Sequence[int | Sequence[int]] | None = None
+
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    return_context_logits: bool = False
+    return_generation_logits: bool = False
 
     def __post_init__(self) -> None:
         faults = sampling_faults(
-            resolve_sampling(self.temperature, self.top_k, self.top_p, self.seed)
+            resolve_sampling(
+                self.temperature, self.top_k, self.top_p, self.seed, self.min_p, self.rules
+            )
         )
         if self.max_tokens is not None and self.max_tokens < 1:
             faults.append(f"require max_tokens > 0, got max_tokens={self.max_tokens}")
+        faults += wishes_faults(self.wishes)
         if not all(self.stop_strings):
             faults.append("require stop strings with at least one character, got ''")
         if faults:
@@ -50,14 +77,42 @@ class SamplingParams:
 
     @property
     def stop_strings(self) -> list[str]:
-        if self.stop is None:
-            return []
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+        return _texts(self.stop)
+
+    @property
+    def wishes(self) -> OutputWishes:
+        """What to tell beside tokens and text."""
+        return OutputWishes(
+            self.logprobs,
+            self.prompt_logprobs,
+            self.return_context_logits,
+            self.return_generation_logits,
+        )
+
+    @property
+    def rules(self) -> LogitsRules:
+        """The rules by which logits are edited; what was left out is neutral."""
+        given = {
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "prompt_ignore_length": self.prompt_ignore_length,
+            "min_tokens": self.min_tokens,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size or NO_NGRAM_BAN,
+            "bad_words": _words(self.bad_token_ids),
+            "embedding_bias": as_bias(self.embedding_bias),
+            "logit_bias": tuple((self.logit_bias or {}).items()),
+            "top_p_min": self.top_p_min,
+            "top_p_decay": self.top_p_decay,
+            "top_p_reset_ids": self.top_p_reset_ids,
+        }
+        return LogitsRules(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
     def to_request(
         self, request_id: str, prompt: str | None, prompt_tokens: list[int], is_streaming: bool
     ) -> GenerateRequest:
         """Ask for an answer to a prompt under these settings."""
+        rules = self.rules
         return GenerateRequest(
             request_id=request_id,
             prompt=prompt,
@@ -68,9 +123,30 @@ class SamplingParams:
             top_p=self.top_p,
             seed=self.seed,
             end_id=-1 if self.ignore_eos else self.end_id,
+            min_p=self.min_p,
+            wishes=None if self.wishes.is_empty else self.wishes,
+            rules=None if rules.is_neutral else rules,
+            bad_words=_texts(self.bad),
             stop=self.stop_strings,
+            stop_token_words=[list(word) for word in _words(self.stop_token_ids)],
             include_stop_in_output=self.include_stop_str_in_output,
             exclude_input_in_output=self.exclude_input_from_output,
             streaming=is_streaming,
             skip_special_tokens=self.skip_special_tokens,
         )
+
+
+def as_bias(values: Sequence[float] | None) -> bytes | None:
+    """Return a value for each token as native float32, the form of `LogitsRules`."""
+    return None if values is None else array("f", values).tobytes()
+
+
+def _texts(given: str | Sequence[str] | None) -> list[str]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _words(given: Sequence[int | Sequence[int]] | None) -> tuple[tuple[int, ...], ...]:
+    """Words of tokens; a bare token is a word of one."""
+    return tuple((word,) if isinstance(word, int) else tuple(word) for word in given or ())

@@ -7,10 +7,13 @@ tokenizer and the engine's limits. Knows nothing of steps.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.answer_text import AnswerText
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.sampling_rules import resolve_sampling
+from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
@@ -42,11 +45,36 @@ class RequestReader:
             tokens,
             max_new_tokens=self._max_new_tokens(request, len(tokens)),
             sampling=resolve_sampling(
-                request.temperature, request.top_k, request.top_p, request.seed
+                request.temperature,
+                request.top_k,
+                request.top_p,
+                request.seed,
+                request.min_p,
+                self._rules(request),
             ),
             end_ids=self._end_ids_of(request),
+            stop_words=tuple(map(tuple, request.stop_token_words)),
+            wishes=request.wishes,
         )
         return computed, answer
+
+    def _rules(self, request: GenerateRequest) -> LogitsRules | None:
+        """The request's rules, with the words that were given as text in tokens."""
+        if not (request.bad_words or request.bias_words):
+            return request.rules
+        tokenizer = self._tokenizer_for(request)
+        rules = request.rules or LogitsRules()
+        bad = [form for word in request.bad_words for form in word_forms(tokenizer, word)]
+        biases = [
+            (token, bias)
+            for word, bias in request.bias_words
+            for token in encode_prompt(tokenizer, word, adds_special=False)
+        ]
+        return replace(
+            rules,
+            bad_words=rules.bad_words + tuple(bad),
+            logit_bias=rules.logit_bias + tuple(biases),
+        )
 
     def _prompt(self, request: GenerateRequest) -> tuple[str | None, tuple[int, ...]]:
         if request.prompt_tokens is not None:
@@ -93,6 +121,14 @@ class RequestReader:
         if request.end_id is None:
             return self._end_ids
         return () if request.end_id < 0 else (request.end_id,)
+
+
+def word_forms(tokenizer: Tokenizer, word: str) -> list[tuple[int, ...]]:
+    """Return a bad word's tokens as they stand at a beginning and after a space."""
+    forms = (
+        tuple(encode_prompt(tokenizer, text, adds_special=False)) for text in (word, f" {word}")
+    )
+    return [form for form in dict.fromkeys(forms) if form]
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[int]:

@@ -100,7 +100,7 @@ class Session:
             if update is None:
                 continue
             updates.append(update)
-            if update.finish_reason is not None:
+            if update.is_final:
                 del self._number_to_answer[number]
                 del self._id_to_number[answer.request_id]
                 self._loop.cancel(number)

@@ -41,5 +41,5 @@ def advance(
         metrics.first_token_time = now
     new_tokens = tuple(state.tokens[num_known:])
     if reason is FinishReason.NOT_FINISHED:
-        return TokenUpdate(entry.request_id, new_tokens, reason)
+        return state.told(new_tokens)
     return state.ended(reason, new_tokens)

@@ -106,6 +106,7 @@ class Loop:
         if not plan.entries:
             return self._scheduler.commit(StepResult(()))
         result = self._executor.execute(plan)
+        self._scheduler.latest.observe(result.observations)
         updates = self._scheduler.commit(result)
         self._iteration += 1
         self._latency_ms = (time.perf_counter() - start) * 1e3

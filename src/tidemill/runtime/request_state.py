@@ -5,10 +5,14 @@ The scheduler and its parts alone change it. Knows nothing of other requests.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tidemill.runtime.kvcache.block_keys import extend_keys, root_key
 from tidemill.runtime.kvcache.block_pool import BlockTable
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.statistics import RequestMetrics
+from tidemill.runtime.token_history import TokenHistory
 
 NO_TABLE = BlockTable()
 
@@ -17,10 +21,14 @@ class RequestState:
     """A request that has not ended: queued (or paused) with `NO_TABLE`, else active.
 
     `order` is its place in service: lower goes first. Units: `num_computed` counts positions whose
-    keys and values are in the cache, or will be when the step in flight is committed.
+    keys and values are in the cache, or will be when the step in flight is committed. `drafting`
+    is what the drafter remembers of it.
     """
 
     __slots__ = (
+        "_observations",
+        "drafting",
+        "history",
         "is_cancelled",
         "keys",
         "metrics",
@@ -42,6 +50,9 @@ class RequestState:
         self.num_computed = 0
         self.is_cancelled = False
         self.metrics = RequestMetrics(arrival_time=now)
+        self.history = TokenHistory(request) if request.needs_history else None
+        self._observations: list[Observation] = []
+        self.drafting: object = None
 
     @property
     def num_left(self) -> int:
@@ -64,15 +75,52 @@ class RequestState:
             self.keys.append(root_key(self.request.lora_id, self.request.cache_salt))
         extend_keys(self.keys, self.tokens, unit)
 
+    @property
+    def can_be_guessed(self) -> bool:
+        """Whether tokens may be guessed: not where the choice depends on those before it."""
+        return self.request.is_speculative and self.history is None
+
     def accept(self, drawn: int) -> FinishReason:
         """Take in a drawn token and say what it means; an end token is not kept."""
+        if any(each.error for each in self._observations):
+            return FinishReason.CANCELLED
         if drawn in self.request.end_ids:
+            self._observations = [replace(each, output=None) for each in self._observations]
             return FinishReason.END_ID
         self.tokens.append(drawn)
+        if self.history is not None:
+            self.history.output_tokens.append(drawn)
+        if self.request.stop_words and self._ends_with_stop_word():
+            return FinishReason.STOP_WORDS
         if self.num_output == self.request.max_new_tokens:
             return FinishReason.LENGTH
         return FinishReason.NOT_FINISHED
 
+    def observe(self, observation: Observation) -> None:
+        """Keep what a step showed until its next token is told."""
+        self._observations.append(observation)
+
+    def told(self, new_tokens: tuple[int, ...]) -> TokenUpdate:
+        """Make the update of a request that goes on."""
+        seen = self._take_observations()
+        return TokenUpdate(
+            self.request.request_id, new_tokens, FinishReason.NOT_FINISHED, observations=seen
+        )
+
     def ended(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
         """Make the request's last update."""
-        return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics)
+        seen = self._take_observations()
+        return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics, seen)
+
+    def _take_observations(self) -> tuple[Observation, ...]:
+        if not self._observations:
+            return ()
+        taken, self._observations = tuple(self._observations), []
+        return taken
+
+    def _ends_with_stop_word(self) -> bool:
+        num_output = self.num_output
+        return any(
+            len(word) <= num_output and self.tokens[-len(word) :] == list(word)
+            for word in self.request.stop_words
+        )

@@ -7,11 +7,13 @@ native engine, or a fake in simulations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import SamplingParams
+from tidemill.runtime.token_history import TokenHistory
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class PlanEntry:
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
     that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
     of the entry is the last known token of the request, so that a new one is drawn. The last
-    `num_drafts` tokens are guesses: a token is drawn after each of them, too.
+    `num_drafts` tokens are guesses: a token is drawn after each of them, too. `history` is there
+    for requests whose choice depends on it; they have no guesses.
     """
 
     request_id: int
@@ -31,6 +34,7 @@ class PlanEntry:
     samples: bool
     sampling: SamplingParams
     num_drafts: int = 0
+    history: TokenHistory | None = None
 
     @property
     def num_draws(self) -> int:
@@ -56,9 +60,13 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries."""
+    """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries.
+
+    `observations` has what requests asked to see, by the index of their entry.
+    """
 
     sampled_tokens: tuple[int, ...]
+    observations: Mapping[int, Observation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
