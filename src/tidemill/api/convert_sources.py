@@ -56,9 +56,7 @@ def open_model(model_dir: Path | str, weight_map: Path | None) -> OpenedModel:
 
     Raises: CheckpointError, UnsupportedError or ConfigError; nothing has been written then.
     """
-    path = Path(model_dir)
-    if not path.exists():
-        path = _download(str(model_dir))
+    path = local_path(model_dir)
     if weight_map is not None:
         return _open_custom(path, weight_map)
     if path.is_file():
@@ -71,6 +69,15 @@ def open_model(model_dir: Path | str, weight_map: Path | None) -> OpenedModel:
     if "architecture" in values:
         return _open_checkpoint(path)
     return _open_hf(path, values)
+
+
+def local_path(model_dir: Path | str) -> Path:
+    """Return a path as it is, and a hub id as the directory of its download.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    path = Path(model_dir)
+    return path if path.exists() else _download(str(model_dir))
 
 
 def _download(model_id: str) -> Path:
