@@ -111,7 +111,7 @@ def _summary_text(engine: EngineFile) -> str:
         ("target", f"{facts['target']} ({facts['compiler']})"),
         ("needs", ", ".join(facts["cpu_features"]) or "nothing beyond the target's base"),
         ("plan", f"{facts['num_plan_ops']} native calls of {facts['num_kernels']} kernels"),
-        ("weights", f"{bytes_text(sizes['weights'])}, mapped and shared between processes"),
+        ("weights", f"{bytes_text(sizes['weights'])}, mapped at load"),
         ("code", bytes_text(sizes["code"])),
         ("arena", bytes_text(sizes["arena"])),
         ("scratch", f"{bytes_text(sizes['scratch_per_thread'])} for each thread"),

@@ -81,6 +81,10 @@ class EngineFile:
         whole = np.frombuffer(self._open_mapping(), np.uint8)
         return whole[section.offset_bytes : section.offset_bytes + section.size_bytes]
 
+    def forget_pages(self) -> None:
+        """Count the file's pages read so far as nobody's; they come back when they are read."""
+        self._open_mapping().madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the mapping; closing twice does no harm."""
         self._mapping = None

@@ -8,12 +8,16 @@ of text, sockets or who asks.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidemill.base.errors import InvalidRequestError, QueueFullError
-from tidemill.runtime.kvcache.block_pool import BlockPool
+from tidemill.runtime.config import ChunkingPolicy, RuntimeConfig
+from tidemill.runtime.events import RequestEvent
+from tidemill.runtime.kvcache.block_pool import BlockPool, CacheCounters
+from tidemill.runtime.micro_batch import Drafter
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
-from tidemill.runtime.scheduler import Scheduler
+from tidemill.runtime.scheduler import DEFAULT_CONFIG, Scheduler
 from tidemill.runtime.step import EngineLimits, Executor, StepResult
 from tidemill.runtime.validate_request import validate_request
 
@@ -47,12 +51,18 @@ class LoopStats:
 class Loop:
     """Runs requests on an executor; `step` until `has_work` is false."""
 
-    def __init__(self, executor: Executor, max_queue_size: int = 0) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        config: RuntimeConfig = DEFAULT_CONFIG,
+        clock: Callable[[], float] = time.monotonic,
+        drafter: Drafter | None = None,
+    ) -> None:
         self._executor = executor
-        self._max_queue_size = max_queue_size
+        self._config = config
         self.limits: EngineLimits = executor.limits
-        self._pool = BlockPool(self.limits.num_blocks, self.limits.tokens_per_block)
-        self._scheduler = Scheduler(self.limits, self._pool)
+        self._pool = BlockPool(self.limits.num_blocks, self.limits.tokens_per_block, clock)
+        self._scheduler = Scheduler(self.limits, self._pool, config, clock, drafter)
         self._iteration = 0
         self._latency_ms = 0.0
         self._total_completed = 0
@@ -76,10 +86,10 @@ class Loop:
                 where=f"request {request.request_id}",
                 hint="give each request an id of its own",
             )
-        validate_request(request, self.limits)
-        if 0 < self._max_queue_size <= self._scheduler.num_queued:
+        validate_request(request, self.limits, self._config.chunking is not ChunkingPolicy.OFF)
+        if 0 < self._config.max_queue_size <= self._scheduler.num_queued:
             raise QueueFullError(
-                f"Maximum queue size of {self._max_queue_size} has been reached,"
+                f"Maximum queue size of {self._config.max_queue_size} has been reached,"
                 " please try again later",
                 where=f"request {request.request_id}",
             )
@@ -96,6 +106,7 @@ class Loop:
         if not plan.entries:
             return self._scheduler.commit(StepResult(()))
         result = self._executor.execute(plan)
+        self._scheduler.latest.observe(result.observations)
         updates = self._scheduler.commit(result)
         self._iteration += 1
         self._latency_ms = (time.perf_counter() - start) * 1e3
@@ -126,6 +137,15 @@ class Loop:
             used_blocks=pool.num_used,
             free_blocks=pool.num_free,
         )
+
+    @property
+    def cache_counters(self) -> CacheCounters:
+        """What the cache gave since the start."""
+        return self._pool.counters
+
+    def take_events(self) -> list[RequestEvent]:
+        """Hand over what happened to requests, as far as it was kept."""
+        return self._scheduler.take_events()
 
     def check(self) -> None:
         """Recompute all invariants of scheduler and block pool."""

@@ -53,7 +53,9 @@ class PacedNews:
 
 
 def is_plain(update: Update) -> bool:
-    """Say whether an update is news of a stream that goes on, text and tokens alone."""
+    """Say whether an update is news of the one stream that goes on, text and tokens alone."""
+    if update.index or update.num_open > 1:
+        return False
     return update == Update(
         update.request_id,
         update.token_ids,
@@ -61,6 +63,7 @@ def is_plain(update: Update) -> bool:
         None,
         update.num_input_tokens,
         update.num_output_tokens,
+        num_open=update.num_open,
     )
 
 
