@@ -7,12 +7,11 @@ milliseconds.
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
 import subprocess
 import sys
 import time
+
+from bench.parts.figures import print_line, spread
 
 NUM_RUNS = 15
 COMMANDS = {
@@ -37,17 +36,8 @@ def main() -> None:
     assert "convert" in shown.stdout, shown.stdout
     for name, arguments in COMMANDS.items():
         time_ms(arguments)
-        deciles = statistics.quantiles([time_ms(arguments) for _ in range(NUM_RUNS)], n=10)
-        line = {
-            "bench": "startup",
-            "what": name,
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "median_ms": round(deciles[4], 1),
-            "p10_ms": round(deciles[0], 1),
-            "p90_ms": round(deciles[8], 1),
-        }
-        print(json.dumps(line))
+        times_ms = [time_ms(arguments) for _ in range(NUM_RUNS)]
+        print_line("startup", what=name, ms=spread(times_ms, 1))
 
 
 if __name__ == "__main__":

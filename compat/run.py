@@ -1,22 +1,33 @@
-"""TensorRT-LLM's examples/run.py, as `tidemill run`; several texts may follow --input_text."""
+"""TensorRT-LLM's examples/run.py, as `tidemill run`.
+
+As there: several words may follow --input_text and --stop_words, --top_k is 1 (greedy) unless it
+is given, and --top_p 0.0 means no limit.
+"""
 
 import sys
 
 from tidemill.frontends.cli.main import main
 
+SEVERAL = ("--input_text", "--stop_words")
 
-def repeat_input_text(arguments: list[str]) -> list[str]:
-    """Turn `--input_text a b` into `--input_text a --input_text b`."""
-    expanded: list[str] = []
-    is_text = False
+
+def spell_out(arguments: list[str]) -> list[str]:
+    """Return the arguments as `tidemill run` takes them: one value a flag, defaults written out."""
+    pairs: list[list[str]] = []
     for word in arguments:
-        if word.startswith("-"):
-            is_text = word.replace("-", "_") == "__input_text"
-            expanded += [] if is_text else [word]
+        if word.startswith("--"):
+            name, *value = word.split("=", 1)
+            pairs.append([name.replace("-", "_").replace("__", "--", 1), *value])
+        elif pairs and pairs[-1][0] in SEVERAL and len(pairs[-1]) == 2:
+            pairs.append([pairs[-1][0], word])
         else:
-            expanded += ["--input_text", word] if is_text else [word]
-    return expanded
+            pairs = pairs or [[]]
+            pairs[-1].append(word)
+    kept = [pair for pair in pairs if pair not in (["--top_p", "0.0"], ["--top_p", "0"])]
+    if not any(pair[0] == "--top_k" for pair in kept if pair):
+        kept.append(["--top_k", "1"])
+    return [word for pair in kept for word in pair]
 
 
 if __name__ == "__main__":
-    main(["run", *repeat_input_text(sys.argv[1:])])
+    main(["run", *spell_out(sys.argv[1:])])

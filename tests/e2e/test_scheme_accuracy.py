@@ -79,7 +79,7 @@ def plain(make_sample: MakeSample) -> Answers:
 
 
 @pytest.mark.parametrize(
-    "scheme", [pytest.param(name, marks=SLOW[name] if name in SLOW else ()) for name in BOUNDS]
+    "scheme", [pytest.param(name, marks=SLOW.get(name, ())) for name in BOUNDS]
 )
 def test_scheme_loses_no_more_than_its_table_allows(
     scheme: str, plain: Answers, make_sample: MakeSample, tmp_path: Path

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tidemill.api.build import BuildRequest, build
@@ -13,7 +16,7 @@ from tidemill.frontends.cli import convert_checkpoint_flags
 from tidemill.frontends.cli.build import SCHEMES, resolve_max_seq_len
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.main import app
-from tidemill.frontends.cli.run import read_prompts
+from tidemill.frontends.cli.prompts import read_prompts
 from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_USAGE, run_app
 from tidemill.quant.schemes import NAME_TO_SCHEME, find_scheme
 
@@ -99,6 +102,23 @@ def test_file_of_prompts_is_empty(tmp_path: Path) -> None:
     file.write_text("\n\n")
     with pytest.raises(ConfigError, match="nothing to answer"):
         read_prompts([], file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("p.csv", b"1,2\n3,x\n"), ("p.npy", b"no array"), ("p.npy", b""), ("p.csv", b"\xff\xfe")],
+)
+def test_file_of_tokens_is_not_one(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"token ids in \.csv and \.npy"):
+        read_prompts([], tmp_path / name)
+
+
+@pytest.mark.parametrize("array", [np.zeros((1, 1, 1), np.int32), np.ones(3), np.array("x")])
+def test_array_of_tokens_has_another_shape_or_type(tmp_path: Path, array: npt.NDArray[Any]) -> None:
+    np.save(tmp_path / "p.npy", array)
+    with pytest.raises(ConfigError, match="one or two dimensions"):
+        read_prompts([], tmp_path / "p.npy")
 
 
 def test_unknown_scheme_names_the_known_ones() -> None:

@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from tidemill.base.errors import InvalidRequestError, QueueFullError
+from tidemill.base.errors import ConfigError, InvalidRequestError, QueueFullError
+from tidemill.runtime.config import ChunkingPolicy, RuntimeConfig
+from tidemill.runtime.kvcache.retention import KvCacheRetention, TokenRangeRetention
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import FinishReason, Request, SamplingParams
 from tidemill.runtime.simulation import FakeExecutor
@@ -88,7 +90,7 @@ def test_request_id_in_flight_twice() -> None:
 
 
 def test_full_queue_refuses_and_leaves_the_others_alone() -> None:
-    loop = Loop(FakeExecutor(LIMITS), max_queue_size=1)
+    loop = Loop(FakeExecutor(LIMITS), RuntimeConfig(max_queue_size=1))
     loop.submit(Request(1, (1,), 2))
     with pytest.raises(QueueFullError, match="Maximum queue size of 1 has been reached, please"):
         loop.submit(Request(2, (1,), 2))
@@ -96,3 +98,38 @@ def test_full_queue_refuses_and_leaves_the_others_alone() -> None:
     while loop.has_work:
         ended += [u for u in loop.step() if u.finish_reason is not FinishReason.NOT_FINISHED]
     assert [update.request_id for update in ended] == [1]
+
+
+def test_priority_out_of_range() -> None:
+    message = refusal(Request(1, (1,), 2, priority=1.5))
+    assert "require 0 <= priority <= 1, got priority=1.5" in message
+
+
+@pytest.mark.parametrize("allotted", [0.0, -1.0, math.nan])
+def test_time_allotted_is_no_time(allotted: float) -> None:
+    assert "require allotted_time_ms > 0" in refusal(Request(1, (1,), 2, allotted_time_ms=allotted))
+
+
+def test_retention_priority_out_of_range() -> None:
+    retention = KvCacheRetention(decode_priority=101)
+    message = refusal(Request(1, (1,), 2, retention=retention))
+    assert "require 0 <= retention priority <= 100, got 101" in message
+
+
+def test_retention_range_that_is_empty() -> None:
+    retention = KvCacheRetention((TokenRangeRetention(4, 4),))
+    message = refusal(Request(1, (1,), 2, retention=retention))
+    assert "require 0 <= token_start < token_end in a retention range, got 4 and 4" in message
+
+
+def test_prompt_over_a_step_without_chunked_context() -> None:
+    loop = Loop(FakeExecutor(LIMITS), RuntimeConfig(chunking=ChunkingPolicy.OFF))
+    with pytest.raises(InvalidRequestError, match=r"prompt length \(9\) exceeds max_num_tokens"):
+        loop.submit(Request(1, (1,) * 9, 2))
+
+
+def test_runtime_config_out_of_range() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RuntimeConfig(max_queue_size=-1, max_draft_len=-2, max_matching_ngram_size=0)
+    for part in ("max_queue_size must be at least 0, got -1", "max_draft_len", "ngram_size"):
+        assert part in str(caught.value)

@@ -153,7 +153,7 @@ def _paged_attention(op: Op, at: OperandPlaces) -> list[Operand]:
 
 
 def _sample(op: Op, at: OperandPlaces) -> list[Operand]:
-    settings = ("temperature", "top_k", "top_p", "seed")
+    settings = ("edits", "temperature", "top_k", "top_p", "min_p", "seed")
     return [
         at.rows(op),
         at.buffer("logits", op.inputs[0]),

@@ -191,6 +191,9 @@ class Pointer(Value):
         """The address `count` bytes further on."""
         return self.of(I8).at(count).of(self.element)
 
+    def to_address(self) -> Value:
+        return self.f.op(f"ptrtoint {self.typed} to i64", I64)
+
     def vec(self, index: Value | int, lanes: int) -> Value:
         address, type_ = self.at(index), self.element.x(lanes)
         align = max(self.element.size_bytes, 1)

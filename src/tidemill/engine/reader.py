@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.base.errors import EngineFormatError
+from tidemill.base.json_text import parse_json
 from tidemill.engine.format import (
     CODE_SECTION,
     CONFIG_FILE,
@@ -80,6 +81,10 @@ class EngineFile:
         section = self.manifest.sections[WEIGHTS_SECTION]
         whole = np.frombuffer(self._open_mapping(), np.uint8)
         return whole[section.offset_bytes : section.offset_bytes + section.size_bytes]
+
+    def forget_pages(self) -> None:
+        """Count the file's pages read so far as nobody's; they come back when they are read."""
+        self._open_mapping().madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Let go of the mapping; closing twice does no harm."""
@@ -182,11 +187,11 @@ def _check_sections(
 
 def _check_config_copy(path: Path, config: dict[str, Any], rebuild: str) -> None:
     """Refuse an edited config.json: the compiled limits would not follow it."""
-    if not path.exists():
+    if not path.is_file():
         return
     try:
-        copy = json.loads(path.read_bytes())
-    except ValueError as error:
+        copy = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         copy, got = None, f"invalid JSON: {error}"
     else:
         got = "other values: " + ", ".join(_differing_keys(config, copy))

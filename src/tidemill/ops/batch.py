@@ -14,6 +14,7 @@ import numpy as np
 
 from tidemill.base.dtypes import DType
 from tidemill.ir.storage import Array, FloatArray, rounded
+from tidemill.ops.logits_edits import LogitsEdits
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Sampling:
 
     `temperature` 0, `top_k` 1 or `top_p` 0 mean greedy; `top_k` 0 means all tokens. `position` is
     the position of the row's own token in its sequence; with `seed` it keys the random number.
+    `edits` come before everything else.
     """
 
     temperature: float = 1.0
@@ -50,6 +52,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     position: int = 0
+    min_p: float = 0.0
+    edits: LogitsEdits | None = None
 
     @property
     def is_greedy(self) -> bool:

@@ -1,19 +1,25 @@
 """Fills one step: which of the active requests advance in it, and by how many tokens.
 
-In come the active requests in order of service; out comes a `MicroBatch`, the `StepPlan` with the
-states behind its entries. Generation goes first, one token each; context takes what is left of
-max_num_tokens, long prompts in chunks that end on block borders. Every step starts from scratch.
+In come the active requests; out comes a `MicroBatch`, the `StepPlan` with the states behind its
+entries. Generation goes first, one token each and guesses where there is room for them; context
+takes what is left of max_num_tokens, as `context_chunks` shares it. Every step starts from scratch.
 
 Source: TensorRT-LLM's micro-batch scheduler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from tidemill.runtime.kvcache.block_pool import BlockPool
+from tidemill.runtime.active_requests import ActiveRequests
+from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.context_chunks import share_budget
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request_state import RequestState
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
+
+Drafter = Callable[[RequestState, int], Sequence[int]]
+"""Guesses at most so many tokens that follow a request's known ones."""
 
 
 class MicroBatch:
@@ -22,11 +28,11 @@ class MicroBatch:
     Units: `num_*` count requests and tokens.
     """
 
-    def __init__(self, limits: EngineLimits, pool: BlockPool) -> None:
-        self._pool = pool
+    def __init__(self, limits: EngineLimits, active: ActiveRequests, config: RuntimeConfig) -> None:
+        self._limits = limits
+        self._active, self._pool = active, active.pool
+        self._config = config
         self._budget = limits.max_num_tokens
-        # Only an engine with tinier steps than blocks has chunks that end inside of a block.
-        self._chunk_unit = min(limits.tokens_per_block, limits.max_num_tokens)
         self._entries: list[PlanEntry] = []
         self.states: list[RequestState] = []
         self.num_generation_requests = 0
@@ -36,52 +42,81 @@ class MicroBatch:
     def num_context_requests(self) -> int:
         return len(self.states) - self.num_generation_requests
 
+    @property
+    def context_entries(self) -> list[PlanEntry]:
+        return self._entries[self.num_generation_requests :]
+
     def plan(self) -> StepPlan:
-        """Freeze what was added."""
-        return StepPlan(tuple(self._entries))
+        """Freeze what was added, with the block copies that it relies on."""
+        if not self._entries:
+            return StepPlan(())
+        return StepPlan(tuple(self._entries), self._pool.take_copies())
 
-    def add_generation(self, generation: Sequence[RequestState]) -> None:
-        """Let each request compute its latest token."""
-        tokens_per_block = self._pool.tokens_per_block
-        for state in generation:
-            request, table, start = state.request, state.table, state.num_computed
-            if start >= len(table.blocks) * tokens_per_block:
-                self._pool.grow(table, start + 1)
-            self._entries.append(
-                PlanEntry(
-                    request.request_id,
-                    (state.output_tokens[-1],),
-                    start,
-                    table.blocks,
-                    True,
-                    request.sampling,
-                )
-            )
-        self.states.extend(generation)
-        self.num_generation_requests += len(generation)
+    def observe(self, observations: Mapping[int, Observation]) -> None:
+        """Hand what requests asked to see to their states, before the step is committed."""
+        for index, observation in observations.items():
+            self.states[index].observe(observation)
+
+    def add_generation(self, drafter: Drafter | None) -> None:
+        """Let each request compute its latest token, and guesses after it."""
+        generation = self._active.generation
         self._budget -= len(generation)
+        # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
+        num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
+        for state in generation:
+            if drafter is not None and num_spare > 0 and state.may_speculate:
+                drafts = self._drafts(drafter, state, num_spare)
+                num_spare -= len(drafts)
+                self._budget -= len(drafts)
+                self._add(state, (state.tokens[-1], *drafts), True, len(drafts))
+            else:
+                self._add(state, (state.tokens[-1],), True)
+        self.num_generation_requests += len(generation)
 
-    def add_context(self, context: Sequence[RequestState]) -> None:
-        """Let prompts advance in order until the step is full."""
-        for state in context:
-            num_tokens = num_left = state.num_context_left
-            if num_left > self._budget:
-                num_tokens = self._budget - self._budget % self._chunk_unit
-            if num_tokens == 0:
-                return
-            request, start = state.request, state.num_computed
-            end = start + num_tokens
-            self._pool.grow(state.table, end)
-            self._entries.append(
-                PlanEntry(
-                    request.request_id,
-                    request.prompt_tokens[start:end],
-                    start,
-                    state.table.blocks,
-                    num_tokens == num_left,
-                    request.sampling,
-                )
+    def add_context(self) -> None:
+        """Let contexts advance as far as the step has room."""
+        context = self._active.context
+        if not context:
+            return
+        for state, count in zip(
+            context, share_budget(context, self._budget, self._limits, self._config), strict=True
+        ):
+            if count:
+                start = state.num_computed
+                tokens = state.tokens[start : start + count]
+                self._add(state, tokens, count == state.num_left)
+                self._budget -= count
+                self.num_context_tokens += count
+        assert self._budget >= 0
+
+    def _drafts(self, drafter: Drafter, state: RequestState, num_spare: int) -> Sequence[int]:
+        num_wanted = state.request.max_new_tokens - state.num_output - 1
+        num_drafts = min(num_wanted, num_spare, self._config.max_draft_len)
+        if num_drafts < 1:
+            return ()
+        drafts = drafter(state, num_drafts)
+        if not self._pool.promise(state.table, len(state.tokens) + len(drafts)):
+            return ()
+        state.metrics.num_draft_tokens += len(drafts)
+        return drafts
+
+    def _add(
+        self, state: RequestState, tokens: Sequence[int], samples: bool, num_drafts: int = 0
+    ) -> None:
+        start, table, request = state.num_computed, state.table, state.request
+        end = start + len(tokens)
+        if end > len(table.blocks) * self._pool.tokens_per_block:
+            self._pool.grow(table, end)
+        self._entries.append(
+            PlanEntry(
+                request.request_id,
+                tokens,
+                start,
+                table.blocks,
+                samples,
+                request.sampling,
+                num_drafts,
+                state.history,
             )
-            self.states.append(state)
-            self._budget -= num_tokens
-            self.num_context_tokens += num_tokens
+        )
+        self.states.append(state)

@@ -1,47 +1,119 @@
-"""An admitted request: the blocks it holds, how far it has come, what a drawn token means to it.
+"""A request in the runtime's hands: its tokens, the blocks it holds, how far it has come.
 
-The scheduler alone changes it. Knows nothing of other requests.
+The scheduler and its parts alone change it. Knows nothing of other requests.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from tidemill.runtime.kvcache.block_keys import extend_keys, root_key
 from tidemill.runtime.kvcache.block_pool import BlockTable
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+from tidemill.runtime.statistics import RequestMetrics
+from tidemill.runtime.token_history import TokenHistory
+
+NO_TABLE = BlockTable()
 
 
 class RequestState:
-    """An admitted request: its blocks and how far it has come.
+    """A request that has not ended: queued (or paused) with `NO_TABLE`, else active.
 
-    Units: `num_computed` counts positions whose keys and values are in the cache, or will be when
-    the step in flight is committed.
+    `order` is its place in service: lower goes first. Units: `num_computed` counts positions whose
+    keys and values are in the cache, or will be when the step in flight is committed. `drafting`
+    is what the drafter remembers of it.
     """
 
-    __slots__ = ("is_cancelled", "num_computed", "output_tokens", "request", "table")
+    __slots__ = (
+        "_observations",
+        "drafting",
+        "history",
+        "is_cancelled",
+        "keys",
+        "metrics",
+        "num_computed",
+        "num_prompt",
+        "order",
+        "request",
+        "table",
+        "tokens",
+    )
 
-    def __init__(self, request: Request, table: BlockTable) -> None:
+    def __init__(self, request: Request, number: int, now: float) -> None:
         self.request = request
-        self.table = table
+        self.order = (-request.priority, number)
+        self.tokens = list(request.prompt_tokens)
+        self.num_prompt = len(self.tokens)
+        self.keys: list[bytes] = []
+        self.table = NO_TABLE
         self.num_computed = 0
-        self.output_tokens: list[int] = []
         self.is_cancelled = False
+        self.metrics = RequestMetrics(arrival_time=now)
+        self._observations: list[Observation] = []
+        self.history = TokenHistory(request, self.tokens) if request.needs_history else None
+        self.drafting: object = None
 
     @property
-    def num_context_left(self) -> int:
-        """Prompt tokens that are not computed yet."""
-        return len(self.request.prompt_tokens) - self.num_computed
+    def num_left(self) -> int:
+        """Known tokens that are not computed yet."""
+        return len(self.tokens) - self.num_computed
 
     @property
-    def num_known(self) -> int:
-        """Tokens that are known: the prompt and what was drawn."""
-        return len(self.request.prompt_tokens) + len(self.output_tokens)
+    def num_output(self) -> int:
+        """Tokens that were drawn and kept."""
+        return len(self.tokens) - self.num_prompt
 
-    def advance(self, token: int) -> TokenUpdate:
-        """Take in a drawn token; tell what it means to the caller."""
-        request = self.request
-        if token in request.end_ids:
-            return TokenUpdate(request.request_id, (), FinishReason.END_ID)
-        self.output_tokens.append(token)
-        reason = FinishReason.NOT_FINISHED
-        if len(self.output_tokens) == request.max_new_tokens:
-            reason = FinishReason.LENGTH
-        return TokenUpdate(request.request_id, (token,), reason)
+    @property
+    def max_tokens(self) -> int:
+        """Positions that the request takes at most."""
+        return self.num_prompt + self.request.max_new_tokens
+
+    def name_blocks(self, unit: int) -> None:
+        """Compute the keys of all full blocks of known tokens."""
+        if not self.keys:
+            self.keys.append(root_key(self.request.lora_id, self.request.cache_salt))
+        extend_keys(self.keys, self.tokens, unit)
+
+    def accept(self, drawn: int) -> FinishReason:
+        """Take in a drawn token and say what it means; an end token is not kept."""
+        if drawn in self.request.end_ids:
+            return FinishReason.END_ID
+        self.tokens.append(drawn)
+        if self.request.stop_words and self._ends_with_stop_word():
+            return FinishReason.STOP_WORDS
+        if self.num_output == self.request.max_new_tokens:
+            return FinishReason.LENGTH
+        return FinishReason.NOT_FINISHED
+
+    def ended(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
+        """Make the request's last update."""
+        seen = self.take_observations()
+        if reason is FinishReason.END_ID:
+            seen = tuple(replace(each, output=None) for each in seen)
+        return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics, seen)
+
+    @property
+    def may_speculate(self) -> bool:
+        """Whether guesses may be computed: not where a choice depends on the one before."""
+        return self.request.is_speculative and self.history is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the request's own logits processor failed in the step."""
+        return any(each.error for each in self._observations)
+
+    def observe(self, observation: Observation) -> None:
+        """Keep what a step showed until its next token is told."""
+        self._observations.append(observation)
+
+    def take_observations(self) -> tuple[Observation, ...]:
+        """Hand over what was seen since the last update."""
+        if not self._observations:
+            return ()
+        taken, self._observations = tuple(self._observations), []
+        return taken
+
+    def _ends_with_stop_word(self) -> bool:
+        output = self.tokens[self.num_prompt :]
+        return any(output[-len(word) :] == list(word) for word in self.request.stop_words)

@@ -12,11 +12,16 @@ through the block table, so a block lost, shared or left unwritten changes what 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
+from tidemill.runtime.events import EventKind
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import FinishReason, Request
+from tidemill.runtime.request_state import RequestState
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan, StepResult
+
+MAX_EVENTS = 10_000
 
 Answer = Callable[[int, Sequence[int]], int]
 """Gives the token that follows: from the request's id and all tokens so far."""
@@ -53,13 +58,17 @@ class FakeExecutor:
         """Write every entry's tokens, then draw from what the block tables show."""
         assert 0 < len(plan.entries) <= self._limits.max_batch_size, "batch size"
         assert plan.num_tokens <= self._limits.max_num_tokens, "tokens in a step"
+        num_draws = sum(entry.num_draws for entry in plan.entries)
+        assert num_draws <= self._limits.max_batch_size, "tokens drawn in a step"
+        for source, destination in plan.copies:
+            self._cache[destination] = list(self._cache[source])
         for entry in plan.entries:
             self._write(entry)
         return StepResult(
             tuple(
-                self._answer(entry.request_id, self._read(entry))
+                self._answer(entry.request_id, self._read(entry, num_hidden))
                 for entry in plan.entries
-                if entry.samples
+                for num_hidden in range(entry.num_draws - 1, -1, -1)
             )
         )
 
@@ -71,10 +80,11 @@ class FakeExecutor:
         for position, token in enumerate(entry.tokens, entry.start):
             self._cache[entry.block_table[position // unit]][position % unit] = token
 
-    def _read(self, entry: PlanEntry) -> list[int]:
+    def _read(self, entry: PlanEntry, num_hidden: int) -> list[int]:
+        """Read a sequence back without its last `num_hidden` tokens."""
         unit = self._limits.tokens_per_block
         tokens: list[int] = []
-        for position in range(entry.start + len(entry.tokens)):
+        for position in range(entry.start + len(entry.tokens) - num_hidden):
             token = self._cache[entry.block_table[position // unit]][position % unit]
             assert token is not None, f"request {entry.request_id} reads unwritten {position}"
             tokens.append(token)
@@ -83,17 +93,29 @@ class FakeExecutor:
 
 @dataclass(frozen=True)
 class SimulatedRequest:
-    """A request by its lengths. `output_length` None means that it runs to `max_new_tokens`."""
+    """A request by its lengths.
+
+    `output_length` None means that it runs to `max_new_tokens`. Prompts differ, except that those
+    of one `prompt_group` begin alike. `draft_length` right guesses come with each generated token.
+    """
 
     prompt_length: int
     max_new_tokens: int
     output_length: int | None = None
     arrival_step: int = 0
+    priority: float = 0.5
+    prompt_group: str | None = None
+    draft_length: int = 0
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """One step: (request index, tokens) of its entries in order, who ended, blocks held after."""
+    """One step: who advanced by how much in it, and what is left after it.
+
+    `generation` and `context` name entries in order, `context` with tokens computed; `new_tokens`
+    and `ended` tell what it gave; `admitted` and `paused` who changed places before it. Units:
+    `used_blocks` are held by requests, `reused_blocks` counts since the start.
+    """
 
     step: int
     generation: tuple[int, ...]
@@ -101,6 +123,10 @@ class Iteration:
     ended: tuple[int, ...]
     num_queued: int
     used_blocks: int
+    admitted: tuple[int, ...] = ()
+    paused: tuple[int, ...] = ()
+    new_tokens: tuple[tuple[int, int], ...] = ()
+    reused_blocks: int = 0
 
 
 class _RecordingExecutor(FakeExecutor):
@@ -114,24 +140,34 @@ class _RecordingExecutor(FakeExecutor):
 
 
 def simulate(
-    requests: Sequence[SimulatedRequest], limits: EngineLimits, max_steps: int = 1_000_000
+    requests: Sequence[SimulatedRequest],
+    limits: EngineLimits,
+    config: RuntimeConfig = DEFAULT_CONFIG,
+    max_steps: int = 1_000_000,
 ) -> list[Iteration]:
     """Run imagined requests to their ends; one `Iteration` for each step with something in it.
 
     Requests are named by their index. Token 1 ends a request at its `output_length`.
 
-    Raises: InvalidRequestError when a request can never fit.
+    Raises: InvalidRequestError when a request can never fit, QueueFullError for one too many.
     """
 
     def answer(request_id: int, tokens: Sequence[int]) -> int:
         request = requests[request_id]
         return int(len(tokens) - request.prompt_length == request.output_length)
 
+    def draft(state: RequestState, num_tokens: int) -> Sequence[int]:
+        return (0,) * min(num_tokens, requests[state.request.request_id].draft_length)
+
     executor = _RecordingExecutor(limits, answer)
-    loop = Loop(executor)
+    drafted = max((request.draft_length for request in requests), default=0)
+    config = replace(config, event_buffer_max_size=MAX_EVENTS, max_draft_len=drafted)
+    now = [0.0]
+    loop = Loop(executor, config, lambda: now[0], draft if drafted else None)
     arrivals = sorted(range(len(requests)), key=lambda index: requests[index].arrival_step)
     iterations: list[Iteration] = []
     for step in range(max_steps):
+        now[0] = float(step)
         while arrivals and requests[arrivals[0]].arrival_step <= step:
             index = arrivals.pop(0)
             loop.submit(_to_request(index, requests[index]))
@@ -143,14 +179,23 @@ def simulate(
 
 
 def _to_request(index: int, simulated: SimulatedRequest) -> Request:
-    prompt = (0,) * simulated.prompt_length
-    return Request(index, prompt, simulated.max_new_tokens, end_ids=(1,))
+    # The salt keeps prompts apart: all consist of the same token.
+    group = simulated.prompt_group
+    return Request(
+        index,
+        (0,) * simulated.prompt_length,
+        simulated.max_new_tokens,
+        end_ids=(1,),
+        priority=simulated.priority,
+        cache_salt=f"request {index}" if group is None else f"group {group}",
+    )
 
 
 def _record(step: int, loop: Loop, executor: _RecordingExecutor) -> Iteration:
+    num_events = loop.events_since(0)[-1].number
     updates = loop.step()
     loop.check()
-    stats = loop.stats()
+    stats, events = loop.stats(), loop.events_since(num_events)
     entries = executor.latest.entries
     num_generation = stats.num_generation_requests
     return Iteration(
@@ -164,4 +209,8 @@ def _record(step: int, loop: Loop, executor: _RecordingExecutor) -> Iteration:
         ),
         num_queued=stats.num_queued_requests,
         used_blocks=stats.used_blocks,
+        admitted=tuple(e.request_id for e in events if e.kind is EventKind.ADMITTED),
+        paused=tuple(e.request_id for e in events if e.kind is EventKind.PAUSED),
+        new_tokens=tuple((update.request_id, len(update.new_tokens)) for update in updates),
+        reused_blocks=loop.cache_counters.reused,
     )

@@ -7,11 +7,13 @@ native engine, or a fake in simulations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import SamplingParams
+from tidemill.runtime.token_history import TokenHistory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,9 @@ class PlanEntry:
 
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
     that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
-    of the entry is the last known token of the request, so that a new one is drawn.
+    of the entry is the last known token of the request, so that a new one is drawn. The last
+    `num_drafts` tokens are guesses: a token is drawn after each of them, too. `history` is there
+    for requests whose choice depends on it.
     """
 
     request_id: int
@@ -29,13 +33,25 @@ class PlanEntry:
     block_table: Sequence[int]
     samples: bool
     sampling: SamplingParams
+    num_drafts: int = 0
+    history: TokenHistory | None = None
+
+    @property
+    def num_draws(self) -> int:
+        """Tokens that are drawn, one after each of the last `num_draws` tokens."""
+        return self.num_drafts + 1 if self.samples else 0
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Entries in execution order: generation first, then context chunks."""
+    """Entries in execution order: generation first, then context chunks.
+
+    Before anything is written, cache blocks are copied: `copies` holds (source, destination), to
+    be done in order.
+    """
 
     entries: tuple[PlanEntry, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -44,9 +60,13 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Drawn tokens, one for each entry with `samples`, in the order of the plan's entries."""
+    """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries.
+
+    `observations` has what requests asked to see, by the index of their entry.
+    """
 
     sampled_tokens: tuple[int, ...]
+    observations: Mapping[int, Observation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidemill.base.errors import ConfigError
 from tidemill.frontends.cli import run_flags
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
+from tidemill.frontends.cli.prompts import Prompt, read_prompts
 from tidemill.frontends.cli.shell import given, print_json, say, say_notes
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Examples:
 class Answer:
     """One finished answer with its timings; what --json prints."""
 
-    prompt: str
+    prompt: Prompt
     text: str
     num_tokens: int
     finish_reason: str
@@ -53,7 +53,8 @@ def run(
         list[str] | None, typer.Option("--input_text", help="A prompt; may be repeated.")
     ] = None,
     input_file: Annotated[
-        Path | None, typer.Option("--input_file", help="Prompts, one on each line.")
+        Path | None,
+        typer.Option("--input_file", help="Prompts: lines of text, or token ids in .csv, .npy."),
     ] = None,
     max_output_len: Annotated[
         int, typer.Option("--max_output_len", min=1, help="Most tokens of an answer.")
@@ -71,18 +72,25 @@ def run(
     end_id: Annotated[
         int | None, typer.Option("--end_id", help="Token that ends an answer.")
     ] = None,
+    stop_words: Annotated[
+        list[str] | None, typer.Option("--stop_words", help="Text that ends an answer.")
+    ] = None,
+    tokenizer_dir: Annotated[
+        Path | None, typer.Option("--tokenizer_dir", help="Default: the engine's own tokenizer.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args))
-    prompts = [] if is_chat else read_prompts(input_text or [], input_file)
+    prompts = [] if is_chat else read_prompts(input_text or [], input_file, end_id)
 
     from tidemill.api.llm import LLM, SamplingParams
 
     chosen = given(
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=random_seed, end_id=end_id
-    )
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=random_seed, end_id=end_id,
+        stop=stop_words,
+    )  # fmt: skip
     sampling = SamplingParams(max_tokens=max_output_len, **chosen)
-    with LLM(engine_dir) as llm:
+    with LLM(engine_dir, tokenizer=tokenizer_dir) as llm:
         if is_chat:
             converse(llm, sampling, sys.stdin)
             return
@@ -93,35 +101,7 @@ def run(
         print("\n".join(each.text for each in answers))
 
 
-def read_prompts(texts: list[str], file: Path | None) -> list[str]:
-    """Return all prompts, those of the command line first.
-
-    Raises: ConfigError when there is none or the file cannot be read as lines of text.
-    """
-    prompts = list(texts)
-    if file is not None:
-        try:
-            prompts += [line for line in file.read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                "the file of prompts cannot be read",
-                where=str(file),
-                expected="a text file with one prompt on each line",
-                got=str(error),
-                hint="--input_text gives a prompt on the command line",
-            ) from error
-    if not prompts:
-        raise ConfigError(
-            "there is nothing to answer",
-            where="command line of run",
-            expected="--input_text, --input_file or --chat",
-            got="no prompt",
-            hint='--input_text "What is gravity?"',
-        )
-    return prompts
-
-
-def answer(llm: LLM, prompt: str, sampling: SamplingParams, is_streaming: bool) -> Answer:
+def answer(llm: LLM, prompt: Prompt, sampling: SamplingParams, is_streaming: bool) -> Answer:
     """Answer one prompt, streaming to stdout if asked, and report its speed on stderr."""
     return _follow(prompt, llm.generate_stream(prompt, sampling), is_streaming)
 
@@ -137,7 +117,7 @@ def converse(llm: LLM, sampling: SamplingParams, lines: Iterable[str]) -> None:
         messages.append({"role": "assistant", "content": reply.text})
 
 
-def _follow(prompt: str, updates: Iterable[TextUpdate], is_streaming: bool) -> Answer:
+def _follow(prompt: Prompt, updates: Iterable[TextUpdate], is_streaming: bool) -> Answer:
     start = time.perf_counter()
     first = last = start
     text, num_tokens, reason = "", 0, ""

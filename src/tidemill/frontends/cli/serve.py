@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from tidemill.base.errors import ConfigError
+
 HELP = """Serve a model repository with NVIDIA's tritonserver.
 
 Arguments after -- go to tritonserver as they are.
@@ -28,6 +30,22 @@ def serve(
     http_port: Annotated[int, typer.Option("--http_port", min=1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc_port", min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics_port", min=1, max=65535)] = 8002,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all of them.")
+    ] = "127.0.0.1",
+    front_door: Annotated[
+        bool,
+        typer.Option("--front-door/--no-front-door", help="Bound HTTP bodies before Triton."),
+    ] = True,
+    max_body_mib: Annotated[int, typer.Option("--max_body_mib", min=1)] = 64,
+    max_json_depth: Annotated[int, typer.Option("--max_json_depth", min=2, max=1000)] = 64,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api_key_file", help="Keys that clients need, one a line.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls_cert", help="PEM certificate chain, for HTTP and gRPC.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls_key", help="Its private key.")] = None,
     watchdog: Annotated[
         bool, typer.Option("--watchdog/--no-watchdog", help="Restart what dies or hangs.")
     ] = True,
@@ -45,14 +63,27 @@ def serve(
         list[str] | None, typer.Argument(help="Flags for tritonserver, after --.")
     ] = None,
 ) -> None:
+    from tidemill.frontends.triton.door_config import MEBIBYTE, DoorConfig
     from tidemill.frontends.triton.serve import serve as serve_repository
     from tidemill.frontends.triton.serve_request import ServeRequest, WatchdogConfig
 
+    needs_door = api_key_file is not None or tls_cert is not None or tls_key is not None
+    if needs_door and not front_door:
+        raise ConfigError(
+            "API keys and TLS belong to the front door",
+            where="--api_key_file, --tls_cert, --tls_key",
+            expected="the front door",
+            got="--no-front-door",
+            hint="leave --no-front-door away, or let a gateway of your own do it",
+        )
+    door = DoorConfig(max_body_mib * MEBIBYTE, max_json_depth, api_key_file, tls_cert, tls_key)
     request = ServeRequest(
         model_repository=model_repository,
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
+        host=host,
+        front_door=door if front_door else None,
         server_flags=tuple(server_flags or ()),
         watchdog=WatchdogConfig(probe_period, probe_timeout, max_restarts) if watchdog else None,
     )

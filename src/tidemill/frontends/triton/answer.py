@@ -57,6 +57,14 @@ class Answer(ABC):
             self.sender.send(make_response(outputs), flags=FINAL if is_final else 0)
             self._is_closed = is_final
 
+    def is_unwanted(self) -> bool:
+        """Say whether the client went away before the end.
+
+        Under the lock: Triton 2.51 dies when it is asked while, or after, the final flag is sent.
+        """
+        with self._lock:
+            return not self._is_closed and self.sender.is_cancelled()
+
     def fail(self, error: Exception) -> None:
         """End the request with an error, unless it has ended."""
         with self._lock:

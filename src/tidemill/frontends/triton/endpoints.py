@@ -22,6 +22,7 @@ class Endpoints:
 
     host: str
     flag_to_port: Mapping[str, int]
+    http_host: str | None = None
 
     @property
     def http_url(self) -> str:
@@ -29,7 +30,7 @@ class Endpoints:
 
     @property
     def http_address(self) -> str:
-        return self._address("--http-port")
+        return self._address("--http-port", self.http_host)
 
     @property
     def grpc_url(self) -> str:
@@ -39,8 +40,9 @@ class Endpoints:
     def metrics_url(self) -> str:
         return f"http://{self._address('--metrics-port')}/metrics"
 
-    def _address(self, flag: str) -> str:
-        host = LOOPBACK if self.host in ("0.0.0.0", "") else self.host
+    def _address(self, flag: str, host: str | None = None) -> str:
+        host = host or self.host
+        host = LOOPBACK if host in ("0.0.0.0", "") else host
         return f"{host}:{self.flag_to_port[flag]}"
 
     def is_ready(self, model: str = "") -> bool:
@@ -56,7 +58,9 @@ class Endpoints:
             connection.close()
 
 
-def choose_endpoints(host: str, wanted: Mapping[str, int]) -> Endpoints:
+def choose_endpoints(
+    host: str, wanted: Mapping[str, int], http_host: str | None = None
+) -> Endpoints:
     """Give each flag a port: the wanted one if it is free, a free one for 0.
 
     Raises: ServerError naming every flag whose port is in use or cannot be opened.
@@ -88,4 +92,4 @@ def choose_endpoints(host: str, wanted: Mapping[str, int]) -> Endpoints:
             got="; ".join(faults),
             hint="other ports, or stop what listens there",
         )
-    return Endpoints(host, chosen)
+    return Endpoints(host, chosen, http_host)

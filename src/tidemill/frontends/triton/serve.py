@@ -11,16 +11,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
+from tidemill.frontends.triton.endpoints import Endpoints, choose_endpoints
 from tidemill.frontends.triton.process_tree import adopt_orphans
-from tidemill.frontends.triton.serve_request import ServeRequest
+from tidemill.frontends.triton.serve_request import LOOPBACK, ServeRequest
 from tidemill.frontends.triton.server import TritonServer, print_line
 from tidemill.frontends.triton.watchdog import Watchdog
 
 __all__ = ["ServeRequest", "serve"]
 
 WAIT_S = 0.5
+HTTP_FLAG = "--http-port"
 
 
 class _StopRequested(BaseException):
@@ -36,14 +39,25 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
     """
     start = time.perf_counter()
     say(f"starting tritonserver on {request.model_repository}")
+    request.check()
+    public_port = request.http_port
+    if request.front_door is not None:
+        public_port = choose_endpoints(request.host, {HTTP_FLAG: public_port}).flag_to_port[
+            HTTP_FLAG
+        ]
+        request = replace(request, http_port=0, http_host=LOOPBACK)
     server = TritonServer(request, say)
+    watchdog = None
+    if request.watchdog is not None:
+        adopt_orphans()
+        watchdog = Watchdog(server, request.watchdog, say)
     try:
-        with _signals_stop(server), server:
+        with _signals_stop(server), server, _front_door(server, watchdog, public_port) as url:
             say(f"ready after {time.perf_counter() - start:.1f} s")
-            say(f"  HTTP    {server.endpoints.http_url}")
+            say(f"  HTTP    {url}")
             say(f"  gRPC    {server.endpoints.grpc_url}")
             say(f"  metrics {server.endpoints.metrics_url}")
-            code = _wait(server, request, say)
+            code = watchdog.watch() if watchdog is not None else _wait(server)
             say(f"tritonserver ended with exit code {code}")
             return code if code >= 0 else 128 - code
     except _StopRequested:
@@ -51,13 +65,31 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
         return 0
 
 
-def _wait(server: TritonServer, request: ServeRequest, say: Callable[[str], None]) -> int:
-    if request.watchdog is not None:
-        adopt_orphans()
-        return Watchdog(server, request.watchdog, say).watch()
+def _wait(server: TritonServer) -> int:
     while (code := server.wait(WAIT_S)) is None:
         pass
     return code
+
+
+@contextmanager
+def _front_door(server: TritonServer, watchdog: Watchdog | None, port: int) -> Iterator[str]:
+    """Open the front door, if there is to be one, and give the URL that clients use."""
+    request, config = server.request, server.request.front_door
+    if config is None:
+        yield server.endpoints.http_url
+        return
+    # Only the door needs aiohttp; a server from a container may do without both.
+    from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
+
+    door = FrontDoor(
+        DoorAddress(request.host, port),
+        server.endpoints.http_url,
+        config,
+        (lambda: True) if watchdog is None else (lambda: watchdog.is_healthy),
+        request.exit_timeout_s,
+    )
+    with door:
+        yield f"{config.scheme}://{Endpoints(request.host, {HTTP_FLAG: port}).http_address}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.base.errors import ConfigError, ServerError
+from tidemill.frontends.triton.door_config import DoorConfig
 
 LOOPBACK = "127.0.0.1"
 PORT_FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
@@ -32,7 +33,8 @@ class ServeRequest:
 
     The default address is this machine alone: Triton has no authentication. Port 0 picks a free
     one. Without `admin_key` the restricted endpoints are closed to everybody. Without `watchdog` a
-    server that dies stays dead. Units: timeouts count seconds.
+    server that dies stays dead. With `front_door` HTTP clients meet a proxy of ours, and
+    tritonserver listens on `http_host` for it alone; None is `host`. Units: timeouts count seconds.
     """
 
     model_repository: Path
@@ -46,6 +48,8 @@ class ServeRequest:
     ready_timeout_s: float = 120.0
     exit_timeout_s: int = 15
     watchdog: WatchdogConfig | None = WatchdogConfig()
+    front_door: DoorConfig | None = None
+    http_host: str | None = None
 
     @property
     def wanted_ports(self) -> dict[str, int]:
@@ -66,6 +70,8 @@ class ServeRequest:
         without a model.
         """
         check_server_flags(self.server_flags)
+        if self.front_door is not None:
+            self.front_door.check()
         check_repository(self.model_repository)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tidemill.base.errors import ServerError
+from tidemill.frontends.triton.door_config import read_api_keys
 from tidemill.frontends.triton.endpoints import choose_endpoints
 from tidemill.frontends.triton.installation import (
     find_installation,
@@ -32,6 +33,7 @@ from tidemill.frontends.triton.shared_memory import remove_leftovers, unique_pre
 from tidemill.frontends.triton.staged_repository import stage_repository
 
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
+USER_APIS = "metadata,inference,model-config,statistics"
 RESTRICTION_FLAGS = ("--http-restricted-api", "--grpc-restricted-protocol")
 POLL_S = 0.03
 
@@ -53,7 +55,7 @@ class TritonServer:
         self.request = request
         self._pass_on = pass_on
         self._installation = find_installation()
-        self.endpoints = choose_endpoints(request.host, request.wanted_ports)
+        self.endpoints = choose_endpoints(request.host, request.wanted_ports, request.http_host)
         self._prefix = unique_prefix()
         self._staging: Path | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -97,7 +99,7 @@ class TritonServer:
         command = [
             str(self._installation.binary),
             f"--model-repository={repository.resolve()}",
-            f"--http-address={request.host}",
+            f"--http-address={request.http_host or request.host}",
             f"--grpc-address={request.host}",
             f"--metrics-address={request.host}",
             *(f"{flag}={port}" for flag, port in self.endpoints.flag_to_port.items()),
@@ -183,10 +185,22 @@ class TritonServer:
 
 
 def restriction_flags(request: ServeRequest) -> list[str]:
-    """Return the flags that close the admin endpoints, unless the user sets them."""
+    """Return the flags that close the admin endpoints, unless the user sets them.
+
+    Where HTTP needs an API key or TLS, gRPC does, in Triton's own way.
+    """
     key = request.admin_key or secrets.token_hex(16)
-    return [
+    flags = [
         f"{flag}={RESTRICTED_APIS}:admin-key={key}"
         for flag in RESTRICTION_FLAGS
         if not any(given.startswith(flag) for given in request.server_flags)
     ]
+    door = request.front_door
+    if door is None:
+        return flags
+    for api_key in read_api_keys(door)[:1]:
+        flags.append(f"--grpc-restricted-protocol={USER_APIS}:api-key={api_key}")
+    if door.tls_cert is not None:
+        flags.append("--grpc-use-ssl=true")
+        flags += [f"--grpc-server-cert={door.tls_cert}", f"--grpc-server-key={door.tls_key}"]
+    return flags

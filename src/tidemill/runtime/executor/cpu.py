@@ -22,7 +22,10 @@ from tidemill.engine.manifest import Operand, PlanOp
 from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
 from tidemill.runtime.executor.cache_size import choose_cache_tokens
+from tidemill.runtime.executor.observed_step import ObservedStep
 from tidemill.runtime.executor.step_inputs import StepInputs
+from tidemill.runtime.executor.weights_memory import place_weights
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 Array = npt.NDArray[Any]
@@ -35,11 +38,12 @@ class NativeExecutor:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens)
-        num_blocks = self.limits.num_blocks + 1
-        self._weights = engine.weights
+        self._num_blocks = self.limits.num_blocks + 1
+        self._weights = place_weights(engine.weights, num_threads)
+        engine.forget_pages()
         self._arena = allocate(manifest.arena_bytes)
         self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
-        self._block_bytes = num_blocks * manifest.kv.block_bytes_per_layer
+        self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
         self._cache = allocate(2 * manifest.kv.num_layers * self._block_bytes)
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
@@ -47,6 +51,7 @@ class NativeExecutor:
         self.team = Team(code, self._make_records(code), num_threads)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0]
+        self._observed = ObservedStep(self.manifest, self.inputs, self.team, self.buffer)
         say(Level.DECISIONS, "runtime", self._describe(native.section.target, num_threads))
 
     @staticmethod
@@ -54,27 +59,33 @@ class NativeExecutor:
         engine_dir: Path,
         *,
         kv_cache_tokens: int | None = None,
+        kv_cache_fraction: float | None = None,
         num_threads: int | None = None,
         is_checked: bool = False,
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
-        Units: `kv_cache_tokens` is the size of the cache; None computes a modest one.
+        Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
+        `kv_cache_fraction` of the free memory at most.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
-        tokens = kv_cache_tokens or choose_cache_tokens(engine)
+        tokens = kv_cache_tokens or choose_cache_tokens(engine, kv_cache_fraction)
         return NativeExecutor(engine, tokens, num_threads or num_physical_cores())
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
-        num_rows = self.inputs.fill(plan)
-        self.team.step()
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+        num_rows = self._prepare(plan)
+        observations: dict[int, Observation] = {}
+        if self.inputs.watched:
+            observations = self._observed.run(plan, num_rows)
+        else:
+            self.team.step()
+        return StepResult(tuple(self._next_tokens[:num_rows].tolist()), observations)
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
-        num_rows = self.inputs.fill(plan)
+        num_rows = self._prepare(plan)
         for index, op in enumerate(self.manifest.plan):
             self.team.select(index, 1)
             self.team.step()
@@ -92,6 +103,15 @@ class NativeExecutor:
         """End the team and release the engine."""
         self.team.close()
         self.engine.close()
+
+    def _prepare(self, plan: StepPlan) -> int:
+        """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
+        if plan.copies:
+            regions = self._cache.reshape(2 * self.manifest.kv.num_layers, self._num_blocks, -1)
+            for source, destination in plan.copies:
+                # Block 0 of the memory is the null block.
+                regions[:, destination + 1] = regions[:, source + 1]
+        return self.inputs.fill(plan)
 
     def _make_records(self, code: LoadedCode) -> npt.NDArray[np.int64]:
         bases = {
@@ -117,7 +137,7 @@ class NativeExecutor:
     def _describe(self, target: str, num_threads: int) -> str:
         return (
             f"{num_threads} thread(s), {target}; "
-            f"weights {self._weights.nbytes / 1e6:.0f} MB mapped, arena up to "
+            f"weights {self._weights.nbytes / 1e6:.0f} MB, arena up to "
             f"{self._arena.nbytes / 1e6:.0f} MB, key-value cache "
             f"{self._cache.nbytes / 1e6:.0f} MB for "
             f"{self.limits.num_blocks * self.limits.tokens_per_block} tokens"

@@ -1,0 +1,38 @@
+"""One JSON line for each result: where it was measured, and a sample's median, p10 and p90."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Return median, p10 and p90."""
+    deciles = statistics.quantiles(values, n=10)
+    names = ("median", "p10", "p90")
+    return {name: round(deciles[at], digits) for name, at in zip(names, (4, 0, 8), strict=True)}
+
+
+def print_line(bench: str, **facts: Any) -> None:
+    """Print one result with the commit and the machine that it belongs to."""
+    print(json.dumps({"bench": bench, "commit": _commit(), "machine": _machine(), **facts}))
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _machine() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,0 +1,48 @@
+"""What the result of a step means to one request: guesses kept, tokens gained, perhaps an end.
+
+In come a request's state, its entry in the plan and the tokens drawn for it; the state advances.
+Knows nothing of blocks or other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidemill.runtime.request import FinishReason, TokenUpdate
+from tidemill.runtime.request_state import RequestState
+from tidemill.runtime.step import PlanEntry
+
+
+def advance(
+    state: RequestState, entry: PlanEntry, drawn: Sequence[int], now: float
+) -> TokenUpdate | None:
+    """Take in what was computed and drawn; None when nothing was drawn.
+
+    A guess stays if it is what was drawn in its place; what follows a wrong one is forgotten, and
+    its positions are computed again. So guesses change when tokens come, never which.
+    """
+    state.num_computed += len(entry.tokens) - entry.num_drafts
+    if not drawn:
+        return None
+    if state.has_failed:
+        return state.ended(FinishReason.CANCELLED)
+    reason, num_kept = FinishReason.NOT_FINISHED, 0
+    num_known = len(state.tokens)
+    for index, token in enumerate(drawn):
+        reason = state.accept(token)
+        if reason is not FinishReason.NOT_FINISHED or index == entry.num_drafts:
+            break
+        if token != entry.tokens[index - entry.num_drafts]:
+            break
+        num_kept += 1
+    state.num_computed += num_kept
+    metrics = state.metrics
+    metrics.num_accepted_draft_tokens += num_kept
+    metrics.last_token_time = now
+    if metrics.first_token_time is None:
+        metrics.first_token_time = now
+    new_tokens = tuple(state.tokens[num_known:])
+    if reason is FinishReason.NOT_FINISHED:
+        seen = state.take_observations()
+        return TokenUpdate(entry.request_id, new_tokens, reason, metrics, seen)
+    return state.ended(reason, new_tokens)

@@ -1,0 +1,131 @@
+"""All requests that have not ended: queued or active, with their time-outs, ends and events.
+
+The scheduler adds, advances and cancels through it. Between steps it ends requests wherever they
+are; their last updates wait here until the next commit tells them. Decides nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tidemill.runtime.active_requests import ActiveRequests
+from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.events import EventKind, EventLog
+from tidemill.runtime.kvcache.block_pool import BlockPool
+from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+from tidemill.runtime.request_queue import Deadlines, RequestQueue
+from tidemill.runtime.request_state import NO_TABLE, RequestState
+from tidemill.runtime.statistics import RequestStage, RequestStats
+from tidemill.runtime.step import EngineLimits
+
+
+class Register:
+    """Requests by id, and where they are. `iteration` counts committed steps."""
+
+    def __init__(
+        self,
+        limits: EngineLimits,
+        pool: BlockPool,
+        config: RuntimeConfig,
+        clock: Callable[[], float],
+    ) -> None:
+        self.clock = clock
+        self.queue = RequestQueue()
+        self.active = ActiveRequests(limits, pool, config)
+        self.id_to_state: dict[int, RequestState] = {}
+        self.events = EventLog(config.event_buffer_max_size)
+        self.iteration = 0
+        self._deadlines = Deadlines()
+        self._num_arrived = 0
+        self._untold: list[TokenUpdate] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether some request has not ended, or its end has not been told."""
+        return bool(self.id_to_state or self._untold)
+
+    def add(self, request: Request) -> None:
+        """Put a request, already validated, at its place in the queue."""
+        assert request.request_id not in self.id_to_state, request.request_id
+        now = self.clock()
+        self._num_arrived += 1
+        state = RequestState(request, self._num_arrived, now)
+        self.id_to_state[request.request_id] = state
+        self.queue.add(state)
+        self.note(EventKind.QUEUED, [state], now)
+        if request.allotted_time_ms is not None:
+            self._deadlines.add(now + request.allotted_time_ms / 1e3, state)
+
+    def end(self, state: RequestState, reason: FinishReason) -> None:
+        """End a request between steps, wherever it is."""
+        update = state.ended(reason)
+        if state.table is NO_TABLE:
+            self.queue.remove(state)
+            self._forget(state, reason)
+        else:
+            self.end_active([(state, reason)])
+        self._untold.append(update)
+
+    def end_active(self, ended: list[tuple[RequestState, FinishReason]]) -> None:
+        """Free what active requests hold whose last update is told by the caller."""
+        if ended:
+            self.active.leave([state for state, _ in ended])
+            for state, reason in ended:
+                self._forget(state, reason)
+
+    def end_overdue(self) -> None:
+        """End requests whose time is over."""
+        for state in self._deadlines.pop_due(self.clock(), self.id_to_state):
+            self.end(state, FinishReason.TIMED_OUT)
+
+    def take_untold(self) -> list[TokenUpdate]:
+        """Hand over the last updates that were not told yet."""
+        untold, self._untold = self._untold, []
+        return untold
+
+    def note(
+        self, kind: EventKind, states: Iterable[RequestState], now: float, detail: str = ""
+    ) -> None:
+        """Keep an event for each of some requests, where events are wanted."""
+        if self.events.is_on:
+            for state in states:
+                request_id = state.request.request_id
+                self.events.add(kind, request_id, self.iteration, now, detail)
+
+    def request_stats(self, scheduled: set[int]) -> list[RequestStats]:
+        """Tell where each request is; `scheduled` holds ids of state objects."""
+        stages = (
+            (RequestStage.GENERATION_IN_PROGRESS, self.active.generation),
+            (RequestStage.CONTEXT_IN_PROGRESS, self.active.context),
+            (RequestStage.QUEUED, self.queue),
+        )
+        return [
+            RequestStats(
+                state.request.request_id,
+                stage,
+                min(state.num_computed, state.num_prompt),
+                state.num_output,
+                id(state) in scheduled,
+                state.metrics,
+            )
+            for stage, states in stages
+            for state in states
+        ]
+
+    def check(self) -> None:
+        """Recompute every invariant from scratch."""
+        self.active.check()
+        self.queue.check()
+        states = [*self.active.context, *self.active.generation, *self.queue]
+        ids = [state.request.request_id for state in states]
+        assert len(ids) == len(set(ids)) and set(ids) == set(self.id_to_state), "request lost"
+        assert all(self.id_to_state[state.request.request_id] is state for state in states)
+        for state in self.queue:
+            assert state.table is NO_TABLE and not state.num_computed and not state.is_cancelled
+        assert not NO_TABLE.blocks and not NO_TABLE.num_promised
+
+    def _forget(self, state: RequestState, reason: FinishReason) -> None:
+        del self.id_to_state[state.request.request_id]
+        state.metrics.last_iter = self.iteration
+        if self.events.is_on:
+            self.note(EventKind.ENDED, [state], self.clock(), reason.name.lower())

@@ -1,0 +1,75 @@
+"""The depth of JSON bodies against a walk over every byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import pytest
+
+from tidemill.frontends.triton.json_bounds import is_too_deep
+
+
+def depth_by_walking(body: bytes) -> int:
+    """Return how deep a well-formed body nests."""
+    depth = deepest = 0
+    is_in_string = is_escaped = False
+    for byte in body.decode():
+        if is_in_string:
+            if is_escaped:
+                is_escaped = False
+            elif byte == "\\":
+                is_escaped = True
+            elif byte == '"':
+                is_in_string = False
+        elif byte == '"':
+            is_in_string = True
+        elif byte in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in "]}":
+            depth -= 1
+    return deepest
+
+
+def random_value(rng: random.Random, levels: int) -> object:
+    if levels == 0 or rng.random() < 0.2:
+        return rng.choice(['a[[{"\\', "", "\\\\", '"', 3, None, True, "]}", "\u20ac[", "\n{"])
+    if rng.random() < 0.5:
+        return [random_value(rng, levels - 1) for _ in range(rng.randrange(4))]
+    return {f"k[{i}": random_value(rng, levels - 1) for i in range(rng.randrange(4))}
+
+
+def test_random_bodies_are_judged_as_a_walk_judges_them() -> None:
+    seed = 20261124
+    print("seed", seed)
+    rng = random.Random(seed)
+    for _ in range(2000):
+        body = json.dumps(
+            random_value(rng, rng.randrange(9)), ensure_ascii=rng.random() < 0.5
+        ).encode()
+        depth = depth_by_walking(body)
+        for bound in (max(0, depth - 1), depth, depth + 1):
+            assert is_too_deep(body, bound) == (depth > bound), (body, bound)
+
+
+@pytest.mark.parametrize("text", ["[" * 65, "{" * 65, '{"a":' * 65, "]" * 65 + "[" * 65])
+def test_brackets_that_do_not_match_are_refused(text: str) -> None:
+    assert is_too_deep(text.encode(), 64)
+
+
+def test_open_string_hides_nothing() -> None:
+    assert is_too_deep(b'{"a": "' + b"[" * 100, 64)
+    assert is_too_deep(b'"\\"' + b"[" * 100, 64)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 2**22, b"[]" * 2**21, b"[{}]" * 2**20, b'"[' * 2**21, b'"\\' * 2**21, b"[[" * 2**20],
+    ids=["open", "flat", "pairs", "quotes", "escapes", "double"],
+)
+def test_four_mebibytes_meant_to_be_slow_are_judged_in_a_second(body: bytes) -> None:
+    start = time.perf_counter()
+    is_too_deep(body, 64)
+    assert time.perf_counter() - start < 1.0
