@@ -39,6 +39,7 @@ from tidemill.frontends.triton.serve_request import (
 )
 from tidemill.frontends.triton.server import TritonServer
 from tidemill.frontends.triton.staged_repository import stage_repository
+from tidemill.frontends.triton.template import fill_template, parse_substitutions
 from tidemill.frontends.triton.tokens_model import unpack_prompts
 from tidemill.frontends.triton.unsupported_inputs import ARRAYS, NEUTRAL_NUMBERS, TEXTS
 from tidemill.frontends.triton.word_lists import unpack_words
@@ -354,4 +355,18 @@ def test_answer_that_breaks_off_is_an_error_for_our_own_client() -> None:
         with pytest.raises(ServerError, match="went away") as caught:
             list(stream_generate(url, "m", {}))
         thread.join()
+    expect_four_parts(caught.value)
+
+
+def test_template_without_the_placeholder(tmp_path: Path) -> None:
+    path = tmp_path / "config.pbtxt"
+    path.write_text("max_batch_size: ${triton_max_batch_size}")
+    with pytest.raises(ConfigError, match="engine_dri") as caught:
+        fill_template(path, {"engine_dri": "/e"})
+    expect_four_parts(caught.value)
+
+
+def test_substitution_without_a_colon() -> None:
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        parse_substitutions("engine_dir")
     expect_four_parts(caught.value)

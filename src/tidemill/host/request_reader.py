@@ -63,6 +63,11 @@ class RequestReader:
             wishes=request.wishes,
             guide=self._guide(request),
             processor=find_processor(request.processor) if request.processor else None,
+            priority=request.priority,
+            allotted_time_ms=request.allotted_time_ms,
+            cache_salt=request.cache_salt,
+            retention=request.retention,
+            is_speculative=request.speculation,
         )
         faults += check_together(request, computed)
         if faults:

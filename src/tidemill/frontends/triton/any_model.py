@@ -12,6 +12,7 @@ from typing import Any
 
 from tidemill.base.errors import ConfigError
 from tidemill.frontends.triton.bls_model import BlsModel
+from tidemill.frontends.triton.known_models import Outline, find_module
 from tidemill.frontends.triton.llmapi_model import LlmapiModel
 from tidemill.frontends.triton.local_model import LocalModel
 from tidemill.frontends.triton.model import ServedModel
@@ -23,6 +24,15 @@ from tidemill.frontends.triton.text_model import TextModel
 from tidemill.frontends.triton.tokens_model import TokensModel
 
 Model = ServedModel | LocalModel
+MODULE_TO_MODEL: dict[str, type[Model]] = {
+    "preprocessing_model": PreprocessingModel,
+    "postprocessing_model": PostprocessingModel,
+    "tensorrt_llm_model": TensorrtLlmModel,
+    "tokens_model": TokensModel,
+    "llmapi_model": LlmapiModel,
+    "bls_model": BlsModel,
+    "text_model": TextModel,
+}
 
 
 class TritonPythonModel:
@@ -49,31 +59,19 @@ def choose_model(config: Mapping[str, Any]) -> type[Model]:
 
     Raises: ConfigError when there is none.
     """
-    inputs = {tensor["name"] for tensor in config.get("input", [])}
-    outputs = {tensor["name"] for tensor in config.get("output", [])}
-    has_sampling_params = any(name.startswith("sampling_param_") for name in inputs)
-    rules: tuple[tuple[bool, type[Model]], ...] = (
-        ("QUERY" in inputs, PreprocessingModel),
-        ("TOKENS_BATCH" in inputs, PostprocessingModel),
-        ("sequence_length" in outputs and "input_ids" in inputs, TensorrtLlmModel),
-        ("input_ids" in inputs, TokensModel),
-        (has_sampling_params, LlmapiModel),
-        (is_bls(config) and "text_input" in inputs, BlsModel),
-        ("text_input" in inputs, TextModel),
+    outline = Outline(
+        name=str(config.get("name", "")),
+        inputs={tensor["name"] for tensor in config.get("input", [])},
+        outputs={tensor["name"] for tensor in config.get("output", [])},
+        parameters=set(config.get("parameters", {})),
     )
-    for applies, model in rules:
-        if applies:
-            return model
+    module = find_module(outline)
+    if module is not None:
+        return MODULE_TO_MODEL[module]
     raise ConfigError(
         "a config.pbtxt declares the tensors of no model that is known here",
-        where=str(config.get("name", "")),
+        where=outline.name,
         expected="QUERY, TOKENS_BATCH, input_ids or text_input among the inputs",
-        got=", ".join(sorted(inputs)) or "no input",
+        got=", ".join(sorted(outline.inputs)) or "no input",
         hint="tidemill deploy writes configurations that work",
     )
-
-
-def is_bls(config: Mapping[str, Any]) -> bool:
-    """Say whether a model finds its engine through another model."""
-    parameters = config.get("parameters", {})
-    return "tensorrt_llm_model_name" in parameters or config.get("name") == "tensorrt_llm_bls"
