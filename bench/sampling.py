@@ -2,7 +2,7 @@
 
 Batches of requests in the middle of their answers, on the sample model: plain ones, ones with
 penalties, ones that ask for log-probabilities. Modes take turns, so that all see the same state of
-a shared machine. Prints one JSON line for each mode: median step and Python's part of it. Units: ms.
+a shared machine. Prints one JSON line for each mode: median step and Python's part. Units: ms.
 """
 
 from __future__ import annotations
