@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,8 @@ from tests.triton.http_calls import call
 from tidemill.frontends.triton.client import stream_generate
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.session import Session
+from tidemill.runtime.logits_rules import LogitsRules
+from tidemill.runtime.observation import OutputWishes
 
 PROMPTS = ["The tide turns", "A mill needs water because", "def fibonacci(n):", "Once upon a time"]
 MAX_TOKENS = 24
@@ -53,6 +56,38 @@ def test_greedy_text_equals_the_engines_own(served: Served, session: Session, pr
     assert answer["text_output"] == prompt + judge.text
     assert answer["output_ids"] == judge.token_ids
     assert answer["num_input_tokens"] == judge.num_input_tokens
+
+
+def test_rules_and_log_probabilities_reach_the_engine(served: Served, session: Session) -> None:
+    prompt = PROMPTS[0]
+    rules = LogitsRules(repetition_penalty=1.3, presence_penalty=0.5, min_tokens=5)
+    judge = generate(
+        session,
+        prompt=prompt,
+        rules=rules,
+        bad_words=[" water"],
+        wishes=OutputWishes(num_logprobs=0),
+        guide=("regex", "[a-z ]+"),
+    )
+    answer = ask(
+        served,
+        "sample",
+        text_input=prompt,
+        max_tokens=MAX_TOKENS,
+        repetition_penalty=1.3,
+        presence_penalty=0.5,
+        min_tokens=5,
+        bad_words=[" water"],
+        return_log_probs=True,
+        return_output_ids=True,
+        guided_decoding_guide_type="regex",
+        guided_decoding_guide="[a-z ]+",
+    )
+    assert answer["output_ids"] == judge.token_ids
+    assert re.fullmatch("[a-z ]+", answer["text_output"].removeprefix(prompt))
+    told = [entries[0][1] for entries in judge.logprobs]
+    assert answer["output_log_probs"] == pytest.approx(told, abs=1e-5)
+    assert answer["cum_log_probs"] == pytest.approx(judge.cumulative_logprob, abs=1e-4)
 
 
 def test_concurrent_streams_give_the_same_text_as_one_alone(

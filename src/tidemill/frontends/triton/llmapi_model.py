@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tidemill.base.errors import CancelledError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.generation_inputs import add_generation_inputs
 from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.stub_api import FINAL, ResponseSender, make_error, strings
@@ -77,6 +78,7 @@ class LlmapiModel(ServedModel):
             exclude_input_in_output=inputs.flag("sampling_param_exclude_input_from_output"),
             streaming=is_streaming,
         )
+        (request,) = add_generation_inputs([request], inputs)
         wishes = ("finish_reason", "stop_reason")
         extras = [name for name in wishes if inputs.flag(f"return_{name}")]
         return [request], LlmapiAnswer(sender, extras)

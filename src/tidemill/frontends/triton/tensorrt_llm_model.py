@@ -16,13 +16,16 @@ import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.generation_inputs import add_generation_inputs
 from tidemill.frontends.triton.model import Arrays, ServedModel, check_batch, is_set
+from tidemill.frontends.triton.observed_tensors import ObservedTensors
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TOKENS_NAMES, RowOptions, read_options
 from tidemill.frontends.triton.sequences import AnswerPlace, expand_sequences
 from tidemill.frontends.triton.stub_api import Array, ResponseSender, strings
 from tidemill.frontends.triton.word_lists import unpack_words
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.observation import OutputWishes
 from tidemill.text.detokenizer import IncrementalDetokenizer
 from tidemill.text.tokenizer import Tokenizer
 
@@ -38,6 +41,7 @@ class TokenWishes:
     is_streaming: bool
     returns_num_input_tokens: bool
     returns_num_output_tokens: bool
+    observed: OutputWishes | None = None
 
 
 class TensorrtLlmAnswer(Answer):
@@ -55,6 +59,7 @@ class TensorrtLlmAnswer(Answer):
         self._wishes = wishes
         self._tokens = [list(prompt) for prompt in wishes.prompts]
         self._texts = [""] * len(places)
+        self._observed = [ObservedTensors(wishes.observed) for _ in places]
         is_text_stream = tokenizer is not None and wishes.is_streaming
         self._borders = (
             [IncrementalDetokenizer(tokenizer) for _ in places]
@@ -65,6 +70,7 @@ class TensorrtLlmAnswer(Answer):
     def take(self, row: int, update: Update, is_last: bool) -> None:
         self._tokens[row] += update.token_ids
         self._texts[row] += update.text
+        self._observed[row].add(update)
         if not update.is_final:
             if not (self._tokens[row] or self._texts[row]):
                 return
@@ -80,6 +86,7 @@ class TensorrtLlmAnswer(Answer):
         self, row: int, update: Update, tokens: list[int], text: str
     ) -> Mapping[str, Array]:
         wishes = self._wishes
+        num_new = len(tokens) - len(wishes.prompts[row])
         outputs = {
             "output_ids": _integers(*tokens)[:, np.newaxis],
             "sequence_length": _integers(len(tokens)),
@@ -88,7 +95,9 @@ class TensorrtLlmAnswer(Answer):
         if wishes.returns_num_input_tokens:
             outputs["num_input_tokens"] = _integers(update.num_input_tokens)
         if wishes.returns_num_output_tokens:
-            outputs["num_output_tokens"] = _integers(len(tokens) - len(wishes.prompts[row]))
+            outputs["num_output_tokens"] = _integers(num_new)
+        for name, tensor in self._observed[row].take(num_new).items():
+            outputs[name] = tensor[np.newaxis]
         for name, index in self._places[row].outputs().items():
             outputs[name] = _integers(index)
         return outputs
@@ -125,15 +134,18 @@ class TensorrtLlmModel(ServedModel):
         default_exclude = self.parameters.is_on("exclude_input_in_output")
         excludes = is_streaming or inputs.flag("exclude_input_in_output", default_exclude)
         requests, places = expand_sequences(
-            [
-                msgspec.structs.replace(
-                    self._request(prompt, options, words),
-                    prompt=text,
-                    exclude_input_in_output=excludes,
-                    streaming=is_streaming,
-                )
-                for prompt, options, words, text in rows
-            ],
+            add_generation_inputs(
+                [
+                    msgspec.structs.replace(
+                        self._request(prompt, options, words),
+                        prompt=text,
+                        exclude_input_in_output=excludes,
+                        streaming=is_streaming,
+                    )
+                    for prompt, options, words, text in rows
+                ],
+                inputs,
+            ),
             inputs.integers("num_return_sequences"),
         )
         check_batch(self.is_decoupled, len(prompts), len(places))
@@ -142,6 +154,7 @@ class TensorrtLlmModel(ServedModel):
             is_streaming=is_streaming,
             returns_num_input_tokens=inputs.flag("return_num_input_tokens"),
             returns_num_output_tokens=inputs.flag("return_num_output_tokens"),
+            observed=requests[0].wishes,
         )
         return requests, TensorrtLlmAnswer(sender, places, wishes, self._tokenizer)
 

@@ -13,12 +13,15 @@ import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.generation_inputs import add_generation_inputs
 from tidemill.frontends.triton.model import Arrays, ServedModel, check_batch, is_set
+from tidemill.frontends.triton.observed_tensors import ObservedTensors
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, RowOptions, read_options
 from tidemill.frontends.triton.sequences import AnswerPlace, expand_sequences
 from tidemill.frontends.triton.stub_api import Array, ResponseSender, strings
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.observation import OutputWishes as ObservedWishes
 
 # The words of TensorRT-LLM's LLM API and llmapi model.
 FINISH_WORDS = {
@@ -48,17 +51,23 @@ class TextAnswer(Answer):
     """Sends text as it comes: for streams every piece, otherwise each row whole."""
 
     def __init__(
-        self, sender: ResponseSender, places: Sequence[AnswerPlace], wishes: OutputWishes
+        self,
+        sender: ResponseSender,
+        places: Sequence[AnswerPlace],
+        wishes: OutputWishes,
+        observed: ObservedWishes | None = None,
     ) -> None:
         super().__init__(sender, len(places))
         self._places = places
         self._wishes = wishes
         self._held_tokens: list[list[int]] = [[] for _ in places]
         self._texts = [""] * len(places)
+        self._observed = [ObservedTensors(observed) for _ in places]
 
     def take(self, row: int, update: Update, is_last: bool) -> None:
         tokens = self._held_tokens[row]
         tokens.extend(update.token_ids)
+        self._observed[row].add(update)
         # Half a character is no response of its own; its tokens count with the next piece.
         if update.text or update.is_final:
             self._held_tokens[row] = []
@@ -79,6 +88,8 @@ class TextAnswer(Answer):
         if wishes.returns_output_ids:
             outputs["output_ids"] = self._integers(*tokens)[..., np.newaxis, :]
             outputs["sequence_length"] = self._integers(len(tokens))
+        for name, tensor in self._observed[row].take(len(tokens)).items():
+            outputs[name] = tensor[np.newaxis] if wishes.has_batch else tensor
         for name, index in self._places[row].outputs().items():
             outputs[name] = self._integers(index)
         return outputs
@@ -110,14 +121,17 @@ class TextModel(ServedModel):
             prompts, read_options(inputs, TEXT_NAMES), inputs.text_lists("stop_words"), strict=True
         )
         requests, places = expand_sequences(
-            [
-                _request(prompt, options, stop, is_streaming, excludes_prompt)
-                for prompt, options, stop in rows
-            ],
+            add_generation_inputs(
+                [
+                    _request(prompt, options, stop, is_streaming, excludes_prompt)
+                    for prompt, options, stop in rows
+                ],
+                inputs,
+            ),
             inputs.integers("num_return_sequences"),
         )
         check_batch(self.is_decoupled, len(prompts), len(places))
-        return requests, TextAnswer(sender, places, self._wishes(inputs))
+        return requests, TextAnswer(sender, places, self._wishes(inputs), requests[0].wishes)
 
     def _wishes(self, inputs: RequestInputs) -> OutputWishes:
         return OutputWishes(

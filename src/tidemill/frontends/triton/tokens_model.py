@@ -7,31 +7,45 @@ responses hold what is new, with length 0 for prompts that have nothing new.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.generation_inputs import add_generation_inputs
 from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
+from tidemill.frontends.triton.observed_tensors import ObservedTensors
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TOKENS_NAMES, read_options
 from tidemill.frontends.triton.stub_api import Array, ResponseSender
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.observation import OutputWishes
 
 
 class TokensAnswer(Answer):
     """Packs the answers: all in one response, or each step's news when streaming."""
 
-    def __init__(self, sender: ResponseSender, num_rows: int, is_streaming: bool) -> None:
+    def __init__(
+        self,
+        sender: ResponseSender,
+        num_rows: int,
+        is_streaming: bool,
+        observed: OutputWishes | None = None,
+    ) -> None:
         super().__init__(sender, num_rows)
         self._is_streaming = is_streaming
         self._rows: list[list[int]] = [[] for _ in range(num_rows)]
+        self._observed = [ObservedTensors(observed) for _ in range(num_rows)]
 
     def take(self, row: int, update: Update, is_last: bool) -> None:
         self._rows[row].extend(update.token_ids)
+        self._observed[row].add(update)
         has_news = self._is_streaming and bool(update.token_ids)
         if has_news or is_last:
             rows, self._rows = self._rows, [[] for _ in self._rows]
-            self.send(pack_rows(rows), is_final=is_last)
+            seen = [each.take(len(own)) for each, own in zip(self._observed, rows, strict=True)]
+            self.send({**pack_rows(rows), **pack_observed(seen)}, is_final=is_last)
 
 
 def pack_rows(rows: list[list[int]]) -> dict[str, Array]:
@@ -40,6 +54,19 @@ def pack_rows(rows: list[list[int]]) -> dict[str, Array]:
         "output_ids": np.array([token for row in rows for token in row], dtype=np.int32),
         "output_lengths": np.array([len(row) for row in rows], dtype=np.int32),
     }
+
+
+def pack_observed(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Return what answers showed, end to end in prompt order, without dimensions of one."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    axis = {"output_log_probs": 1, "generation_logits": 1}
+    packed = {}
+    for name in names:
+        parts = [row[name] for row in rows if name in row and row[name].size]
+        if parts:
+            joined = np.concatenate(parts, axis.get(name, 0))
+            packed[name] = joined[0] if name in axis else joined
+    return packed
 
 
 def unpack_prompts(input_ids: Array, input_lengths: Array) -> list[list[int]]:
@@ -82,4 +109,5 @@ class TokensModel(ServedModel):
             )
             for prompt, options in zip(prompts, read_options(inputs, TOKENS_NAMES), strict=True)
         ]
-        return requests, TokensAnswer(sender, len(prompts), is_streaming)
+        requests = add_generation_inputs(requests, inputs)
+        return requests, TokensAnswer(sender, len(prompts), is_streaming, requests[0].wishes)

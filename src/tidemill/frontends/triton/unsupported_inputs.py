@@ -26,18 +26,9 @@ def _equals(value: float) -> Neutral:
 
 
 OFF = _equals(0)
-NONE = _equals(1.0)
 AT_MOST_ONE = Neutral(lambda got: got <= 1, "1")
 NEUTRAL_NUMBERS = {
-    "repetition_penalty": NONE,
-    "presence_penalty": OFF,
-    "frequency_penalty": OFF,
-    "sampling_param_presence_penalty": OFF,
-    "sampling_param_frequency_penalty": OFF,
-    "runtime_top_p_decay": NONE,
     "beam_search_diversity_rate": OFF,
-    "min_tokens": AT_MOST_ONE,
-    "min_length": AT_MOST_ONE,
     "beam_width": AT_MOST_ONE,
     "sampling_param_best_of": AT_MOST_ONE,
     "lora_task_id": OFF,
@@ -45,18 +36,11 @@ NEUTRAL_NUMBERS = {
     "prompt_vocab_size": OFF,
     "num_draft_tokens": OFF,
     "use_draft_logits": OFF,
-    "return_log_probs": OFF,
     "return_cumulative_logprob": OFF,
-    "return_context_logits": OFF,
-    "return_generation_logits": OFF,
     "return_perf_metrics": OFF,
     "sampling_param_return_perf_metrics": OFF,
 }
 TEXTS = (
-    "bad_words",
-    "embedding_bias_words",
-    "guided_decoding_guide_type",
-    "guided_decoding_guide",
     "decoder_text_input",
     "DECODER_QUERY",
     "image_url_input",
@@ -71,8 +55,6 @@ ARRAYS = (
     "encoder_input_features",
     "draft_input_ids",
     "draft_logits",
-    "bad_words_list",
-    "embedding_bias",
     "prompt_embedding_table",
     "prompt_table_extra_ids",
     "prompt_table_extra_id",
@@ -100,9 +82,8 @@ ARRAYS = (
     "VIDEO_BYTES",
 )
 # Accepted at any value because nothing reads them without their feature: pad_id (answers are never
-# padded), length_penalty, len_penalty and early_stopping (beams only), embedding_bias_weights
-# (words decide), runtime_top_p_min and _reset_ids (decay only), decoder_input_ids and its length
-# (preprocessing always sends one), encoder_output_lengths, draft_acceptance_threshold,
+# padded), length_penalty, len_penalty and early_stopping (beams only), decoder_input_ids and its
+# length (preprocessing always sends one), encoder_output_lengths, draft_acceptance_threshold,
 # lora_ckpt_source.
 
 
