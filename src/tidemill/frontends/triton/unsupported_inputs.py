@@ -26,8 +26,6 @@ def _equals(value: float) -> Neutral:
 
 
 OFF = _equals(0)
-NONE = _equals(1.0)
-AT_MOST_ONE = Neutral(lambda got: got <= 1, "1")
 NEUTRAL_NUMBERS = {
     "lora_task_id": OFF,
     "lora_id": OFF,
