@@ -70,19 +70,10 @@ TOKENS_INPUTS: tuple[TensorConfig, ...] = (
         (DataType.FP32, "presence_penalty frequency_penalty"),
         (DataType.UINT64, "seed random_seed"),
         (DataType.BOOL, "return_log_probs return_context_logits return_generation_logits"),
-        (DataType.FP32, "runtime_top_p_min runtime_top_p_decay"),
-        (DataType.INT32, "runtime_top_p_reset_ids"),
-        (DataType.STRING, "guided_decoding_guide_type guided_decoding_guide"),
     ),
-    _optional("bad_words_list", DataType.INT32, (-1, 2, -1)),
-    _optional("embedding_bias", DataType.FP32, (-1, -1)),
 )
 
 TOKENS_OUTPUTS: tuple[TensorConfig, ...] = (
     TensorConfig("output_ids", DataType.INT32, ANY),
     TensorConfig("output_lengths", DataType.INT32, ANY),
-    TensorConfig("cum_log_probs", DataType.FP32, ANY),
-    TensorConfig("output_log_probs", DataType.FP32, ANY),
-    TensorConfig("context_logits", DataType.FP32, (-1, -1)),
-    TensorConfig("generation_logits", DataType.FP32, (-1, -1)),
 )

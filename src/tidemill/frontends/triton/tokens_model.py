@@ -7,45 +7,32 @@ responses hold what is new, with length 0 for prompts that have nothing new.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
+import msgspec
 import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
-from tidemill.frontends.triton.generation_inputs import add_generation_inputs
 from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
-from tidemill.frontends.triton.observed_tensors import ObservedTensors
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TOKENS_NAMES, read_options
 from tidemill.frontends.triton.stub_api import Array, ResponseSender
 from tidemill.host.messages import GenerateRequest, Update
-from tidemill.runtime.observation import OutputWishes
 
 
 class TokensAnswer(Answer):
     """Packs the answers: all in one response, or each step's news when streaming."""
 
-    def __init__(
-        self,
-        sender: ResponseSender,
-        num_rows: int,
-        is_streaming: bool,
-        observed: OutputWishes | None = None,
-    ) -> None:
+    def __init__(self, sender: ResponseSender, num_rows: int, is_streaming: bool) -> None:
         super().__init__(sender, num_rows)
         self._is_streaming = is_streaming
         self._rows: list[list[int]] = [[] for _ in range(num_rows)]
-        self._observed = [ObservedTensors(observed) for _ in range(num_rows)]
 
     def take(self, row: int, update: Update, is_last: bool) -> None:
         self._rows[row].extend(update.token_ids)
-        self._observed[row].add(update)
         has_news = self._is_streaming and bool(update.token_ids)
         if has_news or is_last:
             rows, self._rows = self._rows, [[] for _ in self._rows]
-            seen = [each.take(len(own)) for each, own in zip(self._observed, rows, strict=True)]
-            self.send({**pack_rows(rows), **pack_observed(seen)}, is_final=is_last)
+            self.send(pack_rows(rows), is_final=is_last)
 
 
 def pack_rows(rows: list[list[int]]) -> dict[str, Array]:
@@ -54,19 +41,6 @@ def pack_rows(rows: list[list[int]]) -> dict[str, Array]:
         "output_ids": np.array([token for row in rows for token in row], dtype=np.int32),
         "output_lengths": np.array([len(row) for row in rows], dtype=np.int32),
     }
-
-
-def pack_observed(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Return what answers showed, end to end in prompt order, without dimensions of one."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    axis = {"output_log_probs": 1, "generation_logits": 1}
-    packed = {}
-    for name in names:
-        parts = [row[name] for row in rows if name in row and row[name].size]
-        if parts:
-            joined = np.concatenate(parts, axis.get(name, 0))
-            packed[name] = joined[0] if name in axis else joined
-    return packed
 
 
 def unpack_prompts(input_ids: Array, input_lengths: Array) -> list[list[int]]:
@@ -96,18 +70,23 @@ class TokensModel(ServedModel):
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, len(prompts))
         requests = [
-            GenerateRequest(
-                request_id="",
-                prompt_tokens=prompt,
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                seed=options.seed,
-                end_id=options.end_id,
-                streaming=is_streaming,
-            )
-            for prompt, options in zip(prompts, read_options(inputs, TOKENS_NAMES), strict=True)
+            msgspec.structs.replace(request, prompt_tokens=prompt, streaming=is_streaming)
+            for prompt, request in zip(prompts, read_options(inputs, TOKENS_NAMES), strict=True)
         ]
-        requests = add_generation_inputs(requests, inputs)
-        return requests, TokensAnswer(sender, len(prompts), is_streaming, requests[0].wishes)
+        refuse_details(requests)
+        return requests, TokensAnswer(sender, len(prompts), is_streaming)
+
+
+def refuse_details(requests: list[GenerateRequest]) -> None:
+    """Refuse what the two tensors of this style have no room for.
+
+    Raises: InvalidRequestError.
+    """
+    if any(request.beams is not None or request.wishes is not None for request in requests):
+        raise InvalidRequestError(
+            "the packed-token layout gives one answer a prompt, as tokens alone",
+            where="beam_width, return_log_probs, return_context_logits, return_generation_logits",
+            expected="1, false, false, false",
+            got="another value",
+            hint="tidemill deploy --style inflight_batcher_llm has tensors for them",
+        )

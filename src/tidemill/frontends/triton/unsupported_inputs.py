@@ -26,17 +26,12 @@ def _equals(value: float) -> Neutral:
 
 
 OFF = _equals(0)
-AT_MOST_ONE = Neutral(lambda got: got <= 1, "1")
 NEUTRAL_NUMBERS = {
-    "beam_search_diversity_rate": OFF,
-    "beam_width": AT_MOST_ONE,
-    "sampling_param_best_of": AT_MOST_ONE,
     "lora_task_id": OFF,
     "lora_id": OFF,
     "prompt_vocab_size": OFF,
     "num_draft_tokens": OFF,
     "use_draft_logits": OFF,
-    "return_cumulative_logprob": OFF,
     "return_perf_metrics": OFF,
     "sampling_param_return_perf_metrics": OFF,
 }
@@ -48,7 +43,6 @@ TEXTS = (
     "image_url",
     "lora_name",
     "lora_path",
-    "sampling_param_logits_post_processor_name",
 )
 # Whatever they hold: with one element or more they ask for a feature.
 ARRAYS = (
@@ -82,8 +76,9 @@ ARRAYS = (
     "VIDEO_BYTES",
 )
 # Accepted at any value because nothing reads them without their feature: pad_id (answers are never
-# padded), length_penalty, len_penalty and early_stopping (beams only), decoder_input_ids and its
-# length (preprocessing always sends one), encoder_output_lengths, draft_acceptance_threshold,
+# padded), length_penalty, len_penalty and early_stopping (beams only), embedding_bias_weights
+# (words decide), runtime_top_p_min and _reset_ids (decay only), decoder_input_ids and its length
+# (preprocessing always sends one), encoder_output_lengths, draft_acceptance_threshold,
 # lora_ckpt_source.
 
 
