@@ -32,8 +32,11 @@ UPSTREAM = {
 
 def scrape(served: Served) -> Samples:
     """Return every sample of ours as (name, model, the label that is neither model nor version)."""
-    with urllib.request.urlopen(served.server.endpoints.metrics_url, timeout=10) as answer:
-        text = answer.read().decode()
+    try:
+        with urllib.request.urlopen(served.server.endpoints.metrics_url, timeout=10) as answer:
+            text = answer.read().decode()
+    except OSError:  # Triton opens this port last, a moment after it is ready
+        return {}
     samples: dict[tuple[str, str, str], float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
