@@ -63,6 +63,11 @@ class RequestReader:
             wishes=request.wishes,
             guide=self._guide(request),
             processor=find_processor(request.processor) if request.processor else None,
+            priority=request.priority,
+            allotted_time_ms=request.allotted_time_ms,
+            cache_salt=request.cache_salt,
+            retention=request.retention,
+            is_speculative=request.speculation,
         )
         faults += check_together(request, computed)
         if faults:
@@ -164,6 +169,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[i
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
             "the prompt is no valid text",
+            where="prompt",
             expected="Unicode characters",
             got=f"half a surrogate pair at character {error.start}",
             hint="decode the bytes as UTF-8 before they are sent",

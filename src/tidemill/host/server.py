@@ -101,6 +101,9 @@ class HostServer:
                 self._session.cancel(request_id)
         if ask.wants_info:
             self._switchboard.send(client, Tell(info=self._session.info()))
+        if ask.wants_stats is not None:
+            stats = self._session.statistics(ask.wants_stats)
+            self._switchboard.send(client, Tell(stats=stats))
 
     def _start(self, client: Client, request: GenerateRequest) -> None:
         if request.request_id in self._id_to_client:

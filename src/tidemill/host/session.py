@@ -14,9 +14,9 @@ from pathlib import Path
 from tidemill.base.errors import InvalidRequestError, RequestError
 from tidemill.host.config import SessionConfig
 from tidemill.host.jobs import Job, make_job
-from tidemill.host.messages import GenerateRequest, HostInfo, Update
+from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
 from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
-from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import Request
@@ -31,11 +31,11 @@ class Session:
         self,
         executor: Executor,
         tokenizer: Tokenizer | None,
-        max_queue_size: int = 0,
+        runtime: RuntimeConfig = DEFAULT_CONFIG,
         engine_dir: str = "",
     ) -> None:
         self.tokenizer = tokenizer
-        self._loop = Loop(executor, RuntimeConfig(max_queue_size=max_queue_size))
+        self._loop = Loop(executor, runtime)
         self._engine_dir = engine_dir
         self._reader = RequestReader(tokenizer, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
@@ -57,14 +57,17 @@ class Session:
         config = config or SessionConfig()
         path = Path(engine_dir)
         executor = NativeExecutor.load(
-            path, kv_cache_tokens=config.kv_cache_tokens, num_threads=config.num_threads
+            path,
+            kv_cache_tokens=config.kv_cache_tokens,
+            kv_cache_fraction=config.kv_cache_fraction,
+            num_threads=config.num_threads,
         )
         try:
             tokenizer = _load_tokenizer(path, tokenizer_dir)
         except BaseException:
             executor.close()
             raise
-        return cls(executor, tokenizer, config.max_queue_size, str(path.resolve()))
+        return cls(executor, tokenizer, config.runtime, str(path.resolve()))
 
     @property
     def limits(self) -> EngineLimits:
@@ -107,9 +110,18 @@ class Session:
 
     def info(self) -> HostInfo:
         """Tell the engine's place and limits and the loop's counters."""
-        has_tokenizer = self.tokenizer is not None
-        return HostInfo(
-            self._engine_dir, os.getpid(), self.limits, has_tokenizer, self._loop.stats()
+        has_tokenizer, stats = self.tokenizer is not None, self._loop.stats()
+        return HostInfo(self._engine_dir, os.getpid(), self.limits, has_tokenizer, stats)
+
+    def statistics(self, since: StatsSince) -> StatsReport:
+        """Tell of iterations, events and requests that were not told yet."""
+        loop = self._loop
+        return StatsReport(
+            loop.iterations_since(since.iteration),
+            loop.events_since(since.event),
+            loop.request_stats(),
+            _resident_bytes(),
+            loop.is_static_batching,
         )
 
     def check(self) -> None:
@@ -161,6 +173,11 @@ class Session:
         if self._number_to_job.pop(number, None) is not None:
             self._id_to_numbers[job.request_id].discard(number)
             self._loop.cancel(number)
+
+
+def _resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:

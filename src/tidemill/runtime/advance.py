@@ -44,5 +44,5 @@ def advance(
     new_tokens = tuple(state.tokens[num_known:])
     if reason is FinishReason.NOT_FINISHED:
         seen = state.take_observations()
-        return TokenUpdate(entry.request_id, new_tokens, reason, observations=seen)
+        return TokenUpdate(entry.request_id, new_tokens, reason, metrics, seen)
     return state.ended(reason, new_tokens)

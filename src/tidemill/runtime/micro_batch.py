@@ -42,6 +42,10 @@ class MicroBatch:
     def num_context_requests(self) -> int:
         return len(self.states) - self.num_generation_requests
 
+    @property
+    def context_entries(self) -> list[PlanEntry]:
+        return self._entries[self.num_generation_requests :]
+
     def plan(self) -> StepPlan:
         """Freeze what was added, with the block copies that it relies on."""
         if not self._entries:

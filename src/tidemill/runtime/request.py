@@ -95,8 +95,8 @@ class Request:
 class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
-    The last update of a request holds its metrics. `observations` holds what it
-    asked to see, of the steps since the update before.
+    `metrics` is the request's live record, complete in its last update. `observations` holds what
+    it asked to see, of the steps since the update before.
     """
 
     request_id: int

@@ -21,11 +21,13 @@ class RequestState:
     """A request that has not ended: queued (or paused) with `NO_TABLE`, else active.
 
     `order` is its place in service: lower goes first. Units: `num_computed` counts positions whose
-    keys and values are in the cache, or will be when the step in flight is committed.
+    keys and values are in the cache, or will be when the step in flight is committed. `drafting`
+    is what the drafter remembers of it.
     """
 
     __slots__ = (
         "_observations",
+        "drafting",
         "history",
         "is_cancelled",
         "keys",
@@ -50,6 +52,7 @@ class RequestState:
         self.metrics = RequestMetrics(arrival_time=now)
         self._observations: list[Observation] = []
         self.history = TokenHistory(request, self.tokens) if request.needs_history else None
+        self.drafting: object = None
 
     @property
     def num_left(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tidemill.base.errors import ConfigError
 from tidemill.host.config import SessionConfig
+from tidemill.host.runtime_settings import read_fraction, read_runtime_config
 
 ENGINE_FILE = "rank0.engine"
 ENGINE_PARAMETERS = ("gpt_model_path", "engine_dir")
@@ -52,6 +53,11 @@ class ModelParameters:
     def get(self, name: str) -> str | None:
         text = self._name_to_text.get(name, "").strip()
         return None if not text or PLACEHOLDER.fullmatch(text) else text
+
+    def filled(self) -> dict[str, str]:
+        """Return all parameters that are set."""
+        texts = {name: self.get(name) for name in self._name_to_text}
+        return {name: text for name, text in texts.items() if text is not None}
 
     def with_value(self, name: str, text: str) -> ModelParameters:
         """Return these parameters with another value of one."""
@@ -135,15 +141,17 @@ def resolve_path(place: ModelPlace, text: str) -> Path:
 def read_session_config(parameters: ModelParameters) -> SessionConfig:
     """Return how the engine is run, from the parameters of config.pbtxt.
 
-    `max_tokens_in_paged_kv_cache` is TensorRT-LLM's name; `num_threads` and `max_queue_size` are
-    ours.
+    Names are TensorRT-LLM's where it has them; those of the runtime's policies are listed in
+    `host.runtime_settings`. `num_threads` is ours.
 
     Raises: ConfigError naming a value that cannot be accepted.
     """
     parameters.choice("gpt_model_type", BATCHING_TYPES, WRONG_TYPE)
     parameters.choice("decoding_mode", DECODING_MODES)
+    filled = parameters.filled()
     return SessionConfig(
         kv_cache_tokens=parameters.whole_number("max_tokens_in_paged_kv_cache"),
         num_threads=parameters.whole_number("num_threads"),
-        max_queue_size=parameters.whole_number("max_queue_size") or 0,
+        kv_cache_fraction=read_fraction(filled, "kv_cache_free_gpu_mem_fraction"),
+        runtime=read_runtime_config(filled),
     )
