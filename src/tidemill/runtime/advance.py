@@ -24,6 +24,18 @@ def advance(
     state.num_computed += len(entry.tokens) - entry.num_drafts
     if not drawn:
         return None
+    metrics = state.metrics
+    metrics.last_token_time = now
+    if metrics.first_token_time is None:
+        metrics.first_token_time = now
+    if not entry.num_drafts:
+        reason = state.accept(drawn[0])
+        new_tokens = () if reason is FinishReason.END_ID else (drawn[0],)
+        return TokenUpdate(entry.request_id, new_tokens, reason, metrics)
+    return _advance_by_guesses(state, entry, drawn)
+
+
+def _advance_by_guesses(state: RequestState, entry: PlanEntry, drawn: Sequence[int]) -> TokenUpdate:
     reason, num_kept = FinishReason.NOT_FINISHED, 0
     num_known = len(state.tokens)
     for index, token in enumerate(drawn):
@@ -34,12 +46,5 @@ def advance(
             break
         num_kept += 1
     state.num_computed += num_kept
-    metrics = state.metrics
-    metrics.num_accepted_draft_tokens += num_kept
-    metrics.last_token_time = now
-    if metrics.first_token_time is None:
-        metrics.first_token_time = now
-    new_tokens = tuple(state.tokens[num_known:])
-    if reason is FinishReason.NOT_FINISHED:
-        return TokenUpdate(entry.request_id, new_tokens, reason, metrics)
-    return state.ended(reason, new_tokens)
+    state.metrics.num_accepted_draft_tokens += num_kept
+    return TokenUpdate(entry.request_id, tuple(state.tokens[num_known:]), reason, state.metrics)

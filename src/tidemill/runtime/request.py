@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tidemill.runtime.kvcache.retention import KvCacheRetention
 from tidemill.runtime.statistics import RequestMetrics
@@ -67,8 +68,7 @@ class Request:
     is_speculative: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUpdate:
+class TokenUpdate(NamedTuple):
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
     `metrics` is the request's live record, complete in its last update.

@@ -76,6 +76,6 @@ class RequestState:
             return FinishReason.LENGTH
         return FinishReason.NOT_FINISHED
 
-    def ended(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
-        """Make the request's last update."""
-        return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics)
+    def ended(self, reason: FinishReason) -> TokenUpdate:
+        """Make the last update of a request that no step ends."""
+        return TokenUpdate(self.request.request_id, (), reason, self.metrics)
