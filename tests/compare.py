@@ -42,7 +42,7 @@ TOLERANCES: dict[tuple[str, DType], Tolerance] = {
     **{("gather_last", dtype): _EXACT for dtype in DType},
     **{("linear", dtype): _F32_SUM for dtype in DType},
     **{("linear_residual", dtype): _F32_SUM for dtype in DType},
-    **{("linear_gated", dtype): _F32_GATED for dtype in (DType.F32, DType.F16)},
+    **{("linear_gated", dtype): _F32_GATED for dtype in (DType.F32, DType.F16, DType.Q8)},
     ("linear_gated", DType.BF16): _BF16_STORE,
     **{("rms_norm", dtype): _F32_MATH for dtype in (DType.F32, DType.F16)},
     ("rms_norm", DType.BF16): _BF16_STORE,

@@ -21,10 +21,11 @@ from tidemill.api.outputs import (
     RequestOutput,
     TextUpdate,
     to_completion,
+    to_logits,
     to_text_update,
 )
 from tidemill.api.retarget import ensure_native_code
-from tidemill.api.sampling_params import SamplingParams
+from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
 from tidemill.api.shared_session import SharedSession
 from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.config import SessionConfig
@@ -33,7 +34,14 @@ from tidemill.host.session import Session
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "TextUpdate"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "GuidedDecodingParams",
+    "RequestOutput",
+    "SamplingParams",
+    "TextUpdate",
+]
 
 Prompt = str | Sequence[int]
 
@@ -184,9 +192,15 @@ class LLM:
         return asked
 
     def _collect(self, asked: _Asked) -> RequestOutput:
-        (update,) = self._shared.updates(asked.request_id)
-        output = to_completion(update)
-        return RequestOutput(asked.number, asked.prompt, asked.prompt_tokens, [output])
+        updates = sorted(self._shared.updates(asked.request_id), key=lambda each: each.index)
+        context_logits = to_logits(updates[0].context_logits, len(asked.prompt_tokens))
+        return RequestOutput(
+            asked.number,
+            asked.prompt,
+            asked.prompt_tokens,
+            [to_completion(update) for update in updates],
+            context_logits=context_logits,
+        )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tidemill.host.messages import Update
+from tidemill.runtime.observation import TokenLogprobs
 
 FINISH_REASONS = {
     "end_id": "stop",
@@ -14,19 +19,39 @@ FINISH_REASONS = {
     "cancelled": "cancelled",
 }
 
+Logits = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """A token's log-probability and its rank among all tokens, 1 for the likeliest."""
+
+    logprob: float
+    rank: int
+
+
+TokenToLogprob = dict[int, Logprob]
+
 
 @dataclass(frozen=True)
 class CompletionOutput:
     """One answer. `finish_reason` is stop, length, timeout or cancelled.
 
-    `stop_reason` is the stop string that ended it, None where the end token did.
+    `stop_reason` is the stop string or stop token that ended it, None where the end token did.
+    `logprobs` has an entry for each output token: itself first, then the likeliest ones asked for.
+    `prompt_logprobs` likewise for the prompt, None for its first token. Shapes: `generation_logits`
+    is (tokens, vocabulary). What was not asked for is None or empty.
     """
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: str | None
-    stop_reason: str | None = None
+    stop_reason: str | int | None = None
+    cumulative_logprob: float | None = None
+    logprobs: list[TokenToLogprob] | None = None
+    prompt_logprobs: list[TokenToLogprob | None] | None = None
+    generation_logits: Logits | None = None
 
     @property
     def length(self) -> int:
@@ -35,13 +60,17 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A prompt and its answers. `prompt` is None where only tokens were given."""
+    """A prompt and its answers. `prompt` is None where only tokens were given.
+
+    Shapes: `context_logits` is (prompt tokens, vocabulary), None where not asked for.
+    """
 
     request_id: int
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool = True
+    context_logits: Logits | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +80,49 @@ class TextUpdate:
     text: str
     token_ids: list[int]
     finish_reason: str | None
-    stop_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenToLogprob] | None = None
+    index: int = 0
 
 
 def to_text_update(update: Update) -> TextUpdate:
     """Show one step's news of a streamed answer."""
-    return TextUpdate(update.text, update.token_ids, _public(update), update.stop_reason)
+    return TextUpdate(
+        update.text,
+        update.token_ids,
+        _public(update),
+        update.stop_reason,
+        to_logprobs(update.logprobs),
+        update.index,
+    )
 
 
 def to_completion(update: Update) -> CompletionOutput:
     """Show a whole answer."""
-    return CompletionOutput(0, update.text, update.token_ids, _public(update), update.stop_reason)
+    prompt_logprobs = to_logprobs(update.prompt_logprobs)
+    return CompletionOutput(
+        index=update.index,
+        text=update.text,
+        token_ids=update.token_ids,
+        finish_reason=_public(update),
+        stop_reason=update.stop_reason,
+        cumulative_logprob=update.cumulative_logprob,
+        logprobs=to_logprobs(update.logprobs),
+        prompt_logprobs=None if prompt_logprobs is None else [None, *prompt_logprobs],
+        generation_logits=to_logits(update.generation_logits, len(update.token_ids)),
+    )
+
+
+def to_logits(raw: bytes, num_rows: int) -> Logits | None:
+    """Return rows of logits, None where there are none."""
+    return np.frombuffer(raw, np.float32).reshape(num_rows, -1) if raw else None
+
+
+def to_logprobs(entries: list[TokenLogprobs]) -> list[TokenToLogprob] | None:
+    """Return log-probabilities by token for each position, None where there are none."""
+    if not entries:
+        return None
+    return [{token: Logprob(logprob, rank) for token, logprob, rank in each} for each in entries]
 
 
 def _public(update: Update) -> str | None:

@@ -21,6 +21,10 @@ WORKER_SYMBOL, STEP_SYMBOL = "team_worker", "team_step"
 HEADER_TOKENS, HEADER_LOGIT_ROWS, HEADER_TILES = 0, 1, 2
 HEADER_WORDS = 8
 
+# Words of a row of edits: address and number of records, address of a bias row, of a mask; 32-bit
+# words of a record: token, add, factor, subtract (ops/logits_edits.py).
+EDIT_WORDS, EDIT_RECORD_WORDS = 4, 4
+
 # 32-bit words of an attention tile: first packed row, number of tokens, first position, sequence.
 TILE_WORDS = 4
 

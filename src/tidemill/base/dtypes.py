@@ -1,7 +1,8 @@
 """Element types: one name for each, its width, and its spelling in every format we meet.
 
 Knows nothing of arrays or files. bf16 and fp8 have no NumPy type; they are carried as raw uint16
-and uint8 bits, and widened where they are computed with.
+and uint8 bits, and widened where they are computed with. A quantised type carries the scales of
+each row behind the row's elements, as raw bytes: q8 is a row of int8 and one f32 scale.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class DType(Enum):
     U8 = "u8"
     I32 = "i32"
     I64 = "i64"
+    Q8 = "q8"
 
     @property
     def itemsize_bytes(self) -> int:
@@ -29,14 +31,27 @@ class DType(Enum):
         """Name of the NumPy type that carries the raw bits (bf16 travels as uint16)."""
         return _STORAGE_NAME[self]
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether rows carry scales of their own."""
+        return self is DType.Q8
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a stored row of so many elements, scales included."""
+        scales = SCALE_BYTES if self is DType.Q8 else 0
+        return columns * self.itemsize_bytes + scales
+
 
 _ITEMSIZE_BYTES = {
     DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I8: 1, DType.U8: 1, DType.I32: 4, DType.I64: 8,
+    DType.Q8: 1,
 }  # fmt: skip
 _STORAGE_NAME = {
     DType.F32: "float32", DType.F16: "float16", DType.BF16: "uint16", DType.I8: "int8",
     DType.U8: "uint8", DType.I32: "int32", DType.I64: "int64",
+    DType.Q8: "uint8",
 }  # fmt: skip
+SCALE_BYTES = 4  # of the f32 behind a row of q8
 
 SAFETENSORS_TO_DTYPE = {
     "F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16, "I8": DType.I8, "U8": DType.U8,

@@ -19,7 +19,7 @@ from tidemill.ops.layout import ATTENTION_CHUNK, activation_row, round_up, wide_
 from tidemill.ops.table import OPS
 
 # Ops whose output a linear layer or attention reads, as rows of activations.
-_ACTIVATION_KINDS = ("rms_norm", "linear_gated", "rope_cache", "paged_attention")
+_ACTIVATION_KINDS = ("rms_norm", "quantize", "linear_gated", "rope_cache", "paged_attention")
 
 
 def place_buffers(graph: Graph, config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
@@ -71,9 +71,11 @@ def place_inputs(config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
         ("tiles", DType.I32, "T", config.max_num_tokens, abi.TILE_WORDS),
         ("tables", DType.I32, "S", config.max_batch_size, table_row),
         ("logit_rows", DType.I32, "L", config.max_batch_size, 1),
+        ("edits", DType.I64, "L", config.max_batch_size, abi.EDIT_WORDS),
         ("temperature", DType.F32, "L", config.max_batch_size, 1),
         ("top_k", DType.I32, "L", config.max_batch_size, 1),
         ("top_p", DType.F32, "L", config.max_batch_size, 1),
+        ("min_p", DType.F32, "L", config.max_batch_size, 1),
         ("seed", DType.I64, "L", config.max_batch_size, 1),
         ("sampled_positions", DType.I64, "L", config.max_batch_size, 1),
     ]

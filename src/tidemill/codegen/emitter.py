@@ -75,6 +75,9 @@ class Value:
     def __rshift__(self, other: Value | Number) -> Value:
         return self._binary(other, "lshr", "")
 
+    def shift_right_signed(self, bits: int) -> Value:
+        return self._binary(bits, "ashr", "")
+
     def __lt__(self, other: Value | Number) -> Value:
         return self._compare(other, "slt", "olt")
 
@@ -187,6 +190,9 @@ class Pointer(Value):
     def bytes(self, count: Value | int) -> Pointer:
         """The address `count` bytes further on."""
         return self.of(I8).at(count).of(self.element)
+
+    def to_address(self) -> Value:
+        return self.f.op(f"ptrtoint {self.typed} to i64", I64)
 
     def vec(self, index: Value | int, lanes: int) -> Value:
         address, type_ = self.at(index), self.element.x(lanes)

@@ -6,7 +6,12 @@ answer joined equal the text of the same answer not streamed. Knows nothing of s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.observed_output import ObservedOutput
+from tidemill.host.stop_word_hold import StopWordHold
 from tidemill.runtime.request import FinishReason, TokenUpdate
 from tidemill.text.detokenizer import IncrementalDetokenizer
 from tidemill.text.stop_strings import StopStringMatcher
@@ -36,23 +41,38 @@ class AnswerText:
             if request.stop
             else None
         )
+        self._hold = (
+            StopWordHold(request.stop_token_words, request.include_stop_in_output)
+            if request.stop_token_words
+            else None
+        )
         self._detokenizer = (
             IncrementalDetokenizer(tokenizer, request.skip_special_tokens) if tokenizer else None
         )
+        self._observed = ObservedOutput()
         self._token_ids: list[int] = []
         self._text = [echo] if echo else []
-        self._stop_reason: str | None = None
+        self._stop_reason: str | int | None = None
 
     def push(self, update: TokenUpdate) -> Update | None:
         """Take what a step gave; return what the client is to know now, if anything.
 
         An update with finish reason stop_words ends the answer before the runtime does.
         """
-        tokens = update.new_tokens
+        tokens: Sequence[int] = update.new_tokens
+        failure = next((each.error for each in update.observations if each.error), None)
+        if failure:
+            return Update.failed(self.request_id, _processor_error(failure))
+        for observation in update.observations:
+            self._observed.add(observation)
         self._num_output_tokens += len(tokens)
         self._token_ids.extend(tokens)
         reason = update.finish_reason
+        if self._hold is not None:
+            tokens = self._hold.push(tokens, reason)
         self._take_text(tokens, is_last=reason is not FinishReason.NOT_FINISHED)
+        if self._hold is not None and self._stop_reason is None:
+            self._stop_reason = self._hold.stop_reason
         if self._stop_reason is not None:
             reason = FinishReason.STOP_WORDS
         if reason is FinishReason.NOT_FINISHED:
@@ -61,7 +81,7 @@ class AnswerText:
         last.metrics = update.metrics
         return last
 
-    def _take_text(self, tokens: tuple[int, ...], is_last: bool) -> None:
+    def _take_text(self, tokens: Sequence[int], is_last: bool) -> None:
         if self._detokenizer is None:
             return
         text = self._detokenizer.push(tokens)
@@ -77,7 +97,7 @@ class AnswerText:
     def _drain(self, finish_reason: str | None) -> Update:
         token_ids, self._token_ids = self._token_ids, []
         text, self._text = "".join(self._text), []
-        return Update(
+        update = Update(
             self.request_id,
             token_ids,
             text,
@@ -86,3 +106,14 @@ class AnswerText:
             self._num_output_tokens,
             self._stop_reason,
         )
+        self._observed.drain_into(update)
+        return update
+
+
+def _processor_error(failure: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "the request's logits processor failed",
+        where="logits_processor",
+        expected="a function that changes the logits in place",
+        got=failure,
+    )

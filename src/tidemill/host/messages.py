@@ -13,14 +13,17 @@ import msgspec
 
 from tidemill.base import errors
 from tidemill.base.errors import HostError, TidemillError
+from tidemill.host.beam_search import BeamSettings
 from tidemill.runtime.events import RequestEvent
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.retention import KvCacheRetention
+from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.loop import LoopStats
+from tidemill.runtime.observation import OutputWishes, TokenLogprobs
 from tidemill.runtime.statistics import RequestMetrics, RequestStats
 from tidemill.runtime.step import EngineLimits
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 NAME_TO_ERROR: dict[str, type[TidemillError]] = {
     error.__name__: error
@@ -59,7 +62,11 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     What is computed is `prompt_tokens`, or else `prompt` tokenised, or else `messages` through
     the chat template; with `prompt_tokens`, `prompt` is only the text that an echo returns.
     `max_tokens` None means as many as fit. Sampling values left None are greedy when all are, and
-    neutral otherwise. `end_id` None means the model's own end tokens, -1 none. `priority` to
+    neutral otherwise. `end_id` None means the model's own end tokens, -1 none. `bad_words` and
+    `bias_words` are texts, `rules` has what is known in tokens. An answer that ends with one of
+    `stop_token_words` ends there; its text leaves the word out unless `include_stop_in_output`.
+    Of `best_of` answers `n` are told. `guide` is a kind of guide and its text; `processor` names a
+    logits processor, as module:function or as the host's process registered it. `priority` to
     `speculation` are those of the runtime's `Request`.
     """
 
@@ -73,7 +80,18 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     top_p: float | None = None
     seed: int | None = None
     end_id: int | None = None
+    min_p: float | None = None
+    rules: LogitsRules | None = None
+    bad_words: list[str] = []
+    bias_words: list[tuple[str, float]] = []
     stop: list[str] = []
+    stop_token_words: list[list[int]] = []
+    wishes: OutputWishes | None = None
+    n: int = 1
+    best_of: int | None = None
+    beams: BeamSettings | None = None
+    guide: tuple[str, str] | None = None
+    processor: str | None = None
     include_stop_in_output: bool = False
     exclude_input_in_output: bool = True
     streaming: bool = False
@@ -92,7 +110,11 @@ class Update(msgspec.Struct, array_like=True):
     Streaming requests get one for each step that gave them something, others one at their end.
     `finish_reason` is end_id, stop_words, length, timed_out or cancelled; None while it goes on.
     With `error` the request has ended, and no finish reason applies. `stop_reason` is the stop
-    string that matched. The last update of a computed request holds its `metrics`.
+    string that matched, or the stop token. The last update of a computed request holds its
+    `metrics`. What was wished for stands in the five from `logprobs` on: new log-probabilities of
+    output and prompt (from its second token on), the sum of the output's so far, rows of logits
+    as native float32. `index` tells the answers of one request apart, `num_open` counts those
+    that go on.
     """
 
     request_id: str
@@ -101,13 +123,22 @@ class Update(msgspec.Struct, array_like=True):
     finish_reason: str | None
     num_input_tokens: int
     num_output_tokens: int
-    stop_reason: str | None = None
+    stop_reason: str | int | None = None
     error: WireError | None = None
     metrics: RequestMetrics | None = None
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
+    cumulative_logprob: float | None = None
+    context_logits: bytes = b""
+    generation_logits: bytes = b""
+    index: int = 0
+    num_open: int = 0
 
     @property
     def is_final(self) -> bool:
-        return self.finish_reason is not None or self.error is not None
+        """Whether the request has ended: this answer, and all others of it."""
+        has_ended = self.finish_reason is not None and self.num_open == 0
+        return has_ended or self.error is not None
 
     @classmethod
     def failed(cls, request_id: str, error: TidemillError) -> Update:

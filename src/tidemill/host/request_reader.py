@@ -1,18 +1,25 @@
 """Reads what a client wrote into what the runtime computes.
 
-In comes a `GenerateRequest`, out go the runtime's `Request` in tokens and the `AnswerText` that
-will turn its tokens back into text. What was left open is filled in here, from the model's
-tokenizer and the engine's limits. Knows nothing of steps.
+In comes a `GenerateRequest`, out go the runtime's `Request` in tokens and the maker of the
+`AnswerText` that will turn its tokens back into text. What was left open is filled in here, from
+the model's tokenizer and the engine's limits. Knows nothing of steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.answer_text import AnswerText
+from tidemill.host.jobs import Reading, check_numbers, check_together
+from tidemill.host.logits_processors import find_processor
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.sampling_rules import resolve_sampling
+from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits
+from tidemill.text.guide import Guide, GuideMaker
 from tidemill.text.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -25,33 +32,77 @@ class RequestReader:
         self._tokenizer = tokenizer
         self._limits = limits
         self._engine_dir = engine_dir
+        self._guides: GuideMaker | None = None
         self._end_ids = tokenizer.eos_token_ids if tokenizer else ()
 
-    def read(self, number: int, request: GenerateRequest) -> tuple[Request, AnswerText]:
-        """Tokenise the prompt and settle what was left open; `number` is the runtime's id.
+    def read(self, request: GenerateRequest, numbers: Iterator[int]) -> Reading:
+        """Tokenise the prompt and settle what was left open; `numbers` are the runtime's ids.
 
-        Raises: InvalidRequestError when there is no prompt that this engine can read.
+        Raises: InvalidRequestError when there is no prompt that this engine can read, or when its
+        wishes contradict each other.
         """
+        faults = check_numbers(request)
         text, tokens = self._prompt(request)
         echo = ""
         if not (request.exclude_input_in_output or request.streaming):
             echo = self._echo(request, text, tokens)
-        answer = AnswerText(request, self._tokenizer, len(tokens), echo)
         computed = Request(
-            number,
+            -1,
             tokens,
             max_new_tokens=self._max_new_tokens(request, len(tokens)),
             sampling=resolve_sampling(
-                request.temperature, request.top_k, request.top_p, request.seed
+                request.temperature,
+                request.top_k,
+                request.top_p,
+                request.seed,
+                request.min_p,
+                self._rules(request),
             ),
             end_ids=self._end_ids_of(request),
+            stop_words=tuple(map(tuple, request.stop_token_words)),
+            wishes=request.wishes,
+            guide=self._guide(request),
+            processor=find_processor(request.processor) if request.processor else None,
             priority=request.priority,
             allotted_time_ms=request.allotted_time_ms,
             cache_salt=request.cache_salt,
             retention=request.retention,
             is_speculative=request.speculation,
         )
-        return computed, answer
+        faults += check_together(request, computed)
+        if faults:
+            raise InvalidRequestError("; ".join(faults), where=f"request {request.request_id}")
+
+        def make_answer() -> AnswerText:
+            return AnswerText(request, self._tokenizer, len(tokens), echo)
+
+        return Reading(request, computed, make_answer, numbers)
+
+    def _guide(self, request: GenerateRequest) -> Guide | None:
+        if request.guide is None:
+            return None
+        tokenizer = self._tokenizer_for(request)
+        if self._guides is None:
+            self._guides = GuideMaker(tokenizer, self._limits.vocab_size)
+        return self._guides.make(*request.guide)
+
+    def _rules(self, request: GenerateRequest) -> LogitsRules | None:
+        """The request's rules, with the words that were given as text in tokens."""
+        if not (request.bad_words or request.bias_words):
+            return request.rules
+        tokenizer = self._tokenizer_for(request)
+        rules = request.rules or LogitsRules()
+        bad = [form for word in request.bad_words for form in word_forms(tokenizer, word)]
+        biases = [
+            (token, bias)
+            for word, bias in request.bias_words
+            for token in encode_prompt(tokenizer, word, adds_special=False)
+        ]
+        return replace(
+            rules,
+            bad_words=rules.bad_words + tuple(bad),
+            logit_bias=rules.logit_bias + tuple(biases),
+        )
 
     def _prompt(self, request: GenerateRequest) -> tuple[str | None, tuple[int, ...]]:
         if request.prompt_tokens is not None:
@@ -98,6 +149,14 @@ class RequestReader:
         if request.end_id is None:
             return self._end_ids
         return () if request.end_id < 0 else (request.end_id,)
+
+
+def word_forms(tokenizer: Tokenizer, word: str) -> list[tuple[int, ...]]:
+    """Return a bad word's tokens as they stand at a beginning and after a space."""
+    forms = (
+        tuple(encode_prompt(tokenizer, text, adds_special=False)) for text in (word, f" {word}")
+    )
+    return [form for form in dict.fromkeys(forms) if form]
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[int]:

@@ -7,20 +7,30 @@ given. Source: TensorRT-LLM `SamplingParams._greedy_decoding`.
 
 from __future__ import annotations
 
+from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import SamplingParams
 
 GREEDY = SamplingParams()
 
 
 def resolve_sampling(
-    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    min_p: float | None = None,
+    rules: LogitsRules | None = None,
 ) -> SamplingParams:
     """Turn optional values into the runtime's; out-of-range values pass, to be refused there."""
+    if rules is not None and rules.is_neutral:
+        rules = None
     if temperature is None and top_k is None and top_p is None:
-        return GREEDY
+        return GREEDY if rules is None else SamplingParams(rules=rules)
     return SamplingParams(
         temperature=1.0 if temperature is None else temperature,
         top_k=0 if top_k is None else top_k,
         top_p=1.0 if top_p is None else top_p,
         seed=0 if seed is None else seed,
+        min_p=0.0 if min_p is None else min_p,
+        rules=rules,
     )

@@ -1,7 +1,8 @@
 """Element types as NumPy carries them: storage arrays to float and back.
 
-In: arrays in storage type (bf16 as raw uint16 bits). Out: float32, exactly; or the reverse,
-rounded to nearest, ties to even. Knows nothing of graphs or files.
+In: arrays in storage type (bf16 as raw uint16 bits; q8 as bytes, each row followed by its f32
+scale). Out: float32, exactly; or the reverse, rounded to nearest, ties to even. Knows nothing of
+graphs or files.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.base.dtypes import DType
+from tidemill.base.dtypes import SCALE_BYTES, DType
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
 def widen(array: Array, dtype: DType) -> npt.NDArray[np.float32]:
-    """Return float32 values of a stored float array; exact for f32, f16 and bf16."""
+    """Return float32 values of a stored float array; exact but for the product with a scale."""
     assert array.dtype.name == dtype.storage_name, (array.dtype, dtype)
+    if dtype is DType.Q8:
+        levels, scales = split_q8(array)
+        return levels.astype(np.float32) * scales[..., None]
     if dtype is DType.BF16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)
@@ -30,6 +34,8 @@ def narrow(values: FloatArray, dtype: DType) -> Array:
 
     Values beyond the range become infinity, as IEEE 754 rounding asks; NaN stays NaN.
     """
+    if dtype is DType.Q8:
+        return _narrow_q8(values.astype(np.float32, copy=False))
     if dtype is not DType.BF16:
         with np.errstate(over="ignore"):
             return values.astype(dtype.storage_name)
@@ -40,6 +46,36 @@ def narrow(values: FloatArray, dtype: DType) -> Array:
     # A NaN whose payload sits in the dropped bits would turn into infinity: set its quiet bit.
     quiet = ((bits >> 16) | 0x40).astype(np.uint16)
     return np.where(np.isnan(single), quiet, rounded)
+
+
+def storage_shape(shape: tuple[int, ...], dtype: DType) -> tuple[int, ...]:
+    """Return the shape of the storage array of a value of this shape."""
+    return (*shape[:-1], shape[-1] + SCALE_BYTES) if dtype is DType.Q8 else shape
+
+
+def split_q8(array: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Take stored q8 rows apart into levels and one scale a row."""
+    levels = array[..., :-SCALE_BYTES].view(np.int8)
+    scales = np.ascontiguousarray(array[..., -SCALE_BYTES:]).view(np.float32)[..., 0]
+    return levels, scales
+
+
+def join_q8(levels: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> Array:
+    """Put levels and scales together as stored q8 rows."""
+    scale_bytes = np.ascontiguousarray(scales[..., None], np.float32).view(np.uint8)
+    return np.concatenate([levels.view(np.uint8), scale_bytes], axis=-1)
+
+
+def _narrow_q8(values: npt.NDArray[np.float32]) -> Array:
+    """Quantise each row symmetrically: the largest magnitude becomes 127.
+
+    The operations and their order are those of the kernels, so that levels agree bit for bit.
+    """
+    largest = np.abs(values).max(axis=-1, initial=0.0)
+    is_zero = largest == 0
+    inverse = np.where(is_zero, np.float32(0), np.float32(127) / np.where(is_zero, 1, largest))
+    levels = np.rint(values * inverse[..., None].astype(np.float32)).astype(np.int8)
+    return join_q8(levels, largest * np.float32(1 / 127))
 
 
 def rounded(values: FloatArray, dtype: DType) -> FloatArray:

@@ -14,13 +14,14 @@ import numpy as np
 
 from tidemill.base.dtypes import DType
 from tidemill.ir.storage import Array, FloatArray, rounded
+from tidemill.ops.logits_edits import LogitsEdits
 
 
 @dataclass(frozen=True)
 class Numerics:
     """How the references compute: in which float type, and whether declared types round.
 
-    With `round_activations`, a value declared bf16 (or keys and values cached as bf16 or f16)
+    With `round_activations`, a value declared bf16 or q8 (or keys and values cached as bf16 or f16)
     keeps only what that type can hold; the default keeps full precision, as an oracle should.
     """
 
@@ -29,7 +30,7 @@ class Numerics:
 
     def settle(self, values: Array, dtype: DType) -> Array:
         """Return values as an op's output of this declared type holds them."""
-        if dtype not in (DType.F32, DType.F16, DType.BF16):
+        if dtype not in (DType.F32, DType.F16, DType.BF16, DType.Q8):
             return values.astype(dtype.storage_name, copy=False)
         values = values.astype(self.precision, copy=False)
         if self.round_activations and dtype is not DType.F32:
@@ -43,6 +44,7 @@ class Sampling:
 
     `temperature` 0, `top_k` 1 or `top_p` 0 mean greedy; `top_k` 0 means all tokens. `position` is
     the position of the row's own token in its sequence; with `seed` it keys the random number.
+    `edits` come before everything else.
     """
 
     temperature: float = 1.0
@@ -50,6 +52,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     position: int = 0
+    min_p: float = 0.0
+    edits: LogitsEdits | None = None
 
     @property
     def is_greedy(self) -> bool:

@@ -1,9 +1,11 @@
 """Where native code keeps the elements of weights, activations and the key-value cache.
 
 Weights     panels of 32 outputs: [N/32][K/step][2][16][step]; one contiguous stream a thread.
-            `step` is 2 for bf16 (a pair is what a dot product takes), 1 otherwise.
+            `step` is 2 for bf16 and 4 for q8 (what a dot product takes at once), 1 otherwise.
+            A panel of q8 begins with 32 f32 scales and 32 i32 starts (-128 * sum of levels): a
+            sum that begins there makes up for activations being stored as level + 128.
 Activations plain rows whose stride is an odd number of cache lines, so that the rows of a register
-            tile fall into different cache sets.
+            tile fall into different cache sets. A q8 row is bytes of level + 128, then its scale.
 Cache       k[block][head][D/step][BS][step], v[block][head][BS/step][D][step]: tokens (for k) and
             dimensions (for v) lie in vector lanes, so nothing is summed across lanes.
 All padding is zero and stays zero, or is multiplied by zeros. Units: elements unless named bytes.
@@ -20,6 +22,7 @@ PANEL = 32  # outputs of a panel: two vectors of 16
 K_UNROLL = 2  # steps of k that a kernel takes at once
 CACHE_LINE_BYTES = 64
 ATTENTION_CHUNK = 64  # cached positions that attention takes at once
+_K_STEP = {DType.BF16: 2, DType.Q8: 4}
 
 
 def round_up(count: int, unit: int) -> int:
@@ -29,7 +32,17 @@ def round_up(count: int, unit: int) -> int:
 
 def k_step(weight: DType) -> int:
     """Inputs that one element of a packed row covers."""
-    return 2 if weight is DType.BF16 else 1
+    return _K_STEP.get(weight, 1)
+
+
+def panel_header_bytes(weight: DType) -> int:
+    """Bytes of scales and starts before a panel's rows."""
+    return 8 * PANEL if weight is DType.Q8 else 0
+
+
+def panel_bytes(k: int, weight: DType) -> int:
+    """Bytes of one packed panel of a weight with k inputs."""
+    return panel_header_bytes(weight) + padded_k(k, weight) * PANEL * weight.itemsize_bytes
 
 
 def padded_k(k: int, weight: DType) -> int:
@@ -49,8 +62,14 @@ def wide_row(columns: int) -> int:
 
 def activation_row(columns: int, dtype: DType) -> int:
     """Stored elements of an activation row: an odd number of cache lines."""
-    lines = -(-padded_n(columns) * dtype.itemsize_bytes // CACHE_LINE_BYTES) | 1
+    row_bytes = dtype.row_bytes(padded_n(columns))
+    lines = -(-row_bytes // CACHE_LINE_BYTES) | 1
     return lines * CACHE_LINE_BYTES // dtype.itemsize_bytes
+
+
+def scale_at(columns: int) -> int:
+    """Byte of a q8 activation row where its f32 scale lies."""
+    return padded_n(columns)
 
 
 @dataclass(frozen=True)

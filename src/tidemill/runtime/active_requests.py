@@ -127,13 +127,13 @@ class ActiveRequests:
         assert all(state in self.context for state in self._key_to_computing.values())
 
     def _find(self, state: RequestState) -> Prefix:
-        if not self._config.enable_block_reuse:
+        if not self._config.enable_block_reuse or state.request.reads_prompt:
             return NOTHING
         state.name_blocks(self.pool.tokens_per_block)
         return self.pool.find(state.keys, state.tokens, self._config.enable_partial_reuse)
 
     def _is_underway(self, state: RequestState, num_found: int) -> bool:
-        if not self._config.enable_block_reuse:
+        if not self._config.enable_block_reuse or state.request.reads_prompt:
             return False
         num_reusable = (len(state.tokens) - 1) // self.pool.tokens_per_block
         return num_found < num_reusable and state.keys[num_found + 1] in self._key_to_computing

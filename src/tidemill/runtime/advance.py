@@ -24,6 +24,8 @@ def advance(
     state.num_computed += len(entry.tokens) - entry.num_drafts
     if not drawn:
         return None
+    if state.has_failed:
+        return state.tell(FinishReason.CANCELLED)
     metrics = state.metrics
     metrics.last_token_time = now
     if metrics.first_token_time is None:
@@ -31,7 +33,7 @@ def advance(
     if not entry.num_drafts:
         reason = state.accept(drawn[0])
         new_tokens = () if reason is FinishReason.END_ID else (drawn[0],)
-        return TokenUpdate(entry.request_id, new_tokens, reason, metrics)
+        return state.tell(reason, new_tokens)
     return _advance_by_guesses(state, entry, drawn)
 
 
@@ -47,4 +49,4 @@ def _advance_by_guesses(state: RequestState, entry: PlanEntry, drawn: Sequence[i
         num_kept += 1
     state.num_computed += num_kept
     state.metrics.num_accepted_draft_tokens += num_kept
-    return TokenUpdate(entry.request_id, tuple(state.tokens[num_known:]), reason, state.metrics)
+    return state.tell(reason, tuple(state.tokens[num_known:]))

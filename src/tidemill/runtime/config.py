@@ -61,8 +61,10 @@ class RuntimeConfig:
         ]
         if faults:
             raise ConfigError(
-                "the runtime cannot be configured so: " + "; ".join(faults),
+                "the runtime cannot be configured so",
                 where="runtime config",
+                expected="every number at least its bound",
+                got="; ".join(faults),
                 hint="see docs/RUNTIME.md",
             )
 

@@ -135,7 +135,9 @@ class Loop:
             self._log.note_ends(updates)
             return updates
         queue_latency_ms = self._queue_latency_ms()
-        updates = self._scheduler.commit(self._executor.execute(plan))
+        result = self._executor.execute(plan)
+        self._scheduler.latest.observe(result.observations)
+        updates = self._scheduler.commit(result)
         latency_ms = (time.perf_counter() - start) * 1e3
         self._log.note(self._scheduler, updates, latency_ms, queue_latency_ms)
         return updates

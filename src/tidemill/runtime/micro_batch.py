@@ -9,11 +9,12 @@ Source: TensorRT-LLM's micro-batch scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.config import RuntimeConfig
 from tidemill.runtime.context_chunks import share_budget
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request_state import RequestState
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
 
@@ -64,6 +65,11 @@ class MicroBatch:
             return StepPlan(())
         return StepPlan(tuple(self._entries), self._pool.take_copies())
 
+    def observe(self, observations: Mapping[int, Observation]) -> None:
+        """Hand what requests asked to see to their states, before the step is committed."""
+        for index, observation in observations.items():
+            self.states[index].observe(observation)
+
     def add_generation(self, drafter: Drafter | None) -> None:
         """Let each request compute its latest token, and guesses after it."""
         generation = self._active.generation
@@ -71,7 +77,7 @@ class MicroBatch:
         # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
         num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
         for state in generation:
-            if drafter is not None and num_spare > 0 and state.request.is_speculative:
+            if drafter is not None and num_spare > 0 and state.may_speculate:
                 drafts = self._drafts(drafter, state, num_spare)
                 num_spare -= len(drafts)
                 self._budget -= len(drafts)
@@ -123,6 +129,7 @@ class MicroBatch:
                 samples,
                 request.sampling,
                 num_drafts,
+                state.history,
             )
         )
         self.states.append(state)

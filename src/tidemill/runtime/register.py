@@ -58,7 +58,7 @@ class Register:
 
     def end(self, state: RequestState, reason: FinishReason) -> None:
         """End a request between steps, wherever it is."""
-        update = state.ended(reason)
+        update = state.tell(reason)
         if state.table is NO_TABLE:
             self.queue.remove(state)
             self._forget(state, reason)

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from tidemill.runtime.choice_hooks import LogitsProcessor, TokenGuide
 from tidemill.runtime.kvcache.retention import KvCacheRetention
+from tidemill.runtime.logits_rules import LogitsRules
+from tidemill.runtime.observation import Observation, OutputWishes
 from tidemill.runtime.statistics import RequestMetrics
 
 
@@ -32,13 +35,16 @@ class SamplingParams:
 
     `temperature` 0, `top_k` 1 or everything unset means greedy. `top_k` 0 means all tokens,
     `top_p` 1.0 means all mass. `seed` keys the counter-based random numbers: the same seed and
-    position draw the same number, whatever else is in flight.
+    position draw the same number, whatever else is in flight. `min_p` keeps tokens at least that
+    likely, relative to the most likely one. `rules` None means no edits of the logits.
     """
 
     temperature: float = 1.0
     top_k: int = 1
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    rules: LogitsRules | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -50,9 +56,11 @@ class Request:
     """What one caller asked for.
 
     Units: `max_new_tokens` and prompt lengths count tokens. `end_ids` are tokens that end the
-    output and are not part of it; empty means none. `request_id` is unique within the loop.
-    Requests of higher `priority` (0 to 1) are served first. After `allotted_time_ms` the request
-    ends as it stands. Cached blocks are shared within one `lora_id` and `cache_salt` only.
+    output and are not part of it; empty means none. `stop_words` are token sequences that end the
+    output and stay in it. The last `num_prior_output` tokens of the prompt are output of earlier
+    rounds. `request_id` is unique within the loop. Requests of higher `priority` (0 to 1) are
+    served first. After `allotted_time_ms` the request ends as it stands. Cached blocks are shared
+    within one `lora_id` and `cache_salt` only.
     """
 
     request_id: int
@@ -66,15 +74,33 @@ class Request:
     cache_salt: str = ""
     retention: KvCacheRetention | None = None
     is_speculative: bool = True
+    stop_words: tuple[tuple[int, ...], ...] = ()
+    wishes: OutputWishes | None = None
+    guide: TokenGuide | None = None
+    processor: LogitsProcessor | None = None
+    num_prior_output: int = 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether choosing or showing a token takes more than the logits of the step."""
+        extras = (self.sampling.rules, self.wishes, self.guide, self.processor)
+        return any(extra is not None for extra in extras)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether every position of the prompt must be computed, cached or not."""
+        return self.wishes is not None and self.wishes.is_of_prompt
 
 
 class TokenUpdate(NamedTuple):
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
-    `metrics` is the request's live record, complete in its last update.
+    `metrics` is the request's live record, complete in its last update. `observations` holds what
+    it asked to see, of the steps since the update before.
     """
 
     request_id: int
     new_tokens: tuple[int, ...]
     finish_reason: FinishReason
     metrics: RequestMetrics | None = None
+    observations: tuple[Observation, ...] = ()

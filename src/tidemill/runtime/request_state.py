@@ -5,10 +5,14 @@ The scheduler and its parts alone change it. Knows nothing of other requests.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tidemill.runtime.kvcache.block_keys import extend_keys, root_key
 from tidemill.runtime.kvcache.block_pool import BlockTable
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.statistics import RequestMetrics
+from tidemill.runtime.token_history import TokenHistory
 
 NO_TABLE = BlockTable()
 
@@ -22,7 +26,9 @@ class RequestState:
     """
 
     __slots__ = (
+        "_observations",
         "drafting",
+        "history",
         "is_cancelled",
         "keys",
         "metrics",
@@ -44,6 +50,8 @@ class RequestState:
         self.num_computed = 0
         self.is_cancelled = False
         self.metrics = RequestMetrics(arrival_time=now)
+        self._observations: list[Observation] = []
+        self.history = TokenHistory(request, self.tokens) if request.needs_history else None
         self.drafting: object = None
 
     @property
@@ -72,10 +80,40 @@ class RequestState:
         if drawn in self.request.end_ids:
             return FinishReason.END_ID
         self.tokens.append(drawn)
+        if self.request.stop_words and self._ends_with_stop_word():
+            return FinishReason.STOP_WORDS
         if self.num_output == self.request.max_new_tokens:
             return FinishReason.LENGTH
         return FinishReason.NOT_FINISHED
 
-    def ended(self, reason: FinishReason) -> TokenUpdate:
-        """Make the last update of a request that no step ends."""
-        return TokenUpdate(self.request.request_id, (), reason, self.metrics)
+    def tell(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
+        """Make the update that tells new tokens, what was seen, and perhaps the end."""
+        seen = self.take_observations()
+        if reason is FinishReason.END_ID:
+            seen = tuple(replace(each, output=None) for each in seen)
+        return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics, seen)
+
+    @property
+    def may_speculate(self) -> bool:
+        """Whether guesses may be computed: not where a choice depends on the one before."""
+        return self.request.is_speculative and self.history is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the request's own logits processor failed in the step."""
+        return bool(self._observations) and any(each.error for each in self._observations)
+
+    def observe(self, observation: Observation) -> None:
+        """Keep what a step showed until its next token is told."""
+        self._observations.append(observation)
+
+    def take_observations(self) -> tuple[Observation, ...]:
+        """Hand over what was seen since the last update."""
+        if not self._observations:
+            return ()
+        taken, self._observations = tuple(self._observations), []
+        return taken
+
+    def _ends_with_stop_word(self) -> bool:
+        output = self.tokens[self.num_prompt :]
+        return any(output[-len(word) :] == list(word) for word in self.request.stop_words)

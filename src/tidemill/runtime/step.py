@@ -7,11 +7,16 @@ plan into a result: the native engine, or a fake in simulations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import SamplingParams
+from tidemill.runtime.token_history import TokenHistory
+
+NO_OBSERVATIONS: Mapping[int, Observation] = MappingProxyType({})
 
 
 class PlanEntry(NamedTuple):
@@ -20,7 +25,8 @@ class PlanEntry(NamedTuple):
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
     that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
     of the entry is the last known token of the request, so that a new one is drawn. The last
-    `num_drafts` tokens are guesses: a token is drawn after each of them, too.
+    `num_drafts` tokens are guesses: a token is drawn after each of them, too. `history` is there
+    for requests whose choice depends on it.
     """
 
     request_id: int
@@ -30,6 +36,7 @@ class PlanEntry(NamedTuple):
     samples: bool
     sampling: SamplingParams
     num_drafts: int = 0
+    history: TokenHistory | None = None
 
     @property
     def num_draws(self) -> int:
@@ -53,9 +60,13 @@ class StepPlan(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries."""
+    """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries.
+
+    `observations` has what requests asked to see, by the index of their entry.
+    """
 
     sampled_tokens: tuple[int, ...]
+    observations: Mapping[int, Observation] = NO_OBSERVATIONS
 
 
 @dataclass(frozen=True)

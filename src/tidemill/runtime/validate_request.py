@@ -7,8 +7,12 @@ In comes a `Request` (or sampling values) and the engine's limits; out comes not
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import chain
 
 from tidemill.base.errors import InvalidRequestError
+from tidemill.runtime.logits_rules import rules_faults
+from tidemill.runtime.observation import OutputWishes
 from tidemill.runtime.request import Request, SamplingParams
 from tidemill.runtime.step import EngineLimits
 
@@ -30,7 +34,21 @@ def sampling_faults(sampling: SamplingParams) -> list[str]:
         faults.append(f"require top_k <= {MAX_TOP_K}, got top_k={top_k}")
     if not 0 <= sampling.seed <= MAX_SEED:
         faults.append(f"require 0 <= seed < 2**64, got seed={sampling.seed}")
+    if not 0 <= sampling.min_p <= 1:
+        faults.append(f"require 0 <= min_p <= 1, got min_p={sampling.min_p}")
+    if sampling.rules is not None:
+        faults += rules_faults(sampling.rules)
     return faults
+
+
+def wishes_faults(wishes: OutputWishes) -> list[str]:
+    """List what is wrong with numbers of log-probabilities."""
+    given = {"logprobs": wishes.num_logprobs, "prompt_logprobs": wishes.num_prompt_logprobs}
+    return [
+        f"require {name} >= 0, got {name}={number}"
+        for name, number in given.items()
+        if number is not None and number < 0
+    ]
 
 
 def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = True) -> None:
@@ -39,17 +57,13 @@ def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = 
     Raises: InvalidRequestError with all faults found.
     """
     faults = _length_faults(request, limits) + sampling_faults(request.sampling)
-    faults += _service_faults(request)
+    faults += _service_faults(request) + _token_faults(request, limits.vocab_size)
+    if request.wishes is not None:
+        faults += wishes_faults(request.wishes)
     if not is_chunked and len(request.prompt_tokens) > limits.max_num_tokens:
         faults.append(
             f"prompt length ({len(request.prompt_tokens)}) exceeds max_num_tokens"
             f" ({limits.max_num_tokens}) and context chunking is off"
-        )
-    prompt = request.prompt_tokens
-    if prompt and not (min(prompt) >= 0 and max(prompt) < limits.vocab_size):
-        wrong = next(t for t in prompt if not 0 <= t < limits.vocab_size)
-        faults.append(
-            f"prompt holds token {wrong}, expected tokens from 0 to {limits.vocab_size - 1}"
         )
     if faults:
         raise InvalidRequestError(
@@ -57,11 +71,34 @@ def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = 
             where=f"request {request.request_id}",
             expected=f"a prompt of at most {limits.max_input_len} tokens, with its answer at most "
             f"{limits.max_seq_len}, and sampling values within their bounds",
-            got=f"{len(prompt)} prompt tokens, max_tokens {request.max_new_tokens}, "
+            got=f"{len(request.prompt_tokens)} prompt tokens, max_tokens {request.max_new_tokens}, "
             f"{request.sampling}",
             hint="shorten the prompt or the answer, or build with a larger --max_input_len and "
             "--max_seq_len",
         )
+
+
+def _token_faults(request: Request, vocab_size: int) -> list[str]:
+    """List what names tokens that the model does not have."""
+    lists: dict[str, Iterable[int]] = {
+        "prompt": request.prompt_tokens,
+        "stop words": chain.from_iterable(request.stop_words),
+    }
+    faults = []
+    rules = request.sampling.rules
+    if rules is not None:
+        lists["bad words"] = chain.from_iterable(rules.bad_words)
+        lists["logit_bias"] = [token for token, _ in rules.logit_bias]
+        num_biases = len(rules.embedding_bias or b"") // 4
+        if rules.embedding_bias is not None and num_biases != vocab_size:
+            faults.append(f"embedding_bias has {num_biases} values, expected {vocab_size}")
+    for name, tokens in lists.items():
+        wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            faults.append(f"{name} holds token {wrong}, expected tokens from 0 to {vocab_size - 1}")
+    if not all(request.stop_words):
+        faults.append("require stop words of at least one token, got an empty one")
+    return faults
 
 
 def _service_faults(request: Request) -> list[str]:
@@ -80,9 +117,10 @@ def _length_faults(request: Request, limits: EngineLimits) -> list[str]:
         return ["the prompt is empty, expected at least one token"]
     if max_new < 1:
         return [f"require max_tokens > 0, got max_tokens={max_new}"]
-    if num_prompt > limits.max_input_len:
+    num_input = num_prompt - request.num_prior_output
+    if num_input > limits.max_input_len:
         return [
-            f"prompt length ({num_prompt}) exceeds maximum input length ({limits.max_input_len})"
+            f"prompt length ({num_input}) exceeds maximum input length ({limits.max_input_len})"
         ]
     total = num_prompt + max_new
     if total > limits.max_seq_len:

@@ -1,10 +1,12 @@
 """sample: draws one token from each row of logits.
 
-Greedy (temperature 0, top_k 1 or top_p 0): the lowest index of the largest logit. Otherwise
+First the row's edits: biases, penalties, bans (ops/logits_edits.py). Then, greedy (temperature 0,
+top_k 1 or top_p 0), the lowest index of the largest logit. Otherwise
     scaled = logits / temperature
     top_k: keep scaled >= the k-th largest (ties kept)
     top_p: of the softmax of what is left, keep the smallest set of highest probabilities whose
            mass reaches top_p (a threshold on the value, so ties are kept)
+    min_p: of what is left, keep what weighs at least min_p times the most likely token
     weight[v] = exp(scaled[v] - max) where kept, 0 elsewhere; u = uniform(seed, position)
     out = the first v in vocabulary order with weight[0] + ... + weight[v] > u * (sum of weights)
 
@@ -39,12 +41,15 @@ def kept_weights(logits_V: FloatArray, settings: Sampling) -> FloatArray:
         wanted = mass_V.dtype.type(settings.top_p) * mass_V[-1]
         last = int(np.argmax(mass_V >= wanted))
         weights_V[weights_V < descending_V[last]] = 0
+    weights_V[weights_V < weights_V.dtype.type(settings.min_p)] = 0  # the largest weight is 1
     return weights_V
 
 
 def draw(logits_V: FloatArray, settings: Sampling) -> int:
     """Draw one token."""
-    if settings.is_greedy:
+    if settings.edits is not None:
+        logits_V = settings.edits.apply(logits_V)
+    if settings.is_greedy or not (logits_V > -np.inf).any():  # all banned: token 0
         return int(np.argmax(logits_V))
     mass_V = np.cumsum(kept_weights(logits_V, settings))
     # At most 1 - 2^-24 of the whole, which rounds to less than the whole: some token is above it.

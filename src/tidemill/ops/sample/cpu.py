@@ -1,4 +1,4 @@
-"""Choosing tokens on the CPU: greedy, or temperature, top-k, top-p and a counter-based draw.
+"""Choosing tokens on the CPU: edits, then greedy or temperature, top-k, top-p, min-p and a draw.
 
 Legend: a row of V logits; scaled = logits / temperature; weights = exp(scaled - max). The k-th
 largest value and the top-p threshold are found by bisection on the bits of the floats, whose order
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tidemill.base.abi import EDIT_WORDS
 from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, V
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
@@ -17,10 +18,11 @@ from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
 from tidemill.codegen.vector_math import exp
 from tidemill.ops.layout import wide_row
+from tidemill.ops.sample.edits_cpu import BANNED, edit_row
 
 FIELDS = (
-    "rows", "logits", "temperature", "top_k", "top_p", "seed", "position", "tokens",
-    "scratch", "scratch_bytes",
+    "rows", "logits", "edits", "temperature", "top_k", "top_p", "min_p", "seed", "position",
+    "tokens", "scratch", "scratch_bytes",
 )  # fmt: skip
 LOWEST = -3.0e38
 LOWEST_EXPONENT = -87.0  # exp is clamped a little below
@@ -36,6 +38,9 @@ def emit(module: Module, symbol: str, vocab_size: int) -> Kernel:
     with f.loop(0, share) as n:
         row = frame.thread + n * frame.num_threads
         logits = frame.pointer("logits", F32).at(row * wide_row(vocab_size))
+        scratch = frame.pointer("scratch", F32).bytes(frame.thread * frame.integer("scratch_bytes"))
+        edits = frame.pointer("edits", I64).at(row * EDIT_WORDS)
+        logits = edit_row(f, edits, logits, scratch, vocab_size)
         token = frame.pointer("tokens", I32).at(row)
         temperature = frame.pointer("temperature", F32)[row]
         top_k = frame.pointer("top_k", I32)[row].to(I64)
@@ -44,9 +49,6 @@ def emit(module: Module, symbol: str, vocab_size: int) -> Kernel:
         with f.when(is_greedy):
             _argmax(f, logits, vocab_size, token)
         with f.when(is_greedy.eq(0)):
-            scratch = frame.pointer("scratch", F32).bytes(
-                frame.thread * frame.integer("scratch_bytes")
-            )
             _draw_row(frame, _Row(f, logits, scratch, vocab_size), row, token)
     return kernel
 
@@ -75,13 +77,13 @@ class _Row:
         self.width = wide_row(vocab_size)
 
     def scale(self, temperature: Value) -> Value:
-        """scratch = logits / temperature (padding: lowest); returns the maximum in all lanes."""
+        """scratch = logits / temperature (padding: banned); returns the maximum in all lanes."""
         f, top = self.f, self.f.registers(V)
         top[0] = f.constant(LOWEST, V)
         lanes, divisor = f.table(list(range(LANES)), I32), temperature.splat(LANES)
         with f.loop(0, self.width, LANES) as c:
             index = lanes + c.to(I32).splat(LANES)
-            value = f.select(index < self.vocab_size, self.logits.vec(c, LANES) / divisor, LOWEST)
+            value = f.select(index < self.vocab_size, self.logits.vec(c, LANES) / divisor, BANNED)
             self.scratch.put(c, value)
             top[0] = top[0].max(value)
         return top[0].lanes_max()
@@ -148,6 +150,12 @@ class _Row:
             weights = self.scratch.vec(c, LANES)
             self.scratch.put(c, f.select(weights.bits_as(_I32V) >= edge, weights, 0.0))
 
+    def keep_likely(self, min_p: Value) -> None:
+        """Zero what weighs less than min_p; the most likely token weighs 1."""
+        with self.f.loop(0, self.width, LANES) as c:
+            weights = self.scratch.vec(c, LANES)
+            self.scratch.put(c, self.f.select(weights >= min_p, weights, 0.0))
+
     def pick(self, uniform: Value, token: Pointer) -> None:
         """The first token whose cumulative weight exceeds uniform * total."""
         f, sums, state = self.f, self.f.registers(F32), self.f.registers(I64)
@@ -168,7 +176,8 @@ class _Row:
             takes = is_open & (weight > 0.0)
             state["token"] = f.select(takes, state["block"] + i, last)
             sums[0] = f.select(takes, sums[0] + weight, sums[0])
-        token[0] = state["token"].to(I32)
+        # Where every token is banned nothing weighs anything: token 0, as greedy does.
+        token[0] = state["token"].max(0).to(I32)
 
 
 def _draw_row(frame: Frame, work: _Row, row: Value, token: Pointer) -> None:
@@ -183,6 +192,9 @@ def _draw_row(frame: Frame, work: _Row, row: Value, token: Pointer) -> None:
     top_p = frame.pointer("top_p", F32)[row]
     with f.when(top_p < 1.0):
         work.keep_mass(top_p)
+    min_p = frame.pointer("min_p", F32)[row]
+    with f.when(min_p > 0.0):
+        work.keep_likely(min_p)
     seed, position = frame.pointer("seed", I64)[row], frame.pointer("position", I64)[row]
     work.pick(_uniform(seed, position), token)
 

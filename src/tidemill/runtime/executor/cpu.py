@@ -22,8 +22,10 @@ from tidemill.engine.manifest import Operand, PlanOp
 from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
 from tidemill.runtime.executor.cache_size import choose_cache_tokens
+from tidemill.runtime.executor.observed_step import ObservedStep
 from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.executor.weights_memory import place_weights
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 Array = npt.NDArray[Any]
@@ -49,6 +51,7 @@ class NativeExecutor:
         self.team = Team(code, self._make_records(code), num_threads)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0]
+        self._observed = ObservedStep(self.manifest, self.inputs, self.team, self.buffer)
         say(Level.DECISIONS, "runtime", self._describe(native.section.target, num_threads))
 
     @staticmethod
@@ -73,8 +76,12 @@ class NativeExecutor:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         num_rows = self._prepare(plan)
-        self.team.step()
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+        observations: dict[int, Observation] = {}
+        if self.inputs.watched:
+            observations = self._observed.run(plan, num_rows)
+        else:
+            self.team.step()
+        return StepResult(tuple(self._next_tokens[:num_rows].tolist()), observations)
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""

@@ -6,6 +6,7 @@ stores each; block tables are copied only where a row's table has changed since 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,22 @@ import numpy.typing as npt
 from tidemill.base import abi
 from tidemill.device.cpu import Bytes, allocate
 from tidemill.engine.manifest import Manifest
+from tidemill.runtime.executor.edits_desk import EditsDesk
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
+from tidemill.runtime.token_history import TokenHistory
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedEntry:
+    """An entry whose logits are looked at: its index, first packed row and logit row."""
+
+    index: int
+    row: int
+    logit_row: int
+    history: TokenHistory
 
 
 class StepInputs:
@@ -39,13 +52,17 @@ class StepInputs:
         self._logit_rows = views["logit_rows"]
         self._temperature, self._top_k = views["temperature"], views["top_k"]
         self._top_p, self._seed = views["top_p"], views["seed"].view(np.uint64)
+        self._min_p = views["min_p"]
+        self._desk = EditsDesk(views["edits"], self._top_p, logits_row_elements(manifest))
         self._sampled_positions = views["sampled_positions"]
+        self.watched: list[WatchedEntry] = []
         self._table_of_row: list[tuple[object, int]] = [(None, 0)] * len(self._tables)
         self._sampling_of_row: list[SamplingParams | None] = [None] * len(self._logit_rows)
 
     def fill(self, plan: StepPlan) -> int:
         """Write a plan's inputs; returns the number of rows that draw a token."""
         row = num_tiles = num_logit_rows = 0
+        self.watched.clear()
         for sequence, entry in enumerate(plan.entries):
             self._write_table(sequence, entry)
             count = len(entry.tokens)
@@ -54,14 +71,32 @@ class StepInputs:
                 num_tiles += 1
             else:
                 num_tiles += self._write_chunk(row, num_tiles, sequence, entry)
+            if entry.history is not None:
+                self._watch(sequence, row, num_logit_rows, entry.history)
             row += count
             for num_behind in range(entry.num_draws, 0, -1):
                 self._write_sampling(num_logit_rows, row, num_behind, entry)
+                if entry.history is not None:
+                    self._desk.write(num_logit_rows, entry.history)
                 num_logit_rows += 1
         self._header[abi.HEADER_TOKENS] = row
         self._header[abi.HEADER_LOGIT_ROWS] = num_logit_rows
         self._header[abi.HEADER_TILES] = num_tiles
         return num_logit_rows
+
+    def logit_rows(self, num_rows: int) -> Array:
+        """The packed rows whose logits this step draws from."""
+        return self._logit_rows[:num_rows]
+
+    def set_logit_rows(self, rows: Array) -> None:
+        """Point the ops behind the trunk at other packed rows."""
+        self._logit_rows[: len(rows)] = rows
+        self._header[abi.HEADER_LOGIT_ROWS] = len(rows)
+
+    def _watch(self, index: int, row: int, logit_row: int, history: TokenHistory) -> None:
+        request = history.request
+        if request.wishes is not None or request.processor is not None:
+            self.watched.append(WatchedEntry(index, row, logit_row, history))
 
     def _write_table(self, sequence: int, entry: PlanEntry) -> None:
         """Block ids move up by one: block 0 of the memory is the null block."""
@@ -105,10 +140,21 @@ class StepInputs:
         self._logit_rows[logit_row] = end - num_behind
         self._sampled_positions[logit_row] = entry.start + len(entry.tokens) - num_behind
         sampling = entry.sampling
+        # Requests may share their sampling values and differ in what edits their logits.
+        if self._desk.rows and entry.history is None and logit_row in self._desk.rows:
+            self._desk.clear(logit_row)
+            self._sampling_of_row[logit_row] = None
         if self._sampling_of_row[logit_row] is sampling:
             return
         self._sampling_of_row[logit_row] = sampling
         self._temperature[logit_row] = 0.0 if sampling.is_greedy else sampling.temperature
         self._top_k[logit_row] = sampling.top_k
         self._top_p[logit_row] = sampling.top_p
+        self._min_p[logit_row] = sampling.min_p
         self._seed[logit_row] = sampling.seed
+
+
+def logits_row_elements(manifest: Manifest) -> int:
+    """Width of a row of logits, padding included: what the op before the last writes."""
+    name = manifest.plan[-2].output
+    return next(spec.row_elements for spec in manifest.buffers if spec.name == name)

@@ -1,0 +1,48 @@
+"""Writes the edits of a step's rows where the compiled sample op finds them.
+
+In: plan entries with a history. Out: four words for each of their rows in the step's inputs, and
+the arrays behind the words, kept alive until the row is written again. Editors live as long as
+their request's history. Rows of other requests cost nothing here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy.typing as npt
+
+from tidemill.device.cpu import address_of
+from tidemill.runtime.executor.logits_editor import LogitsEditor, RowEdits
+from tidemill.runtime.token_history import TokenHistory
+
+Array = npt.NDArray[Any]
+
+
+class EditsDesk:
+    """The editors of all requests that have rules; `words` has a row for each logit row."""
+
+    def __init__(self, words: Array, top_p: Array, row_elements: int) -> None:
+        self._words, self._top_p, self._row_elements = words, top_p, row_elements
+        self._editors: WeakKeyDictionary[TokenHistory, LogitsEditor] = WeakKeyDictionary()
+        self.rows: dict[int, RowEdits] = {}
+
+    def write(self, row: int, history: TokenHistory) -> None:
+        """Write the edits of a row."""
+        editor = self._editors.get(history)
+        if editor is None:
+            editor = self._editors[history] = LogitsEditor(history, self._row_elements)
+        edits = editor.edits()
+        self.rows[row] = edits
+        self._words[row] = (
+            address_of(edits.records) if len(edits.records) else 0,
+            len(edits.records),
+            0 if edits.bias is None else address_of(edits.bias),
+            0 if edits.mask is None else address_of(edits.mask),
+        )
+        self._top_p[row] = edits.top_p
+
+    def clear(self, row: int) -> None:
+        """Take a row's edits back: its next request has none."""
+        del self.rows[row]
+        self._words[row] = 0
