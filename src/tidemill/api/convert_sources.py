@@ -21,7 +21,7 @@ from tidemill.checkpoint.checkpoint import Checkpoint
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.custom_source import CustomSource
 from tidemill.checkpoint.dtype_conversion import convert_floats
-from tidemill.checkpoint.file_bytes import Array
+from tidemill.checkpoint.file_bytes import Array, FileBytes
 from tidemill.checkpoint.gguf_config import config_from_gguf
 from tidemill.checkpoint.hf_config import config_from_hf
 from tidemill.checkpoint.json_file import read_json_object
@@ -56,9 +56,7 @@ def open_model(model_dir: Path | str, weight_map: Path | None) -> OpenedModel:
 
     Raises: CheckpointError, UnsupportedError or ConfigError; nothing has been written then.
     """
-    path = Path(model_dir)
-    if not path.exists():
-        path = _download(str(model_dir))
+    path = local_path(model_dir)
     if weight_map is not None:
         return _open_custom(path, weight_map)
     if path.is_file():
@@ -71,6 +69,15 @@ def open_model(model_dir: Path | str, weight_map: Path | None) -> OpenedModel:
     if "architecture" in values:
         return _open_checkpoint(path)
     return _open_hf(path, values)
+
+
+def local_path(model_dir: Path | str) -> Path:
+    """Return a path as it is, and a hub id as the directory of its download.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    path = Path(model_dir)
+    return path if path.exists() else _download(str(model_dir))
 
 
 def _download(model_id: str) -> Path:
@@ -131,8 +138,8 @@ def _hf_config(
     directory: Path, values: Mapping[str, Any]
 ) -> tuple[ModelDescription, CheckpointConfig]:
     where = str(directory / "config.json")
-    names = values.get("architectures") or [""]
-    model = find_architecture(str(names[0]), where)
+    names = values.get("architectures")
+    model = find_architecture(str(names[0]) if isinstance(names, list) and names else "", where)
     quantization = values.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -212,7 +219,7 @@ def _open_checkpoint(directory: Path) -> OpenedModel:
             return checkpoint.read(name)
         return convert_floats(checkpoint.read(name), checkpoint.dtype(name), target, name)
 
-    files = {path.name: path.read_bytes() for path in checkpoint.tokenizer_files()}
+    files = {path.name: FileBytes(path).read_all() for path in checkpoint.tokenizer_files()}
     label = (config.tidemill or {}).get("source") or directory.name
     return OpenedModel(
         "tensorrt_llm",

@@ -120,7 +120,13 @@ class SamplingParams:
         if not all(self.stop_strings):
             faults.append("require stop strings with at least one character, got ''")
         if faults:
-            raise InvalidRequestError("; ".join(faults), where="SamplingParams")
+            raise InvalidRequestError(
+                "; ".join(faults),
+                where="SamplingParams",
+                expected="values within their ranges",
+                got=f"{len(faults)} outside",
+                hint="leave a value out for the model's default",
+            )
 
     @property
     def stop_strings(self) -> list[str]:

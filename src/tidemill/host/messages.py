@@ -201,13 +201,15 @@ class Ask(msgspec.Struct, array_like=True, frozen=True, tag=1):
 class Tell(msgspec.Struct, array_like=True, frozen=True, tag=2):
     """From the host: what a step gave this client's requests, or what else it asked for.
 
-    After a message with `is_leaving` the host hears nothing more.
+    After a message with `is_leaving` the host hears nothing more. `error` says why a connection
+    is refused; it is the last message on it.
     """
 
     updates: list[Update] = []
     info: HostInfo | None = None
     is_leaving: bool = False
     stats: StatsReport | None = None
+    error: WireError | None = None
 
 
 class Starting(msgspec.Struct, array_like=True, frozen=True, tag=3):

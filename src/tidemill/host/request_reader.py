@@ -169,6 +169,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[i
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
             "the prompt is no valid text",
+            where="prompt",
             expected="Unicode characters",
             got=f"half a surrogate pair at character {error.start}",
             hint="decode the bytes as UTF-8 before they are sent",

@@ -90,7 +90,7 @@ def run(
         stop=stop_words,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=max_output_len, **chosen)
-    with LLM(engine_dir, tokenizer_dir=tokenizer_dir) as llm:
+    with LLM(engine_dir, tokenizer=tokenizer_dir) as llm:
         if is_chat:
             converse(llm, sampling, sys.stdin)
             return

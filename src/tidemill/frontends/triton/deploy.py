@@ -7,12 +7,12 @@ both, and two deployments of one engine share its host. Starts nothing.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import ConfigError
+from tidemill.base.json_text import parse_json
 from tidemill.frontends.triton.config_pbtxt import write_config
 from tidemill.frontends.triton.deploy_layouts import PlannedModel, model_py, plan_models
 from tidemill.frontends.triton.deploy_request import DeployRequest
@@ -95,8 +95,8 @@ def _read_engine_config(request: DeployRequest) -> dict[str, Any]:
     config: Any = {}
     if path.is_file():
         try:
-            config = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            config = parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise _engine_fault(request, "a readable config.json", str(error)) from error
     if not isinstance(config, dict):
         raise _engine_fault(request, "config.json with an object", type(config).__name__)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tidemill.base.errors import ConfigError, TidemillError
 from tidemill.frontends.triton.model_parameters import ModelParameters, ModelPlace, resolve_path
+from tidemill.frontends.triton.probes import is_probe
 from tidemill.frontends.triton.request_inputs import collect_arrays
 from tidemill.frontends.triton.stub_api import (
     Array,
@@ -40,6 +41,8 @@ class LocalModel(ABC):
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: InferenceRequest) -> Response:
+        if is_probe(request):
+            return make_response({})
         try:
             return make_response(self.compute(collect_arrays(request)))
         except TidemillError as error:

@@ -51,13 +51,13 @@ def stage_repository(repository: Path, staging: Path, say: Say) -> Path:
 def is_foreign(model: Path) -> bool:
     """Say whether a model's config names the platform that no tritonserver has."""
     config = model / CONFIG_NAME
-    return config.is_file() and bool(FOREIGN_PLATFORM.search(config.read_text("utf-8")))
+    return config.is_file() and bool(FOREIGN_PLATFORM.search(config.read_text("utf-8", "replace")))
 
 
 def has_foreign_code(model: Path) -> bool:
     """Say whether a model for the Python backend has upstream's own code, or none at all."""
     config = model / CONFIG_NAME
-    if not config.is_file() or not PYTHON_BACKEND.search(config.read_text("utf-8")):
+    if not config.is_file() or not PYTHON_BACKEND.search(config.read_text("utf-8", "replace")):
         return False
     versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdecimal()]
     return any(is_foreign_code(version / "model.py") for version in versions)

@@ -63,7 +63,7 @@ def read_user_config(path: Path) -> Any:
     config = model_config_pb2.ModelConfig()
     try:
         return text_format.Parse(path.read_text("utf-8"), config)
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError, OSError) as error:
         raise ServerError(
             "a config.pbtxt cannot be read",
             where=str(path),
