@@ -3,6 +3,18 @@
 `import tidemill` is cheap: the rooms are imported when they are first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from tidemill.base.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from tidemill.api.llm import LLM, SamplingParams, TokensPrompt
+
+__all__ = ["LLM", "SamplingParams", "TokensPrompt", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        return getattr(import_module("tidemill.api.llm"), name)
+    raise AttributeError(f"module 'tidemill' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,26 +27,46 @@ from tidemill.runtime.request import Request, SamplingParams
 
 SEED = 20261124
 TINY = TinyLlama(head_size=16)
-DTYPES = ("float32", "float16", "bfloat16")
+GROUPED_TINY = replace(TINY, hidden_size=96, intermediate_size=128)
+DTYPES = (
+    ("float32", "none"),
+    ("float16", "none"),
+    ("bfloat16", "none"),
+    ("bfloat16", "w8a8"),
+    ("bfloat16", "w8a16"),
+    ("bfloat16", "w4a8_g32"),
+    ("bfloat16", "w4a16_g32"),
+)
 TARGETS = [target.name for target in host_targets()]
 MIX_SIZES = (32, 1, 2, 31, 13)
 # Around the attention's chunk of 64 positions, the blocks of 16, and the tiles of 14, 12 and 2.
 PROMPT_LENGTHS = (1, 2, 3, 13, 15, 16, 17, 31, 33, 63, 64, 65, 97, 129, 150)
 
 Tokens = dict[int, list[int]]
-MakeEngine = Callable[[str, str], Path]
+MakeEngine = Callable[[str, str, str], Path]
 
 
 @pytest.fixture(scope="module")
 def make_engine(
     make_tiny_llama: MakeTinyLlama, tmp_path_factory: pytest.TempPathFactory
 ) -> MakeEngine:
-    def make(dtype: str, target: str) -> Path:
-        directory = tmp_path_factory.mktemp(f"{dtype}_{target}")
+    def make(dtype: str, target: str, quant: str) -> Path:
+        directory = tmp_path_factory.mktemp(f"{dtype}_{target}_{quant}")
         checkpoint, engine = directory / "checkpoint", directory / "engine"
-        convert(ConvertRequest(make_tiny_llama(TINY), checkpoint, dtype=dtype))
-        limits = {"max_batch_size": 32, "max_seq_len": 192, "max_num_tokens": 256}
-        build(BuildRequest(checkpoint, engine, tokens_per_block=16, target=target, **limits))
+        shape = GROUPED_TINY if quant.startswith("w4") else TINY
+        convert(ConvertRequest(make_tiny_llama(shape), checkpoint, dtype=dtype))
+        build(
+            BuildRequest(
+                checkpoint,
+                engine,
+                max_batch_size=32,
+                max_seq_len=192,
+                max_num_tokens=256,
+                tokens_per_block=16,
+                target=target,
+                quant=quant,
+            )
+        )
         return engine
 
     return make
@@ -102,14 +123,14 @@ def assert_same(alone: RecordingExecutor, crowd: RecordingExecutor, numbers: set
         assert_same_bits(crowd.logits[key], row, f"logits of request, position {key}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "quant"), DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_crowd_chunks_and_threads_change_no_bit(
-    target: str, dtype: str, make_engine: MakeEngine
+    target: str, dtype: str, quant: str, make_engine: MakeEngine
 ) -> None:
     print(f"seed {SEED}")
-    chance = random.Random(f"{SEED} {target} {dtype}")
-    engine = make_engine(dtype, target)
+    chance = random.Random(f"{SEED} {target} {dtype} {quant}")
+    engine = make_engine(dtype, target, quant)
     requests = random_requests(chance, 32, TINY.vocab_size, PROMPT_LENGTHS, most_new=24)
     single = NativeExecutor.load(engine, kv_cache_tokens=8192, num_threads=1)
     double = NativeExecutor.load(engine, kv_cache_tokens=2048, num_threads=2)

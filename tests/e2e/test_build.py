@@ -13,7 +13,11 @@ from tests.tiny_llama import TinyLlama
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.llm import LLM, SamplingParams
+from tidemill.api.verify import verify_engine
+from tidemill.base.target import NAME_TO_TARGET, host_targets
 from tidemill.engine.reader import EngineFile
+
+HOST_TARGETS = {target.name for target in host_targets()}
 
 
 @pytest.mark.parametrize(("tp_size", "pp_size"), [(2, 1), (1, 2), (2, 2)])
@@ -63,3 +67,34 @@ def test_float32_engine_of_any_head_width_gives_the_tokens_of_transformers(
             logits = judge(torch.tensor([prompt + tokens])).logits[0]
         expected = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert tokens == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("quant", ["w8a8", "w8a16"])
+def test_quantised_engine_agrees_with_its_checkpoint_and_stores_a_byte_for_each_weight(
+    tiny_llama: Path, tmp_path: Path, quant: str, dtype: str
+) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint", dtype=dtype))
+    plain = build(BuildRequest(tmp_path / "checkpoint", tmp_path / "plain", max_seq_len=64))
+    request = BuildRequest(
+        tmp_path / "checkpoint", tmp_path / "engine", max_seq_len=64, quant=quant
+    )
+    report = build(request)
+    assert report.weights_bytes < plain.weights_bytes * 0.75
+    assert report.build_config["quant"] == report.build_config["quant_head"] == quant
+    verified = verify_engine(tmp_path / "engine", tmp_path / "checkpoint")
+    assert len(verified.errors) > 10
+
+
+@pytest.mark.parametrize("target", sorted(set(NAME_TO_TARGET) - HOST_TARGETS))
+def test_every_scheme_compiles_for_targets_that_this_machine_cannot_run(
+    make_tiny_llama: MakeTinyLlama, tmp_path: Path, target: str
+) -> None:
+    shape = TinyLlama(num_layers=1, hidden_size=64, head_size=16, num_heads=4, intermediate_size=64)
+    convert(ConvertRequest(make_tiny_llama(shape), tmp_path / "checkpoint", dtype="bfloat16"))
+    for quant in ("w8a8", "w8a16", "w4a8_g64", "w4a16_g64"):
+        directory = tmp_path / quant
+        request = BuildRequest(
+            tmp_path / "checkpoint", directory, max_seq_len=64, target=target, quant=quant
+        )
+        assert build(request).target == target

@@ -79,7 +79,7 @@ def test_run_line_answers(users_directory: Path) -> None:
     assert done.returncode == 0, done.stderr
     prompt = shlex.split(RUN)[-1]
     with LLM(users_directory / "engine_output") as llm:
-        (expected,) = llm.generate(prompt, SamplingParams(max_tokens=8))
+        expected = llm.generate(prompt, SamplingParams(max_tokens=8))
     assert done.stdout == expected.outputs[0].text + "\n"
 
 

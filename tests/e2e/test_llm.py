@@ -136,5 +136,5 @@ def test_host_serves_text(
         request = GenerateRequest(request_id="a", prompt="Hello", exclude_input_in_output=False)
         client.submit(request, inbox.put)
         update = inbox.get(timeout=30)
-    expected = llm.generate("Hello")[0].outputs[0]
+    expected = llm.generate("Hello").outputs[0]
     assert update.text == "Hello" + expected.text and update.token_ids == expected.token_ids

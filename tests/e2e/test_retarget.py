@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def build_for(checkpoint: Path) -> BuildFor:
     def build_once(name: str) -> Path:
         if name not in made:
             made[name] = checkpoint.parent / name
-            limits = {"max_batch_size": 4, "max_seq_len": 128}
+            limits: dict[str, Any] = {"max_batch_size": 4, "max_seq_len": 128}
             build(BuildRequest(checkpoint, made[name], target=name, **limits))
         return made[name]
 

@@ -9,13 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tidemill.api.build import BuildRequest, build
+from tidemill.api.convert import ConvertRequest, convert
 from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.frontends.cli import convert_checkpoint_flags
-from tidemill.frontends.cli.build import resolve_max_seq_len
+from tidemill.frontends.cli.build import SCHEMES, resolve_max_seq_len
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.prompts import read_prompts
 from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_USAGE, run_app
+from tidemill.quant.schemes import NAME_TO_SCHEME, find_scheme
 
 REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
 
@@ -63,9 +66,9 @@ def test_flags_that_would_change_weights_are_refused_all_at_once(
 ) -> None:
     output = tmp_path / "ckpt"
     arguments = ["convert", "--model_dir", "m", "--output_dir", str(output)]
-    assert run_app(app, [*arguments, "--use_weight_only", "--int8_kv_cache"]) == EXIT_FAILED
+    assert run_app(app, [*arguments, "--use_fp8", "--int8_kv_cache"]) == EXIT_FAILED
     printed = capsys.readouterr().err
-    assert "--use_weight_only: not yet" in printed and "--int8_kv_cache: not yet" in printed
+    assert "--use_fp8: not yet" in printed and "--int8_kv_cache: not yet" in printed
     assert not output.exists()
 
 
@@ -116,3 +119,28 @@ def test_array_of_tokens_has_another_shape_or_type(tmp_path: Path, array: npt.ND
     np.save(tmp_path / "p.npy", array)
     with pytest.raises(ConfigError, match="one or two dimensions"):
         read_prompts([], tmp_path / "p.npy")
+
+
+def test_unknown_scheme_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="w8a8") as caught:
+        find_scheme("w7a7", "--quant")
+    assert "--quant" in str(caught.value) and "w7a7" in str(caught.value)
+
+
+def test_help_of_build_names_every_scheme() -> None:
+    assert tuple(NAME_TO_SCHEME) == SCHEMES
+
+
+def test_head_of_4_bits_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant_head="w4a8_g64")
+    with pytest.raises(ConfigError, match="cannot have 4-bit weights"):
+        build(request)
+
+
+def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant="w4a8_g64")
+    with pytest.raises(UnsupportedError, match="groups do not divide") as caught:
+        build(request)
+    assert "48" in str(caught.value) and not (tmp_path / "engine").exists()

@@ -173,7 +173,7 @@ class NoTensors:
         raise AssertionError(f"{name} was read while drawing")
 
     def dtype(self, name: str) -> DType:
-        raise AssertionError(f"{name} was asked while drawing")
+        return DType.F32  # a header says it, no tensor is read
 
 
 def test_drawing_reads_no_tensor_and_odd_rotary_dim_is_refused() -> None:

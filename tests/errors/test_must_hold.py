@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -40,7 +41,11 @@ def artifacts(make_tiny_llama: MakeTinyLlama, tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("must_hold")
     shutil.copytree(make_tiny_llama(TinyLlama()), directory / "model")
     convert(ConvertRequest(directory / "model", directory / "checkpoint"))
-    limits = {"max_batch_size": 4, "max_seq_len": 64, "max_input_len": MAX_INPUT_LEN}
+    limits: dict[str, Any] = {
+        "max_batch_size": 4,
+        "max_seq_len": 64,
+        "max_input_len": MAX_INPUT_LEN,
+    }
     build(BuildRequest(directory / "checkpoint", directory / "engine", target=None, **limits))
     return directory
 

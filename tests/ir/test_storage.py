@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from tidemill.base.dtypes import DType
-from tidemill.ir.storage import narrow, rounded, widen
+from tidemill.ir.storage import join_q8, narrow, rounded, split_q8, storage_shape, widen
 
 
 def test_every_bf16_pattern_widens_and_narrows_to_itself() -> None:
@@ -45,3 +46,34 @@ def test_rounded_keeps_the_float_type_it_was_given() -> None:
     out = rounded(np.array([1.0 + 2.0**-9]), DType.BF16)
     assert out.dtype == np.float64
     assert out[0] == 1.0
+
+
+def test_q8_rows_keep_their_largest_value_and_are_half_a_step_from_all_others() -> None:
+    values = np.random.default_rng(5).normal(size=(7, 101)).astype(np.float32)
+    values[3] = 0.0
+    stored = narrow(values, DType.Q8)
+    assert stored.dtype == np.uint8 and stored.shape == storage_shape(values.shape, DType.Q8)
+    step = np.abs(values).max(axis=1, keepdims=True) / 127
+    assert (np.abs(widen(stored, DType.Q8) - values) <= 0.5001 * step).all()
+    np.testing.assert_array_equal(narrow(widen(stored, DType.Q8), DType.Q8)[:, :-4], stored[:, :-4])
+    assert narrow(np.empty((0, 5)), DType.Q8).shape == (0, 9)
+
+
+def test_q8_levels_and_scales_come_apart_and_together() -> None:
+    stored = narrow(np.random.default_rng(6).normal(size=(3, 17)), DType.Q8)
+    levels, scales = split_q8(stored)
+    assert levels.shape == (3, 17) and scales.shape == (3,) and (np.abs(levels).max(1) == 127).all()
+    np.testing.assert_array_equal(join_q8(levels, scales), stored)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype.group_size])
+def test_4_bit_groups_keep_their_ends_and_are_half_a_step_from_all_between(dtype: DType) -> None:
+    values = np.random.default_rng(7).normal(size=(5, 2 * dtype.group_size)).astype(np.float32)
+    values[3] = 0.25  # a group of equal values
+    stored = narrow(values, dtype)
+    assert stored.shape == storage_shape(values.shape, dtype) and stored.dtype == np.uint8
+    groups = values.reshape(5, 2, -1)
+    step = np.ptp(groups, axis=-1, keepdims=True) / 15
+    error = np.abs(widen(stored, dtype).reshape(groups.shape) - groups)
+    # Scale and offset are f16: 2^-11 of the range and of the least value.
+    assert (error <= 0.5 * step + 2e-3 * np.abs(groups).max(-1, keepdims=True)).all()

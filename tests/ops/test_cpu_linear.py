@@ -15,7 +15,6 @@ from tests.ops.native_op import (
     THREADS,
     WEIGHT_DTYPES,
     Operands,
-    activation_rows,
     count,
     draw_stored,
     empty_activations,
@@ -28,11 +27,17 @@ from tidemill.ir.storage import Array, widen
 from tidemill.ops.batch import Numerics
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up
 from tidemill.ops.row import activation_dtype
-from tidemill.quant.packing import interleave_gate, pack_panels, pad_vector
+from tidemill.quant.packing import interleave_gate, pack_activations, pack_panels, pad_vector
 
 EXACT = Numerics(np.float64)
+# A multiple of each group size, and one more panel than whole.
+GROUPED = {DType.Q4G32: (96, 33), DType.Q4G64: (128, 96), DType.Q4G128: (256, 1)}
+GROUPED_FORMATS = [(dtype, DType.Q8) for dtype in GROUPED]
+GROUPED_FORMATS += [(DType.Q4G64, DType.BF16), (DType.Q4G64, DType.F32)]
 # (inputs, outputs): odd, one over a panel, exact multiples, a single output, a prime.
 SHAPES = ((37, 33), (64, 96), (101, 1))
+FORMATS = [(dtype, activation_dtype(dtype)) for dtype in WEIGHT_DTYPES]
+FORMATS += [(DType.Q8, activation) for activation in (DType.Q8, DType.BF16, DType.F32)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,12 @@ class Case:
         floats = [widen(a, v.type.dtype) for a, v in zip(self.plain, self.op.inputs, strict=True)]
         return run(self.op, *(each.astype(np.float64) for each in floats), numerics=EXACT)
 
+    @property
+    def tolerance(self) -> DType:
+        """The type whose row of the table applies: a bf16 result is rounded like bf16 weights'."""
+        rounded = self.op.outputs[0].type.dtype is DType.BF16
+        return DType.BF16 if rounded else self.op.inputs[1].type.dtype
+
     def result(self) -> Array:
         out = self.op.outputs[0].type
         rows, columns = len(self.plain[0]), int(out.shape[1])
@@ -56,17 +67,18 @@ class Case:
         return widen(y[:rows, :columns], out.dtype)
 
 
-def draw_cases(dtype: DType, rows: int, k: int, n: int, seed: int) -> list[Case]:
+def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: int) -> list[Case]:
     """Draw linear, linear_residual and linear_gated, each with and without bias."""
     print(f"seed {seed}")
-    rng, activation = np.random.default_rng(seed), activation_dtype(dtype)
+    rng, (dtype, activation) = np.random.default_rng(seed), formats
+    joined_dtype = DType.BF16 if activation is DType.Q8 else activation
     x = draw_stored(rng, activation, rows, k)
     weight, gate = (draw_stored(rng, dtype, n, k) for _ in range(2))
     bias, gate_bias = (draw_stored(rng, DType.F32, n) for _ in range(2))
     residual = draw_stored(rng, DType.F32, rows, n)
     x_type, w_type = tensor(activation.value, "T", k), tensor(dtype.value, n, k)
     bias_type, residual_type = tensor("f32", n), tensor("f32", "T", n)
-    packed_x = activation_rows(x, activation)
+    packed_x = never_empty(pack_activations(x, activation))
     cases = []
     for has_bias in (False, True):
         biases, bias_types = [bias] * has_bias, [bias_type] * has_bias
@@ -83,8 +95,12 @@ def draw_cases(dtype: DType, rows: int, k: int, n: int, seed: int) -> list[Case]
         y = wide_rows(residual)
         cases.append(Case(added, [x, weight, *biases, residual], {**common, "y": y}, False))
         types = [x_type, w_type, w_type, *bias_types * 2]
-        gated = make_op("linear_gated", types, {"activation": "silu", "has_bias": has_bias})
-        out = empty_activations(rows, n, activation)
+        gated = make_op(
+            "linear_gated",
+            types,
+            {"activation": "silu", "dtype": joined_dtype.value, "has_bias": has_bias},
+        )
+        out = empty_activations(rows, n, joined_dtype)
         joined = interleave_gate(bias, gate_bias)
         record = {
             **common, "w": pack_panels(interleave_gate(weight, gate), dtype), "y": out,
@@ -96,35 +112,70 @@ def draw_cases(dtype: DType, rows: int, k: int, n: int, seed: int) -> list[Case]
     return cases
 
 
+@pytest.mark.parametrize(("dtype", "activation"), GROUPED_FORMATS)
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_grouped_linear_layers_equal_their_references_and_their_crowd(
+    target: str, dtype: DType, activation: DType
+) -> None:
+    k, n = GROUPED[dtype]
+    rows_bits: list[Array] = []
+    for rows in (0, 1, 13, 29):
+        cases = draw_cases((dtype, activation), rows, k, n, seed=k)
+        expected = [case.expected() for case in cases]
+        run_cases(target, cases, 1 + rows % 2)
+        for case, reference in zip(cases, expected, strict=True):
+            tolerance = TOLERANCES[case.op.kind, case.tolerance]
+            assert_close(case.result(), reference, tolerance, f"{case.op.kind}, {rows} rows")
+        rows_bits.append(cases[0].result())
+    whole = draw_cases((dtype, activation), ROWS[-1], k, n, seed=k)[0]
+    for first, last in ((0, 1), (5, 19), (28, 29)):
+        part = draw_cases((dtype, activation), ROWS[-1], k, n, seed=k)[0]
+        x = part.record["x"]
+        assert isinstance(x, np.ndarray)
+        part.record["rows"], part.record["x"] = count(last - first), x[first:last].copy()
+        run_cases(target, [part], 1)
+        y = part.record["y"]
+        assert isinstance(y, np.ndarray)
+        assert_same_bits(y[: last - first, :n], rows_bits[-1][first:last, :n], whole.op.kind)
+
+
+def never_empty(rows: Array) -> Array:
+    return rows if len(rows) else np.zeros((1, rows.shape[1]), rows.dtype)
+
+
 def run_cases(target: str, cases: list[Case], num_threads: int) -> None:
     records: list[Operands] = [case.record for case in cases]
     run_native(target, [case.op for case in cases], records, num_threads=num_threads)
 
 
 @pytest.mark.parametrize(("k", "n"), SHAPES)
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("formats", FORMATS)
 @pytest.mark.parametrize("target", HOST_TARGETS)
 def test_linear_layers_equal_their_references_for_any_number_of_rows(
-    target: str, dtype: DType, k: int, n: int
+    target: str, formats: tuple[DType, DType], k: int, n: int
 ) -> None:
     for rows in ROWS:
         for num_threads in THREADS:
-            cases = draw_cases(dtype, rows, k, n, seed=rows + k)
+            cases = draw_cases(formats, rows, k, n, seed=rows + k)
             expected = [case.expected() for case in cases]
             run_cases(target, cases, num_threads)
             for case, reference in zip(cases, expected, strict=True):
                 what = f"{case.op.kind}, {rows} rows, {num_threads} threads"
-                assert_close(case.result(), reference, TOLERANCES[case.op.kind, dtype], what)
+                assert_close(
+                    case.result(), reference, TOLERANCES[case.op.kind, case.tolerance], what
+                )
 
 
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("formats", FORMATS)
 @pytest.mark.parametrize("target", HOST_TARGETS)
-def test_a_row_of_a_linear_layer_has_the_same_bits_in_any_crowd(target: str, dtype: DType) -> None:
+def test_a_row_of_a_linear_layer_has_the_same_bits_in_any_crowd(
+    target: str, formats: tuple[DType, DType]
+) -> None:
     k, n = SHAPES[0]
-    crowd = draw_cases(dtype, 29, k, n, seed=3)
+    crowd = draw_cases(formats, 29, k, n, seed=3)
     run_cases(target, crowd, 2)
     for first, last in ((0, 1), (28, 29), (5, 19), (7, 9)):
-        part = draw_cases(dtype, 29, k, n, seed=3)
+        part = draw_cases(formats, 29, k, n, seed=3)
         for case in part:
             case.record["rows"] = count(last - first)
             for name in ("x", "y"):

@@ -20,18 +20,18 @@ from tests.ops.native_op import (
     wide_rows,
 )
 from tidemill.base.dtypes import DType
-from tidemill.ir.storage import widen
+from tidemill.ir.storage import narrow, widen
 from tidemill.ops.batch import Numerics
-from tidemill.ops.layout import wide_row
+from tidemill.ops.layout import LANES, activation_row, round_up, wide_row
 from tidemill.ops.row import activation_dtype
-from tidemill.quant.packing import pack_panels, pad_vector
+from tidemill.quant.packing import pack_panels, pad_vector, unpack_activations
 
 EXACT = Numerics(np.float64)
 # One, odd, a panel, one over a panel, a prime over three panels.
 COLUMNS = (1, 15, 32, 33, 101)
 
 
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("dtype", (*WEIGHT_DTYPES, DType.Q8))
 @pytest.mark.parametrize("target", HOST_TARGETS)
 def test_embedding_gathers_exact_rows_from_packed_panels(target: str, dtype: DType) -> None:
     for columns in COLUMNS:
@@ -74,6 +74,54 @@ def test_rms_norm_equals_its_reference_and_keeps_padding_zero(target: str, dtype
                 got = widen(y[:rows, :columns], activation)
                 assert_close(got, expected, TOLERANCES["rms_norm", dtype], f"{rows}x{columns}")
                 assert not y[:, columns:].any()
+
+
+@pytest.mark.parametrize("activation", (DType.F32, DType.BF16))
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_quantize_gives_the_levels_and_scales_of_its_reference(
+    target: str, activation: DType
+) -> None:
+    for columns in COLUMNS:
+        rng = np.random.default_rng(columns)
+        op = make_op("quantize", [tensor(activation.value, "T", columns)])
+        for rows in ROWS:
+            x = draw_stored(rng, activation, rows, columns)
+            x[1:2] = 0  # a row of zeros
+            packed = empty_activations(rows, columns, activation)
+            packed[:rows, :columns] = x
+            # Behind the last whole vector, the buffer's former owner left its numbers.
+            packed[:, round_up(columns, LANES) :] = 0x7F7F
+            y = np.zeros((max(rows, 1), activation_row(columns, DType.Q8)), np.uint8)
+            record: Operands = {"rows": count(rows), "x": packed, "y": y}
+            for num_threads in THREADS:
+                run_native(target, [op], [record], num_threads=num_threads)
+                got = unpack_activations(y[:rows], columns, DType.Q8)
+                expected = narrow(widen(x, activation), DType.Q8)
+                assert_same_bits(got, expected, f"{rows}x{columns}")
+
+
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_rms_norm_quantizes_what_it_normalises(target: str) -> None:
+    for columns in COLUMNS:
+        rng = np.random.default_rng(columns)
+        weight = draw_stored(rng, DType.F32, columns)
+        types = [tensor("f32", "T", columns), tensor("f32", columns)]
+        op = make_op("rms_norm", types, {"epsilon": 1e-5, "dtype": "q8"})
+        for rows in ROWS:
+            x = draw_stored(rng, DType.F32, rows, columns)
+            y = np.zeros((max(rows, 1), activation_row(columns, DType.Q8)), np.uint8)
+            record: Operands = {
+                "rows": count(rows),
+                "x": wide_rows(x),
+                "weight": pad_vector(weight),
+                "y": y,
+            }
+            run_native(target, [op], [record], num_threads=2)
+            stored = unpack_activations(y[:rows], columns, DType.Q8)
+            exact = run(op, x, weight, numerics=EXACT)
+            step = np.abs(exact).max(axis=1, initial=0.0, keepdims=True) / 127
+            # Half a step, and what float32 loses before a level is chosen.
+            assert (np.abs(widen(stored, DType.Q8) - exact) <= 0.501 * step + 1e-6).all()
 
 
 @pytest.mark.parametrize("target", HOST_TARGETS)

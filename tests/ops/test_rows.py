@@ -34,7 +34,7 @@ CALLS: dict[str, tuple[tuple[TensorType, ...], dict[str, AttrValue], TensorType]
     ),
     "linear_gated": (
         (tensor("bf16", "T", 5), tensor("bf16", 7, 5), tensor("bf16", 7, 5)),
-        {"activation": "silu", "has_bias": False},
+        {"activation": "silu", "dtype": "bf16", "has_bias": False},
         tensor("bf16", "T", 7),
     ),
     "rope": (
@@ -57,6 +57,7 @@ CALLS: dict[str, tuple[tuple[TensorType, ...], dict[str, AttrValue], TensorType]
         {**HEADS, "cache_dtype": "bf16"},
         tensor("bf16", "T", 48),
     ),
+    "quantize": ((tensor("bf16", "T", 5),), {}, tensor("q8", "T", 5)),
     "silu": ((tensor("f32", "T", 5),), {}, tensor("f32", "T", 5)),
     "mul": ((tensor("f32", "T", 5),) * 2, {"dtype": "bf16"}, tensor("bf16", "T", 5)),
     "add": ((tensor("f32", "T", 5),) * 2, {}, tensor("f32", "T", 5)),
@@ -127,10 +128,18 @@ def test_rule_refuses_attribute_values_out_of_range(kind: str, attr: str, value:
         (tensor("f32", "T", 5), tensor("bf16", 7, 5)),
         (tensor("bf16", "T", 5), tensor("f16", 7, 5)),
         (tensor("f32", "T", 5), tensor("f32", 5, 7)),
+        (tensor("q8", "T", 5), tensor("bf16", 7, 5)),
         (tensor("f32", "T", 5), tensor("f32", "T", 5)),
         (tensor("f32", "T", 5), tensor("f32", 7, 5), tensor("f32", 5)),
     ],
-    ids=["f32_meets_bf16", "bf16_meets_f16", "transposed", "weight_of_unknown_size", "short_bias"],
+    ids=[
+        "f32_meets_bf16",
+        "bf16_meets_f16",
+        "transposed",
+        "levels_meet_bf16",
+        "weight_of_unknown_size",
+        "short_bias",
+    ],
 )
 def test_linear_refuses_operands_that_do_not_fit(types: tuple[TensorType, ...]) -> None:
     with pytest.raises(TypeFault):
@@ -152,6 +161,7 @@ SIZES = StepSizes(tokens=9, sequences=2, logit_rows=2, kv_tokens=20, attention_p
         ("attention", 4 * 70 * 48, 2 * 20 * 16 * 2 + 9 * 80 * 4 + 9 * 48 * 2 + 2 * 9 * 16 * 2),
         ("rope_cache", 3 * 9 * 8 * 6, 9 * (80 + 48) * 4 + 9 * 4 + 2 * 27 * 4 + 2 * 9 * 16 * 2),
         ("paged_attention", 4 * 70 * 48, 2 * 20 * 16 * 2 + 2 * 9 * 48 * 2),
+        ("quantize", 3 * 45, 45 * 2 + 45 + 9 * 4),
         ("silu", 4 * 45, 2 * 45 * 4),
         ("mul", 45, 2 * 45 * 4 + 45 * 2),
         ("add", 45, 3 * 45 * 4),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tidemill.codegen.isa import Isa, isa_for
 from tidemill.codegen.link import CodeImage, link_object
 from tidemill.engine.manifest import CodeSection, Manifest
 from tidemill.engine.writer import EngineWriter
-from tidemill.ir.graph import Graph
+from tidemill.ir.graph import Graph, TensorType
 from tidemill.ir.text import print_graph
 from tidemill.network.registry import find_architecture
 
@@ -47,6 +48,8 @@ class BuildRequest:
     tokens_per_block: int | None = None
     workers: int | None = None
     target: str | None = None
+    quant: str | None = None
+    quant_head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class BuildReport:
     target: str
     weights_bytes: int
     code_bytes: int
-    build_config: dict[str, int]
+    build_config: dict[str, int | str]
     chosen_by: dict[str, str]
     stage_seconds: dict[str, float]
     notes: tuple[str, ...] = field(default=())
@@ -113,7 +116,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
             config: dict[str, object] = {
                 "version": __version__,
                 "pretrained_config": checkpoint.config.to_json(),
-                "build_config": {**asdict(resolved.config), "kv_cache_type": "PAGED"},
+                "build_config": {**_settings(resolved), "kv_cache_type": "PAGED"},
             }
             engine_dir = writer.finish(manifest, code.data, config, checkpoint.tokenizer_files())
     return BuildReport(
@@ -121,7 +124,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         target=isa.target.name,
         weights_bytes=sink.done_bytes,
         code_bytes=len(code.data),
-        build_config=asdict(resolved.config),
+        build_config=_settings(resolved),
         chosen_by=resolved.chosen_by,
         stage_seconds=stages.seconds,
         notes=(*resolved.notes, *_join_note(checkpoint)),
@@ -142,7 +145,15 @@ def _join_note(checkpoint: Checkpoint) -> tuple[str, ...]:
 def _draw(checkpoint: Checkpoint, resolved: ResolvedBuild) -> Graph:
     config = checkpoint.config
     model = find_architecture(config.architecture, "config.json of the checkpoint")
-    return run_cpu_pipeline(model.draw(config, checkpoint, resolved.config.max_seq_len))
+    graph = model.draw(config, checkpoint, resolved.config.max_seq_len)
+    return run_cpu_pipeline(graph, resolved.quantization)
+
+
+def _settings(resolved: ResolvedBuild) -> dict[str, int | str]:
+    """What the engine was shaped by, limits and schemes, by flag."""
+    schemes = resolved.quantization
+    names = {"quant": schemes.layers.name, "quant_head": schemes.head.name}
+    return {**asdict(resolved.config), **names}
 
 
 class _PackingSink:
@@ -150,10 +161,7 @@ class _PackingSink:
 
     def __init__(self, writer: EngineWriter, graph: Graph, progress: Progress | None) -> None:
         self._writer, self._progress = writer, progress
-        self._total = sum(
-            c.value.type.dtype.itemsize_bytes * _elements(c.value.type.shape)
-            for c in graph.constants
-        )
+        self._total = sum(_stored_bytes(c.value.type) for c in graph.constants)
         self.done_bytes = 0
 
     def __call__(self, name: str, pack: Callable[[], npt.NDArray[Any]]) -> int:
@@ -165,11 +173,9 @@ class _PackingSink:
         return offset
 
 
-def _elements(shape: tuple[int | str, ...]) -> int:
-    count = 1
-    for dim in shape:
-        count *= int(dim)
-    return count
+def _stored_bytes(value_type: TensorType) -> int:
+    *rows, columns = map(int, value_type.shape)
+    return prod(rows) * value_type.dtype.row_bytes(columns)
 
 
 def _compile(plan: CpuPlan, isa: Isa) -> CodeImage:

@@ -44,6 +44,8 @@ class ConvertRequest:
     use_parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
     save_config_only: bool = False
+    use_weight_only: bool = False
+    weight_only_precision: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,16 @@ def _write(
     request: ConvertRequest,
     progress: Progress | None,
 ) -> WrittenCheckpoint:
+    from tidemill.api.convert_weight_only import weight_only_tensors
+    from tidemill.checkpoint.weight_only import is_weight_only
     from tidemill.checkpoint.writer import CheckpointWriter, TensorToWrite, WrittenCheckpoint
 
     tensors = [
         TensorToWrite(name, row, partial(model.loaders[name], config.weight_dtype))
         for name, row in model.rows.items()
     ]
+    if is_weight_only(config):
+        tensors = weight_only_tensors(tensors, model, config)
     with CheckpointWriter(Path(request.output_dir), config) as writer:
         written = WrittenCheckpoint(num_tensors=0, total_bytes=0, content_hash="")
         if not request.save_config_only:
@@ -118,6 +124,9 @@ def _check_request(request: ConvertRequest) -> None:
         f"embedding_sharding_dim {request.embedding_sharding_dim} (0 or 1)": (
             request.embedding_sharding_dim in (0, 1)
         ),
+        f"weight_only_precision {request.weight_only_precision} (int8)": (
+            request.weight_only_precision == "int8"
+        ),
     }
     faults = [fault for fault, is_fine in checks.items() if not is_fine]
     if faults:
@@ -133,6 +142,7 @@ def _check_request(request: ConvertRequest) -> None:
 def _laid_out(config: CheckpointConfig, request: ConvertRequest) -> CheckpointConfig:
     """Return the config in the requested type and layout."""
     from tidemill.checkpoint.config import layout_faults
+    from tidemill.checkpoint.weight_only import as_weight_only, is_weight_only
 
     # Splits of experts and attention follow tp_size; those of the source layout are stale.
     kept = {k: v for k, v in config.mapping_extra.items() if not k.startswith(("moe_", "attn_"))}
@@ -144,6 +154,8 @@ def _laid_out(config: CheckpointConfig, request: ConvertRequest) -> CheckpointCo
         use_parallel_embedding=request.use_parallel_embedding,
         embedding_sharding_dim=request.embedding_sharding_dim,
     )
+    if request.use_weight_only or is_weight_only(config):
+        laid_out = as_weight_only(laid_out)
     faults = layout_faults(laid_out)
     if faults:
         raise ConfigError(

@@ -36,7 +36,10 @@ _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model ready to be converted; `loaders` gives whole tensors in the asked type."""
+    """A model ready to be converted; `loaders` gives whole tensors in the asked type.
+
+    With `has_levels`, those of the layers' matrices that are asked for in q8 are the stored ones.
+    """
 
     kind: str
     label: str
@@ -45,6 +48,7 @@ class OpenedModel:
     loaders: dict[str, Callable[[DType], Array]]
     files: dict[str, bytes]
     notes: list[str] = field(default_factory=list)
+    has_levels: bool = False
 
 
 def open_model(model_dir: Path | str, weight_map: Path | None) -> OpenedModel:
@@ -52,9 +56,7 @@ def open_model(model_dir: Path | str, weight_map: Path | None) -> OpenedModel:
 
     Raises: CheckpointError, UnsupportedError or ConfigError; nothing has been written then.
     """
-    path = Path(model_dir)
-    if not path.exists():
-        path = _download(str(model_dir))
+    path = local_path(model_dir)
     if weight_map is not None:
         return _open_custom(path, weight_map)
     if path.is_file():
@@ -67,6 +69,15 @@ def open_model(model_dir: Path | str, weight_map: Path | None) -> OpenedModel:
     if "architecture" in values:
         return _open_checkpoint(path)
     return _open_hf(path, values)
+
+
+def local_path(model_dir: Path | str) -> Path:
+    """Return a path as it is, and a hub id as the directory of its download.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    path = Path(model_dir)
+    return path if path.exists() else _download(str(model_dir))
 
 
 def _download(model_id: str) -> Path:
@@ -204,6 +215,8 @@ def _open_checkpoint(directory: Path) -> OpenedModel:
     )
 
     def load_converted(name: str, target: DType) -> Array:
+        if checkpoint.dtype(name) is target:
+            return checkpoint.read(name)
         return convert_floats(checkpoint.read(name), checkpoint.dtype(name), target, name)
 
     files = {path.name: FileBytes(path).read_all() for path in checkpoint.tokenizer_files()}
@@ -215,4 +228,5 @@ def _open_checkpoint(directory: Path) -> OpenedModel:
         expected_tensors(config),
         {name: partial(load_converted, name) for name in checkpoint.tensor_names()},
         files,
+        has_levels=checkpoint.has_levels,
     )

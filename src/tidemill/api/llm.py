@@ -1,7 +1,7 @@
-"""`LLM`: an engine in this process, prompts in, answers out, whole or as they come.
+"""`LLM`: a model in this process, prompts in, answers out, whole or as they come.
 
     with LLM("./engine") as llm:
-        print(llm.generate("What is gravity?")[0].outputs[0].text)
+        print(llm.generate("What is gravity?").outputs[0].text)
 
 Names are those of TensorRT-LLM's LLM API. Answers to prompts given together are computed together.
 Any thread may ask; whoever waits for an answer advances everybody's. Knows nothing of the host
@@ -11,11 +11,16 @@ process, whose clients are the servers' way to an engine.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, overload
 
+from tidemill.api.background_stepper import BackgroundStepper
+from tidemill.api.engine_cache import find_or_build
+from tidemill.api.generation_result import AskedPrompt, GenerationResult
+from tidemill.api.iteration_stats import StatsReader
+from tidemill.api.llm_options import LlmOptions
 from tidemill.api.outputs import (
     CompletionOutput,
     RequestOutput,
@@ -24,55 +29,51 @@ from tidemill.api.outputs import (
     to_logits,
     to_text_update,
 )
+from tidemill.api.prompts import (
+    Prompt,
+    Prompts,
+    TokensPrompt,
+    as_list,
+    is_one,
+    one_each,
+    parts,
+    read_prompt,
+    tokenizer_of,
+)
 from tidemill.api.retarget import ensure_native_code
-from tidemill.api.sampling_params import SamplingParams
+from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
 from tidemill.api.shared_session import SharedSession
-from tidemill.base.errors import InvalidRequestError, SessionError
-from tidemill.host.config import SessionConfig
-from tidemill.host.request_reader import encode_prompt
 from tidemill.host.session import Session
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "TextUpdate"]
-
-Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request that was started: its number, its prompt in both forms."""
-
-    number: int
-    prompt: str | None
-    prompt_tokens: list[int]
-
-    @property
-    def request_id(self) -> str:
-        return str(self.number)
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "GenerationResult",
+    "GuidedDecodingParams",
+    "RequestOutput",
+    "SamplingParams",
+    "TextUpdate",
+    "TokensPrompt",
+]
 
 
 class LLM:
-    """A loaded engine. Close it, or use it as a context."""
+    """A loaded engine. Shut it down, or use it as a context."""
 
-    def __init__(
-        self,
-        engine_dir: Path | str,
-        *,
-        kv_cache_tokens: int | None = None,
-        num_threads: int | None = None,
-        tokenizer_dir: Path | str | None = None,
-    ) -> None:
-        """Load an engine, recompiled for this CPU if it was built for another.
+    def __init__(self, model: Path | str, **options: Any) -> None:
+        """Load an engine directory, recompiled if need be, or build and load one from a model.
 
-        Its own tokenizer gives way to that of `tokenizer_dir`. Units: `kv_cache_tokens` is the
-        size of the cache; None computes a modest one.
-        Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
+        `model` is an engine directory, a Hugging Face directory or hub id, a GGUF file or a
+        TensorRT-LLM checkpoint; `options` are the fields of `LlmOptions`. What is built is kept.
+        Raises: ConfigError, EngineFormatError, EngineTargetError, CheckpointError.
         """
+        chosen = LlmOptions.from_keywords(options)
+        cache_dir = None if chosen.cache_dir is None else Path(chosen.cache_dir)
+        engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
         ensure_native_code(engine_dir)
-        self._own(
-            Session.open(engine_dir, SessionConfig(kv_cache_tokens, num_threads), tokenizer_dir)
-        )
+        self._own(Session.open(engine_dir, chosen.session, chosen.tokenizer))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:
@@ -87,39 +88,59 @@ class LLM:
 
         Raises: SessionError when the engine has none.
         """
-        if self._session.tokenizer is None:
-            raise SessionError(
-                "the engine has no tokenizer",
-                where="engine of this LLM",
-                expected="tokenizer.json in the engine directory",
-                got="no such file",
-                hint="give prompts as tokens, or copy the model's tokenizer files there",
-            )
-        return self._session.tokenizer
+        return tokenizer_of(self._session)
 
     @property
     def limits(self) -> EngineLimits:
         """The shapes the engine was built for."""
         return self._session.limits
 
+    @overload
+    def generate(
+        self, inputs: Prompt, sampling_params: SamplingParams | None = None
+    ) -> RequestOutput: ...
+
+    @overload
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        inputs: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> list[RequestOutput]:
-        """Answer prompts, given as texts or as tokens; answers come in the prompts' order.
+    ) -> list[RequestOutput]: ...
+
+    def generate(
+        self,
+        inputs: Prompt | Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """Answer one prompt, or a list of them with one answer for each, in their order.
 
         Raises: RequestError for the first prompt that cannot be served; the others are cancelled.
         """
-        given = _as_list(prompts)
-        asked: list[_Asked] = []
+        given = as_list(inputs)
+        asked: list[AskedPrompt] = []
         try:
-            for prompt, params in zip(given, _one_each(sampling_params, len(given)), strict=True):
-                asked.append(self._ask(prompt, params, is_streaming=False))
-            return [self._collect(each) for each in asked]
+            for prompt, params in zip(given, one_each(sampling_params, len(given)), strict=True):
+                asked.append(self._ask(prompt, params))
+                request = params.to_request(*parts(asked[-1]), is_streaming=False)
+                self._shared.start(request)
+            outputs = [_collect(self._shared, each) for each in asked]
         finally:
             for each in asked:
                 self._shared.forget(each.request_id)
+        return outputs[0] if is_one(inputs) else outputs
+
+    def generate_async(
+        self,
+        inputs: Prompt,
+        sampling_params: SamplingParams | None = None,
+        streaming: bool = False,
+    ) -> GenerationResult:
+        """Start answering one prompt and return at once; a fault of it comes with the result."""
+        params = sampling_params or SamplingParams()
+        asked = self._ask(inputs, params)
+        result = GenerationResult(asked, self._stepper.forget)
+        self._stepper.start(params.to_request(*parts(asked), is_streaming=streaming), result)
+        return result
 
     def generate_stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -128,7 +149,9 @@ class LLM:
 
         Raises: RequestError when the prompt cannot be served.
         """
-        asked = self._ask(prompt, sampling_params or SamplingParams(), is_streaming=True)
+        params = sampling_params or SamplingParams()
+        asked = self._ask(prompt, params)
+        self._shared.start(params.to_request(*parts(asked), is_streaming=True))
         try:
             for update in self._shared.updates(asked.request_id):
                 yield to_text_update(update)
@@ -144,8 +167,7 @@ class LLM:
 
         Raises: RequestError when there is no template or it refuses the messages.
         """
-        (output,) = self.generate([self.chat_tokens(messages)], sampling_params)
-        return output
+        return self.generate(self.chat_tokens(messages), sampling_params)
 
     def chat_tokens(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
         """Write a conversation as prompt tokens; the template gives all special ones."""
@@ -156,61 +178,48 @@ class LLM:
         """Write a conversation as the prompt's text; `chat_tokens` is the safer form."""
         return self.tokenizer.apply_chat_template(messages)
 
-    def close(self) -> None:
+    def get_stats(self) -> list[dict[str, Any]]:
+        """Tell the latest iteration's statistics, unless they were told before."""
+        return self._stats.read()
+
+    def get_stats_async(self) -> AsyncIterator[dict[str, Any]]:
+        """Tell statistics for as long as iterations follow one another."""
+        return self._stats.follow()
+
+    def shutdown(self) -> None:
         """Let go of the engine; nobody may be waiting for an answer."""
+        self._stepper.close()
         self._shared.close()
+
+    close = shutdown
 
     def __enter__(self) -> LLM:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        self.shutdown()
 
     def _own(self, session: Session) -> None:
         self._session = session
         self._shared = SharedSession(session)
+        self._stepper = BackgroundStepper(self._shared)
         self._next_number = itertools.count()
+        self._stats = StatsReader(session)
 
-    def _ask(self, prompt: Prompt, params: SamplingParams, is_streaming: bool) -> _Asked:
-        number = next(self._next_number)
-        if isinstance(prompt, str):
-            tokens = encode_prompt(self.tokenizer, prompt, params.add_special_tokens)
-            asked = _Asked(number, prompt, tokens)
-        else:
-            asked = _Asked(number, None, list(prompt))
-        request = params.to_request(
-            asked.request_id, asked.prompt, asked.prompt_tokens, is_streaming
-        )
-        self._shared.start(request)
-        return asked
-
-    def _collect(self, asked: _Asked) -> RequestOutput:
-        (update,) = self._shared.updates(asked.request_id)
-        context_logits = to_logits(update.context_logits, len(asked.prompt_tokens))
-        return RequestOutput(
-            asked.number,
-            asked.prompt,
-            asked.prompt_tokens,
-            [to_completion(update)],
-            context_logits=context_logits,
-        )
+    def _ask(self, prompt: Prompt, params: SamplingParams) -> AskedPrompt:
+        return read_prompt(next(self._next_number), prompt, params, self._session)
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-    return [cast(Prompt, prompts)] if is_one else list(cast(Sequence[Prompt], prompts))
+def _collect(shared: SharedSession, asked: AskedPrompt) -> RequestOutput:
+    updates = sorted(shared.updates(asked.request_id), key=lambda each: each.index)
+    return RequestOutput(
+        asked.number,
+        asked.prompt,
+        asked.prompt_token_ids,
+        [to_completion(update) for update in updates],
+        context_logits=to_logits(updates[0].context_logits, len(asked.prompt_token_ids)),
+    )
 
 
-def _one_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    if len(params) != num_prompts:
-        raise InvalidRequestError(
-            "prompts and sampling parameters do not match",
-            where="generate",
-            expected=f"{num_prompts} sampling parameters, or one for all",
-            got=f"{len(params)}",
-        )
-    return params
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

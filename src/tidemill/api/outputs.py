@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class CompletionOutput:
     `stop_reason` is the stop string or stop token that ended it, None where the end token did.
     `logprobs` has an entry for each output token: itself first, then the likeliest ones asked for.
     `prompt_logprobs` likewise for the prompt, None for its first token. Shapes: `generation_logits`
-    is (tokens, vocabulary). What was not asked for is None or empty.
+    is (tokens, vocabulary). What was not asked for is None or empty. Of a streamed answer, all is
+    so far, and `text_diff` and `token_ids_diff` are the news.
     """
 
     index: int
@@ -52,6 +53,8 @@ class CompletionOutput:
     logprobs: list[TokenToLogprob] | None = None
     prompt_logprobs: list[TokenToLogprob | None] | None = None
     generation_logits: Logits | None = None
+    text_diff: str = ""
+    token_ids_diff: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -82,6 +85,7 @@ class TextUpdate:
     finish_reason: str | None
     stop_reason: str | int | None = None
     logprobs: list[TokenToLogprob] | None = None
+    index: int = 0
 
 
 def to_text_update(update: Update) -> TextUpdate:
@@ -92,22 +96,37 @@ def to_text_update(update: Update) -> TextUpdate:
         _public(update),
         update.stop_reason,
         to_logprobs(update.logprobs),
+        update.index,
     )
 
 
 def to_completion(update: Update) -> CompletionOutput:
     """Show a whole answer."""
+    return extend(CompletionOutput(update.index, "", [], None), update)
+
+
+def extend(answer: CompletionOutput, update: Update) -> CompletionOutput:
+    """Add one step's news to an answer."""
+    logprobs = to_logprobs(update.logprobs)
     prompt_logprobs = to_logprobs(update.prompt_logprobs)
-    return CompletionOutput(
-        index=0,
-        text=update.text,
-        token_ids=update.token_ids,
+    logits = to_logits(update.generation_logits, len(update.token_ids))
+    if logits is not None and answer.generation_logits is not None:
+        logits = np.concatenate([answer.generation_logits, logits])
+    cumulative = update.cumulative_logprob
+    return replace(
+        answer,
+        text=answer.text + update.text,
+        token_ids=answer.token_ids + update.token_ids,
         finish_reason=_public(update),
         stop_reason=update.stop_reason,
-        cumulative_logprob=update.cumulative_logprob,
-        logprobs=to_logprobs(update.logprobs),
-        prompt_logprobs=None if prompt_logprobs is None else [None, *prompt_logprobs],
-        generation_logits=to_logits(update.generation_logits, len(update.token_ids)),
+        cumulative_logprob=answer.cumulative_logprob if cumulative is None else cumulative,
+        logprobs=answer.logprobs if logprobs is None else [*(answer.logprobs or []), *logprobs],
+        prompt_logprobs=(
+            answer.prompt_logprobs if prompt_logprobs is None else [None, *prompt_logprobs]
+        ),
+        generation_logits=answer.generation_logits if logits is None else logits,
+        text_diff=update.text,
+        token_ids_diff=update.token_ids,
     )
 
 

@@ -12,6 +12,8 @@ from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.checkpoint.weight_only import is_weight_only
+from tidemill.quant.schemes import NONE, Quantization, find_scheme
 
 if TYPE_CHECKING:
     from tidemill.api.build import BuildRequest
@@ -27,6 +29,7 @@ class ResolvedBuild:
     """Final limits; `chosen_by` says user or default for each field."""
 
     config: BuildConfig
+    quantization: Quantization
     chosen_by: dict[str, str]
     notes: tuple[str, ...]
 
@@ -53,13 +56,46 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
         name: "default" if getattr(request, name) is None else "user"
         for name in BuildConfig.__dataclass_fields__
     }
+    for name in ("quant", "quant_head"):
+        chosen_by[name] = "default" if getattr(request, name) is None else "user"
     notes = []
     if max_seq_len > longest:
         notes.append(
             f"max_seq_len {max_seq_len} is beyond the {longest} positions that the model was "
             "trained for; answers may degrade past them"
         )
-    return ResolvedBuild(config, chosen_by, tuple(notes))
+    quantization = _resolve_quantization(request, is_weight_only(model))
+    return ResolvedBuild(config, quantization, chosen_by, tuple(notes))
+
+
+def _resolve_quantization(request: BuildRequest, has_int8_layers: bool) -> Quantization:
+    """The layers' scheme is the user's, and the head's follows it unless told otherwise.
+
+    Left open, it is the checkpoint's: one with int8 layers keeps its head as it is.
+    Raises: ConfigError for unknown schemes, and for none where the layers are int8 already.
+    """
+    if has_int8_layers and request.quant == NONE.name:
+        raise ConfigError(
+            "the checkpoint's layers are int8 already",
+            where="--quant",
+            expected="w8a16 or w8a8",
+            got=NONE.name,
+            hint="leave --quant out for w8a16, or convert again without --use_weight_only",
+        )
+    default = "w8a16" if has_int8_layers else NONE.name
+    layers = find_scheme(request.quant or default, "--quant")
+    if request.quant_head is None:
+        return Quantization(layers, NONE if request.quant is None else layers.for_head)
+    head = find_scheme(request.quant_head, "--quant_head")
+    if head != head.for_head:
+        raise ConfigError(
+            "the head cannot have 4-bit weights",
+            where="--quant_head",
+            expected="none, w8a16 or w8a8",
+            got=head.name,
+            hint="it is the embedding of a tied model; leave --quant_head out for 8 bits",
+        )
+    return Quantization(layers, head)
 
 
 def _check(config: BuildConfig) -> None:

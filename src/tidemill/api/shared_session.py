@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Protocol
 
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.session import Session
+
+
+class Inbox(Protocol):
+    """Takes a request's updates, on the thread that steps."""
+
+    def append(self, update: Update, /) -> None: ...
 
 
 class SharedSession:
@@ -22,14 +29,21 @@ class SharedSession:
         # Any thread adds to these, even in the middle of a step; whoever steps empties them first.
         self._submitted: deque[GenerateRequest] = deque()
         self._abandoned: deque[str] = deque()
-        self._id_to_inbox: dict[str, deque[Update]] = {}
+        self._id_to_inbox: dict[str, Inbox] = {}
         self._is_stepping = False
         self._stepped = threading.Condition()
 
-    def start(self, request: GenerateRequest) -> None:
-        """Start a request; its id is used for the first time."""
-        self._id_to_inbox[request.request_id] = deque()
+    def start(self, request: GenerateRequest, inbox: Inbox | None = None) -> None:
+        """Start a request; its id is used for the first time.
+
+        With an `inbox` of one's own, somebody has to call `advance` until it is full.
+        """
+        self._id_to_inbox[request.request_id] = deque() if inbox is None else inbox
         self._submitted.append(request)
+
+    def advance(self) -> None:
+        """Take a step, or wait for the one that another thread is taking."""
+        self._wait_or_step(())
 
     def updates(self, request_id: str) -> Iterator[Update]:
         """Give a started request's updates up to its last.
@@ -37,6 +51,7 @@ class SharedSession:
         Raises: what the request failed with.
         """
         inbox = self._id_to_inbox[request_id]
+        assert isinstance(inbox, deque), "it has an inbox of its own"
         is_final = False
         while not is_final:
             while not inbox:
@@ -50,7 +65,7 @@ class SharedSession:
     def forget(self, request_id: str) -> None:
         """End a request, or let go of one that has ended."""
         # No lock: the garbage collector may run this in the middle of a step.
-        del self._id_to_inbox[request_id]
+        self._id_to_inbox.pop(request_id, None)
         self._abandoned.append(request_id)
 
     def close(self) -> None:
@@ -59,7 +74,7 @@ class SharedSession:
             assert not self._is_stepping, "closed in the middle of a step"
             self._session.close()
 
-    def _wait_or_step(self, inbox: deque[Update]) -> None:
+    def _wait_or_step(self, inbox: Collection[Update]) -> None:
         with self._stepped:
             if self._is_stepping:
                 self._stepped.wait()

@@ -32,10 +32,14 @@ _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 X86_64_V4_BF16 = Target(
-    "x86-64-v4-bf16", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v4", "+avx512bf16",
-    _V4 | {"avx512_bf16"},
+    "x86-64-v4-bf16", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v4",
+    "+avx512bf16,+avx512vnni", _V4 | {"avx512_bf16", "avx512_vnni"},
 )  # fmt: skip
 X86_64_V4 = Target("x86-64-v4", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v4", "", _V4)
+X86_64_V3_VNNI = Target(
+    "x86-64-v3-vnni", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v3", "+avxvnni",
+    _V3 | {"avx_vnni"},
+)  # fmt: skip
 X86_64_V3 = Target("x86-64-v3", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v3", "", _V3)
 AARCH64 = Target(
     "aarch64-neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon,+fullfp16",
@@ -43,7 +47,7 @@ AARCH64 = Target(
 )  # fmt: skip
 
 # Best first: the first one that the host satisfies is its native target.
-TARGETS = (X86_64_V4_BF16, X86_64_V4, X86_64_V3, AARCH64)
+TARGETS = (X86_64_V4_BF16, X86_64_V4, X86_64_V3_VNNI, X86_64_V3, AARCH64)
 NAME_TO_TARGET = {target.name: target for target in TARGETS}
 
 

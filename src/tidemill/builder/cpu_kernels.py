@@ -20,8 +20,10 @@ from tidemill.ir.graph import Op
 from tidemill.ops.embedding import cpu as embedding_cpu
 from tidemill.ops.gather_last import cpu as gather_last_cpu
 from tidemill.ops.layout import CacheLayout
-from tidemill.ops.linear.cpu import OP_TO_EPILOGUE, LinearKernels
+from tidemill.ops.linear.cpu import Epilogue, LinearKernels, add_residual, gate_silu, store
+from tidemill.ops.linear.formats import Format, format_for
 from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
+from tidemill.ops.quantize import cpu as quantize_cpu
 from tidemill.ops.rms_norm import cpu as rms_norm_cpu
 from tidemill.ops.rope_cache.cpu import RopeCacheKernel
 from tidemill.ops.sample import cpu as sample_cpu
@@ -34,13 +36,14 @@ class KernelLibrary:
         self.module = Module()
         self._isa, self._config = isa, config
         self._kernels: dict[str, Kernel] = {}
-        self._tiles: dict[tuple[DType, int], tuple[LinearKernels, dict[int, Function]]] = {}
+        self._tiles: dict[tuple[str, int], tuple[LinearKernels, dict[int, Function]]] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
             "embedding": self._embedding,
             "rms_norm": self._rms_norm,
             "linear": self._linear,
             "linear_residual": self._linear,
             "linear_gated": self._linear,
+            "quantize": self._quantize,
             "rope_cache": self._rope_cache,
             "paged_attention": self._paged_attention,
             "gather_last": self._gather_last,
@@ -76,17 +79,26 @@ class KernelLibrary:
         )
 
     def _linear(self, op: Op) -> Kernel:
-        weight = op.inputs[1].type
-        k, suffix = int(weight.shape[1]), "_bias" if has_bias(op) else ""
-        symbol = f"{op.kind}_{weight.dtype.value}_k{k}{suffix}"
-        return self._once(symbol, lambda name: self._emit_linear(op, name, weight.dtype, k))
+        x, weight = (value.type for value in op.inputs[:2])
+        form, k = format_for(self._isa, weight.dtype, x.dtype), int(weight.shape[1])
+        parts = [op.kind, form.name, f"k{k}"]
+        parts += [str(op.attrs["dtype"])] if op.kind == "linear_gated" else []
+        parts += ["bias"] if has_bias(op) else []
+        return self._once("_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, k))
 
-    def _emit_linear(self, op: Op, symbol: str, dtype: DType, k: int) -> Kernel:
-        if (dtype, k) not in self._tiles:
-            kernels = LinearKernels(self.module, self._isa, dtype, k)
-            self._tiles[dtype, k] = kernels, kernels.emit_tiles()
-        kernels, tiles = self._tiles[dtype, k]
-        return kernels.emit(symbol, tiles, OP_TO_EPILOGUE[op.kind], has_bias(op))
+    def _emit_linear(self, op: Op, symbol: str, form: Format, k: int) -> Kernel:
+        if (form.name, k) not in self._tiles:
+            kernels = LinearKernels(self.module, self._isa, form, k)
+            self._tiles[form.name, k] = kernels, kernels.emit_tiles()
+        kernels, tiles = self._tiles[form.name, k]
+        return kernels.emit(symbol, tiles, _epilogue(op), has_bias(op))
+
+    def _quantize(self, op: Op) -> Kernel:
+        activation, columns = op.inputs[0].type.dtype, _columns(op)
+        return self._once(
+            f"quantize_{activation.value}_{columns}",
+            lambda symbol: quantize_cpu.emit(self.module, symbol, activation, columns),
+        )
 
     def _rope_cache(self, op: Op) -> Kernel:
         emitter = RopeCacheKernel(
@@ -139,6 +151,12 @@ def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
 def has_bias(op: Op) -> bool:
     """Whether a linear op of any form adds a bias; a plain one says so by its inputs alone."""
     return len(op.inputs) == 3 if op.kind == "linear" else bool(op.attrs["has_bias"])
+
+
+def _epilogue(op: Op) -> Epilogue:
+    if op.kind == "linear_gated":
+        return gate_silu(DType(op.attrs["dtype"]))
+    return {"linear": store, "linear_residual": add_residual}[op.kind]
 
 
 def _columns(op: Op) -> int:

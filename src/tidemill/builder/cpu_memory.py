@@ -19,7 +19,7 @@ from tidemill.ops.layout import ATTENTION_CHUNK, activation_row, round_up, wide_
 from tidemill.ops.table import OPS
 
 # Ops whose output a linear layer or attention reads, as rows of activations.
-_ACTIVATION_KINDS = ("rms_norm", "linear_gated", "rope_cache", "paged_attention")
+_ACTIVATION_KINDS = ("rms_norm", "quantize", "linear_gated", "rope_cache", "paged_attention")
 
 
 def place_buffers(graph: Graph, config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:

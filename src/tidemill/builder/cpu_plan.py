@@ -113,6 +113,10 @@ def _rms_norm(op: Op, at: OperandPlaces) -> list[Operand]:
     ]
 
 
+def _quantize(op: Op, at: OperandPlaces) -> list[Operand]:
+    return [at.rows(op), at.buffer("x", op.inputs[0]), at.buffer("y", op.outputs[0])]
+
+
 def _gather_last(op: Op, at: OperandPlaces) -> list[Operand]:
     return [
         at.rows(op),
@@ -194,6 +198,7 @@ _KIND_TO_OPERANDS: dict[str, Callable[[Op, OperandPlaces], list[Operand]]] = {
     "linear": _linear,
     "linear_residual": _linear,
     "linear_gated": _linear,
+    "quantize": _quantize,
     "rope_cache": _rope_cache,
     "paged_attention": _paged_attention,
     "gather_last": _gather_last,

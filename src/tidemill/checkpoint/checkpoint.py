@@ -21,12 +21,22 @@ from tidemill.checkpoint.sharding import (
     EMBEDDING,
     LM_HEAD,
     Split,
+    TensorRow,
     assemble,
     expected_tensors,
     full_shape,
     local_name,
     shard_shape,
     stage_of,
+)
+from tidemill.checkpoint.weight_only import (
+    PLAIN_LAYOUT_KEY,
+    QUANT_ALGO,
+    as_q8,
+    is_matrix,
+    is_weight_only,
+    scale_name,
+    stored_rows,
 )
 from tidemill.checkpoint.writer import TOKENIZER_FILES
 
@@ -39,8 +49,13 @@ class Checkpoint:
     def __init__(self, directory: Path, config: CheckpointConfig, ranks: list[SafetensorsSource]):
         self.directory = directory
         self._ranks = ranks
+        # A config may ask for int8 layers of weights that are stored plainly.
+        self.has_levels = is_weight_only(config) and any(
+            name.endswith("per_channel_scale") for name in ranks[0].names()
+        )
         self.config = self._settle_tie(config)
         self._rows = expected_tensors(self.config)
+        self._check_layout()
         self._check_tensors()
 
     @staticmethod
@@ -48,17 +63,17 @@ class Checkpoint:
         """Open a directory and validate it.
 
         Raises: CheckpointError for missing, truncated or disagreeing files; UnsupportedError for
-        quantised checkpoints.
+        quantised checkpoints other than weight-only int8.
         """
         directory = Path(directory)
         config_path = directory / "config.json"
         config = CheckpointConfig.from_json(read_json_object(config_path), str(config_path))
         algorithm = config.quantization.get("quant_algo")
-        if algorithm not in (None, "NO_QUANT"):
+        if algorithm not in (None, "NO_QUANT", QUANT_ALGO):
             raise UnsupportedError(
-                "quantised checkpoints are not supported yet",
+                "this kind of quantised checkpoint is not supported yet",
                 where=str(config_path),
-                expected="quantization.quant_algo null",
+                expected=f"quantization.quant_algo null or {QUANT_ALGO}",
                 got=str(algorithm),
                 hint="convert from the unquantised model",
             )
@@ -73,15 +88,29 @@ class Checkpoint:
         return full_shape(self._rows[name], self.config)
 
     def dtype(self, name: str) -> DType:
-        """Return the type in which a tensor is stored."""
+        """Return the type that `read` gives: q8 for a matrix that is stored as levels."""
+        if self.has_levels and is_matrix(name):
+            return DType.Q8
         return self._stage(name)[0].dtype(local_name(name, self.config))
 
     def read(self, name: str) -> Array:
         """Read a whole tensor in storage type, put together from its ranks."""
+        rows = self._stored_rows()
+        if not rows[name].is_levels:
+            return self._read_stored(name, rows[name])
+        scales = scale_name(name)
+        scale_dtype = self._stage(scales)[0].dtype(local_name(scales, self.config))
+        levels = self._read_stored(name, rows[name])
+        return as_q8(levels, self._read_stored(scales, rows[scales]), scale_dtype)
+
+    def _stored_rows(self) -> dict[str, TensorRow]:
+        """Return the tensors that the rank files hold."""
+        return stored_rows(self.config) if self.has_levels else self._rows
+
+    def _read_stored(self, name: str, row: TensorRow) -> Array:
         ranks = self._stage(name)
         inside = local_name(name, self.config)
-        row = self._rows[name]
-        if row.split is Split.REPLICATED:
+        if row.split is Split.REPLICATED and not row.is_levels:
             return ranks[0].read(inside)
         return assemble(row, self.config, [rank.read(inside) for rank in ranks])
 
@@ -120,11 +149,21 @@ class Checkpoint:
             stage = number // self.config.mapping.tp_size
             expected = {
                 local_name(name, self.config): shard_shape(row, self.config)
-                for name, row in self._rows.items()
+                for name, row in self._stored_rows().items()
                 if stage_of(name, self.config) == stage
             }
             faults += _tensor_faults(f"rank{number}", rank, expected)
         return faults
+
+    def _check_layout(self) -> None:
+        if self.has_levels and not self.config.extra.get(PLAIN_LAYOUT_KEY):
+            raise UnsupportedError(
+                "int8 weights are permuted for the kernels of one GPU",
+                where=str(self.directory),
+                expected=f"{PLAIN_LAYOUT_KEY} true in config.json: plain [in, out] weights",
+                got=f"{PLAIN_LAYOUT_KEY} {self.config.extra.get(PLAIN_LAYOUT_KEY)}",
+                hint="convert from the original model: tidemill convert --use_weight_only",
+            )
 
     def _check_tensors(self) -> None:
         faults = self._faults()

@@ -15,6 +15,7 @@ from enum import Enum
 
 import numpy as np
 
+from tidemill.base.dtypes import DType
 from tidemill.base.errors import CheckpointError
 from tidemill.base.mapping import Mapping
 from tidemill.checkpoint.config import CheckpointConfig
@@ -47,13 +48,18 @@ class TensorRow:
     """One tensor of the model, or of every layer where the name has `{i}`.
 
     Symbols: V vocabulary, H hidden, I intermediate, D head size, Q and K rows of all query and of
-    all key (or value) heads, QKV their joined rows.
+    all key (or value) heads, QKV their joined rows. `is_levels`: stored as int8, inputs first.
     """
 
     name: str
     dims: tuple[str, ...]
     split: Split = Split.REPLICATED
     need: Need = Need.ALWAYS
+    is_levels: bool = False
+
+    def stored_dtype(self, config: CheckpointConfig) -> DType:
+        """Return the type of the tensor in the rank files."""
+        return DType.I8 if self.is_levels else config.weight_dtype
 
 
 _L = "transformer.layers.{i}."
@@ -164,6 +170,11 @@ def _stage_layers(config: CheckpointConfig, stage: int) -> range:
 
 def shard_shape(row: TensorRow, config: CheckpointConfig) -> tuple[int, ...]:
     """Return the shape of each rank's part; it is the same on every tensor-parallel rank."""
+    shape = _outputs_first_shape(row, config)
+    return shape[::-1] if row.is_levels else shape
+
+
+def _outputs_first_shape(row: TensorRow, config: CheckpointConfig) -> tuple[int, ...]:
     shape = full_shape(row, config)
     tp_size = config.mapping.tp_size
     if row.split is Split.QKV:
@@ -177,6 +188,11 @@ def shard_shape(row: TensorRow, config: CheckpointConfig) -> tuple[int, ...]:
 def shard(row: TensorRow, config: CheckpointConfig, full: Array, tp_rank: int) -> Array:
     """Cut one tensor-parallel rank's part out of the whole tensor."""
     assert full.shape == full_shape(row, config), (row.name, full.shape)
+    part = _shard(row, config, full, tp_rank)
+    return np.ascontiguousarray(part.T) if row.is_levels else part
+
+
+def _shard(row: TensorRow, config: CheckpointConfig, full: Array, tp_rank: int) -> Array:
     if config.mapping.tp_size == 1:
         return full
     if row.split is Split.QKV:
@@ -184,7 +200,7 @@ def shard(row: TensorRow, config: CheckpointConfig, full: Array, tp_rank: int) -
     dim = _split_dim(row, config)
     if dim is None:
         return full
-    size = shard_shape(row, config)[dim]
+    size = _outputs_first_shape(row, config)[dim]
     part = full[(slice(None),) * dim + (slice(tp_rank * size, (tp_rank + 1) * size),)]
     missing = size - part.shape[dim]
     if missing:
@@ -199,6 +215,8 @@ def assemble(row: TensorRow, config: CheckpointConfig, shards: Sequence[Array]) 
     Raises: CheckpointError when copies of one key or value head differ between ranks.
     """
     assert len(shards) == config.mapping.tp_size
+    if row.is_levels:
+        shards = [np.ascontiguousarray(part.T) for part in shards]
     if len(shards) == 1:
         return shards[0]
     if row.split is Split.QKV:

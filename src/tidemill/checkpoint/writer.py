@@ -44,11 +44,12 @@ TOKENIZER_FILES = (
     "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
 Progress = Callable[[str, int, int], None]
+_Types = Mapping[str, tuple[DType, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """A tensor of the whole model; `load` gives it in the config's type when its turn comes."""
+    """A tensor of the whole model; `load` gives it in its stored type in turn."""
 
     name: str
     row: TensorRow
@@ -95,8 +96,7 @@ class CheckpointWriter:
         files = [
             _RankFile(
                 self._staged.path / f"rank{rank}.safetensors",
-                self._rank_shapes(tensors, rank),
-                self.config.weight_dtype,
+                self._rank_types(tensors, rank),
             )
             for rank in range(self.config.mapping.world_size)
         ]
@@ -128,18 +128,19 @@ class CheckpointWriter:
         self.write_files({"config.json": text.encode()})
         self._staged.publish()
 
-    def _rank_shapes(
-        self, tensors: Sequence[TensorToWrite], rank: int
-    ) -> dict[str, tuple[int, ...]]:
+    def _rank_types(self, tensors: Sequence[TensorToWrite], rank: int) -> _Types:
         mapping = replace(self.config.mapping, rank=rank)
-        shapes = {
-            local_name(tensor.name, self.config): shard_shape(tensor.row, self.config)
+        name_to_row = {
+            local_name(tensor.name, self.config): tensor.row
             for tensor in tensors
             if stage_of(tensor.name, self.config) == mapping.pp_rank
         }
         if mapping.is_last_stage and needs_lm_head_copy(self.config):
-            shapes[LM_HEAD] = shard_shape(NAME_TO_ROW[LM_HEAD], self.config)
-        return shapes
+            name_to_row[LM_HEAD] = NAME_TO_ROW[LM_HEAD]
+        return {
+            name: (row.stored_dtype(self.config), shard_shape(row, self.config))
+            for name, row in name_to_row.items()
+        }
 
     def _write_one(self, tensor: TensorToWrite, files: list[_RankFile], meter: _Meter) -> str:
         values = tensor.load()
@@ -155,7 +156,8 @@ class CheckpointWriter:
                 meter.add(name, part.nbytes)
         # The hash is over whole tensors, so that it does not depend on tp and pp.
         digest = hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        return f"{tensor.name} {self.config.dtype} {values.shape} {digest.hexdigest()}"
+        dtype = "int8" if tensor.row.is_levels else self.config.dtype
+        return f"{tensor.name} {dtype} {values.shape} {digest.hexdigest()}"
 
 
 class _Meter:
@@ -177,11 +179,11 @@ class _Meter:
 class _RankFile:
     """A safetensors file of known tensors, filled in any order and from several threads."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: DType) -> None:
+    def __init__(self, path: Path, types: _Types) -> None:
         self._offsets: dict[str, int] = {}
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for name, shape in shapes.items():
+        for name, (dtype, shape) in types.items():
             begin, end = end, end + prod(shape) * dtype.itemsize_bytes
             self._offsets[name] = begin
             header[name] = {

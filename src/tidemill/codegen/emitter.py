@@ -75,6 +75,9 @@ class Value:
     def __rshift__(self, other: Value | Number) -> Value:
         return self._binary(other, "lshr", "")
 
+    def shift_right_signed(self, bits: int) -> Value:
+        return self._binary(bits, "ashr", "")
+
     def __lt__(self, other: Value | Number) -> Value:
         return self._compare(other, "slt", "olt")
 

@@ -53,14 +53,21 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def live_at_once_bytes(buffers: Sequence[TensorSpec]) -> int:
-    """Return the most bytes of buffers that are live at one op: no arena can be smaller."""
+    """Return the most bytes that are live at one op: no arena can be smaller.
+
+    Buffers that are updated in place share theirs under several names; such bytes count once.
+    """
+    ops = {buffer.first_op for buffer in buffers}
     return max(
-        (
-            sum(b.size_bytes for b in buffers if b.first_op <= op <= b.last_op)
-            for op in {buffer.first_op for buffer in buffers}
-        ),
+        (without_reuse_bytes([b for b in buffers if b.first_op <= op <= b.last_op]) for op in ops),
         default=0,
     )
+
+
+def without_reuse_bytes(buffers: Sequence[TensorSpec]) -> int:
+    """Return the bytes of all buffers, those that share a place at the same time counted once."""
+    place_to_bytes = {(b.offset_bytes, b.first_op, b.last_op): b.size_bytes for b in buffers}
+    return sum(place_to_bytes.values())
 
 
 def _summary_facts(engine: EngineFile) -> dict[str, Any]:
@@ -195,7 +202,7 @@ def _memory_text(engine: EngineFile) -> str:
     bound = live_at_once_bytes(manifest.buffers)
     return (
         f"arena: {manifest.arena_bytes} bytes; live at once: {bound} bytes (no plan is smaller); "
-        f"without reuse: {sum(b.size_bytes for b in manifest.buffers)} bytes\n\n{table(rows)}"
+        f"without reuse: {without_reuse_bytes(manifest.buffers)} bytes\n\n{table(rows)}"
     )
 
 

@@ -130,6 +130,14 @@ class HostLink:
                 got=type(message).__name__,
                 hint="stop the old tidemill processes, then start again",
             )
+        if message.error is not None:
+            raise HostError(
+                "the host refuses this client",
+                where="the host's socket",
+                expected="what a client of its version says",
+                got=str(message.error.to_exception()),
+                hint="stop the old tidemill processes, then start again",
+            )
         if message.is_leaving:
             # What is sent from now on, by the owner's callbacks too, waits for the next host.
             self._stop_sending()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from tidemill.base import debug
 from tidemill.base.errors import HostError
 from tidemill.host.connection import Framer, check_hello, encode
-from tidemill.host.messages import PROTOCOL_VERSION, Ask, Hello, Message
+from tidemill.host.messages import PROTOCOL_VERSION, Ask, Hello, Message, Tell, WireError
 
 RECEIVE_BYTES = 1 << 18
 MAX_UNREAD_BYTES = 64 * 2**20
@@ -106,6 +106,7 @@ class Switchboard:
                     client.is_greeted = True
         except HostError as error:
             debug.warn("host", str(error))
+            _refuse(client, error)
             data = b""
         if not data:
             self._selector.unregister(client.connection)
@@ -137,3 +138,10 @@ class Switchboard:
         client.unsent.clear()
         with contextlib.suppress(OSError):
             client.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _refuse(client: Client, error: HostError) -> None:
+    """Tell a client what was wrong with what it sent, if it still listens."""
+    last_words = encode(Tell(error=WireError.from_exception(error)))
+    with contextlib.suppress(OSError):
+        client.connection.send(bytes(client.unsent) + last_words)

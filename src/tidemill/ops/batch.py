@@ -21,7 +21,7 @@ from tidemill.ops.logits_edits import LogitsEdits
 class Numerics:
     """How the references compute: in which float type, and whether declared types round.
 
-    With `round_activations`, a value declared bf16 (or keys and values cached as bf16 or f16)
+    With `round_activations`, a value declared bf16 or q8 (or keys and values cached as bf16 or f16)
     keeps only what that type can hold; the default keeps full precision, as an oracle should.
     """
 
@@ -30,7 +30,7 @@ class Numerics:
 
     def settle(self, values: Array, dtype: DType) -> Array:
         """Return values as an op's output of this declared type holds them."""
-        if dtype not in (DType.F32, DType.F16, DType.BF16):
+        if dtype not in (DType.F32, DType.F16, DType.BF16) and not dtype.is_quantized:
             return values.astype(dtype.storage_name, copy=False)
         values = values.astype(self.precision, copy=False)
         if self.round_activations and dtype is not DType.F32:

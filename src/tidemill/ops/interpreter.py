@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError
 from tidemill.ir.graph import Constant, Graph, Op
-from tidemill.ir.storage import Array, widen
+from tidemill.ir.storage import Array, storage_shape, widen
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.table import OPS
 
-_FLOATS = (DType.F32, DType.F16, DType.BF16)
+_FLOATS = (DType.F32, DType.F16, DType.BF16, *(d for d in DType if d.is_quantized))
 DEFAULT_NUMERICS = Numerics()
 
 
@@ -112,7 +112,8 @@ def load_constant(constant: Constant, numerics: Numerics = DEFAULT_NUMERICS) -> 
         )
     stored = constant.load()
     expected = constant.value.type
-    if stored.shape != expected.shape or stored.dtype.name != expected.dtype.storage_name:
+    shape = storage_shape(tuple(int(dim) for dim in expected.shape), expected.dtype)
+    if stored.shape != shape or stored.dtype.name != expected.dtype.storage_name:
         raise BuildError(
             "a constant differs from its declared type",
             where=f"{constant.value}, source '{constant.source}'",

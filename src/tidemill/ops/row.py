@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from tidemill.base.dtypes import DType
-from tidemill.ir.graph import Op, TensorType
+from tidemill.ir.graph import Dim, Op, TensorType
 from tidemill.ir.rules import AttrTypes, TypeRule
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
@@ -36,12 +36,16 @@ class StepSizes:
 
     def elements(self, value_type: TensorType) -> int:
         """Count the elements of a value of this type."""
-        symbols = {"T": self.tokens, "S": self.sequences, "L": self.logit_rows}
-        return prod(symbols[dim] if isinstance(dim, str) else dim for dim in value_type.shape)
+        return prod(self._size(dim) for dim in value_type.shape)
 
     def bytes(self, value_type: TensorType) -> int:
         """Count the bytes of a value of this type."""
-        return self.elements(value_type) * value_type.dtype.itemsize_bytes
+        *rows, columns = (self._size(dim) for dim in value_type.shape)
+        return prod(rows) * value_type.dtype.row_bytes(columns)
+
+    def _size(self, dim: Dim) -> int:
+        symbols = {"T": self.tokens, "S": self.sequences, "L": self.logit_rows}
+        return symbols[dim] if isinstance(dim, str) else dim
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,10 @@ def elementwise_cost(flops_per_element: int) -> CostRule:
 
 
 def activation_dtype(weight: DType) -> DType:
-    """Return the element type of activations that meet weights of this type.
+    """Return the element type of activations that meet plain weights of this type.
 
-    bf16 dot products take bf16 activations; f16 and f32 weights meet f32 activations.
+    bf16 dot products take bf16 activations; f16 and f32 weights meet f32 activations. Quantised
+    weights meet whatever the graph has, or quantised activations.
     """
+    assert not weight.is_quantized
     return DType.BF16 if weight is DType.BF16 else DType.F32

@@ -19,6 +19,7 @@ from tidemill.ops.linear_gated import ROW as LINEAR_GATED
 from tidemill.ops.linear_residual import ROW as LINEAR_RESIDUAL
 from tidemill.ops.mul import ROW as MUL
 from tidemill.ops.paged_attention import ROW as PAGED_ATTENTION
+from tidemill.ops.quantize import ROW as QUANTIZE
 from tidemill.ops.rms_norm import ROW as RMS_NORM
 from tidemill.ops.rope import ROW as ROPE
 from tidemill.ops.rope_cache import ROW as ROPE_CACHE
@@ -55,6 +56,7 @@ OPS: Mapping[str, OpRow] = tabulate(
         LINEAR_GATED,
         ROPE_CACHE,
         PAGED_ATTENTION,
+        QUANTIZE,
     ),
     [module.name for module in pkgutil.iter_modules(tidemill.ops.__path__) if module.ispkg],
 )

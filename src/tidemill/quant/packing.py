@@ -2,7 +2,8 @@
 
 In: plain [outputs, inputs] arrays in storage type. Out: arrays whose bytes go into the engine.
 The layout is described in ops/layout.py; it is the same for all CPUs, so that an engine built on
-one can be recompiled for another. `unpack_panels` is the inverse, for verification and tests.
+one can be recompiled for another. `unpack_panels` is the inverse, for verification and tests;
+`pack_activations` and `unpack_activations` do the same for rows of activations.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
-from tidemill.ops.layout import PANEL, k_step, padded_k, padded_n, round_up
+from tidemill.ir.storage import join_q8, split_q4, split_q8
+from tidemill.ops.layout import (
+    PANEL,
+    activation_row,
+    k_step,
+    padded_k,
+    padded_n,
+    round_up,
+    scale_at,
+    sums_at,
+)
 
 Array = npt.NDArray[Any]
 _WORD_TYPE = {1: np.uint8, 2: np.uint16, 4: np.uint32}
@@ -22,8 +33,13 @@ _WORD_TYPE = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 def pack_panels(weight_NK: Array, dtype: DType) -> Array:
     """Pack a weight matrix.
 
-    Shapes: (N, K) in storage type -> (N padded / 32, K padded / step, 32) words of `step` inputs.
+    Shapes: (N, K) in storage type -> (N padded / 32, K padded / step, 32) words of `step` inputs,
+    for q8 with two rows of header words before them.
     """
+    if dtype is DType.Q8:
+        return _pack_q8(weight_NK)
+    if dtype.group_size:
+        return _pack_q4(weight_NK, dtype)
     num_outputs, num_inputs = weight_NK.shape
     rows, columns = padded_n(num_outputs), padded_k(num_inputs, dtype)
     if (rows, columns) != weight_NK.shape:
@@ -38,10 +54,88 @@ def pack_panels(weight_NK: Array, dtype: DType) -> Array:
 
 def unpack_panels(packed: Array, num_outputs: int, num_inputs: int, dtype: DType) -> Array:
     """Restore the (N, K) matrix in storage type."""
+    if dtype is DType.Q8:
+        return _unpack_q8(packed, num_outputs, num_inputs)
     words: Array = np.ascontiguousarray(packed.transpose(0, 2, 1))
     words = words.reshape(packed.shape[0] * PANEL, -1)
     weight_NK: Array = words.view(dtype.storage_name)[:num_outputs, :num_inputs]
     return weight_NK
+
+
+def _pack_q8(weight_NK: Array) -> Array:
+    levels, scales = split_q8(weight_NK)
+    num_outputs, num_inputs = levels.shape
+    padding = (
+        (0, padded_n(num_outputs) - num_outputs),
+        (0, padded_k(num_inputs, DType.Q8) - num_inputs),
+    )
+    levels = np.pad(levels, padding)
+    words = levels.view(np.uint32).reshape(-1, PANEL, levels.shape[1] // 4)
+    starts = -128 * levels.sum(axis=1, dtype=np.int32)
+    header = np.stack([pad_vector(scales).view(np.uint32), starts.view(np.uint32)])
+    header = header.reshape(2, -1, PANEL).transpose(1, 0, 2)
+    packed: Array = np.concatenate([header, words.transpose(0, 2, 1)], axis=1)
+    return packed
+
+
+def _pack_q4(stored: Array, dtype: DType) -> Array:
+    """Pack 4-bit rows. Shapes: stored (N, row bytes) -> (N padded / 32, panel bytes)."""
+    missing = padded_n(len(stored)) - len(stored)
+    nibbles, scales, offsets = split_q4(np.pad(stored, ((0, missing), (0, 0))), dtype)
+    panels, groups, size = len(nibbles) // PANEL, nibbles.shape[1], dtype.group_size
+    values = scales * nibbles.sum(-1, dtype=np.float32) - size * offsets
+    starts = (-128 * values.astype(np.float64).sum(-1)).astype(np.float32)
+    header = np.stack([scales, offsets], axis=1).astype(np.float16)
+    header = header.reshape(panels, PANEL, 2, groups).transpose(0, 3, 2, 1)
+    # Inputs t and 4 + t of each eight share a byte.
+    eights = nibbles.reshape(panels, PANEL, groups, size // 8, 2, 4)
+    rows = (eights[..., 0, :] | eights[..., 1, :] << 4).transpose(0, 2, 3, 1, 4)
+    body = [
+        np.ascontiguousarray(header).view(np.uint8).reshape(panels, groups, -1),
+        rows.reshape(panels, groups, -1),
+    ]
+    grouped = np.concatenate(body, axis=-1).reshape(panels, -1)
+    packed: Array = np.concatenate([starts.view(np.uint8).reshape(panels, -1), grouped], axis=-1)
+    return packed
+
+
+def _unpack_q8(packed: Array, num_outputs: int, num_inputs: int) -> Array:
+    scales = np.ascontiguousarray(packed[:, 0]).view(np.float32).reshape(-1)
+    words = np.ascontiguousarray(packed[:, 2:].transpose(0, 2, 1))
+    levels = words.reshape(len(scales), -1).view(np.int8)
+    return join_q8(levels[:num_outputs, :num_inputs], scales[:num_outputs])
+
+
+def pack_activations(stored_TK: Array, dtype: DType) -> Array:
+    """Lay out rows of activations as kernels read them, padded with zeros."""
+    rows, columns = stored_TK.shape
+    if dtype is not DType.Q8:
+        padded: Array = np.zeros((rows, activation_row(columns, dtype)), dtype.storage_name)
+        padded[:, :columns] = stored_TK
+        return padded
+    levels, scales = split_q8(stored_TK)
+    columns = levels.shape[1]
+    padded = np.zeros((rows, activation_row(columns, dtype)), np.uint8)
+    padded[:, : padded_n(columns)] = 128
+    padded[:, :columns] = levels.view(np.uint8) + np.uint8(128)
+    padded[:, scale_at(columns) :][:, :4] = scales[:, None].view(np.uint8)
+    sums = (
+        padded[:, : padded_n(columns)]
+        .reshape(rows, padded_n(columns) // PANEL, PANEL)
+        .sum(-1)
+        .astype(np.float32)
+    )
+    padded[:, sums_at(columns) :][:, : 4 * sums.shape[1]] = sums.view(np.uint8)
+    return padded
+
+
+def unpack_activations(rows: Array, columns: int, dtype: DType) -> Array:
+    """Take rows of activations in storage type out of a kernel's buffer."""
+    if dtype is not DType.Q8:
+        return rows[:, :columns].copy()
+    scales = np.ascontiguousarray(rows[:, scale_at(columns) :][:, :4]).view(np.float32)[:, 0]
+    levels = rows[:, :columns] - np.uint8(128)
+    return join_q8(levels.view(np.int8), scales)
 
 
 def interleave_gate(fc_IK: Array, gate_IK: Array) -> Array:

@@ -28,6 +28,18 @@ class MicroBatch:
     Units: `num_*` count requests and tokens.
     """
 
+    __slots__ = (
+        "_active",
+        "_budget",
+        "_config",
+        "_entries",
+        "_limits",
+        "_pool",
+        "num_context_tokens",
+        "num_generation_requests",
+        "states",
+    )
+
     def __init__(self, limits: EngineLimits, active: ActiveRequests, config: RuntimeConfig) -> None:
         self._limits = limits
         self._active, self._pool = active, active.pool
@@ -41,6 +53,11 @@ class MicroBatch:
     @property
     def num_context_requests(self) -> int:
         return len(self.states) - self.num_generation_requests
+
+    @property
+    def num_started(self) -> int:
+        """Contexts that draw their first token."""
+        return sum(entry.samples for entry in self._entries[self.num_generation_requests :])
 
     def plan(self) -> StepPlan:
         """Freeze what was added, with the block copies that it relies on."""
@@ -60,7 +77,7 @@ class MicroBatch:
         # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
         num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
         for state in generation:
-            if drafter is not None and num_spare > 0 and state.can_be_guessed:
+            if drafter is not None and num_spare > 0 and state.may_speculate:
                 drafts = self._drafts(drafter, state, num_spare)
                 num_spare -= len(drafts)
                 self._budget -= len(drafts)

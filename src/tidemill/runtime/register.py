@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 
 from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.config import RuntimeConfig
-from tidemill.runtime.events import EventKind, EventLog, RequestEvent
+from tidemill.runtime.events import EventKind, EventLog
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.request_queue import Deadlines, RequestQueue
 from tidemill.runtime.request_state import NO_TABLE, RequestState
+from tidemill.runtime.statistics import RequestStage, RequestStats
 from tidemill.runtime.step import EngineLimits
 
 
@@ -57,7 +58,7 @@ class Register:
 
     def end(self, state: RequestState, reason: FinishReason) -> None:
         """End a request between steps, wherever it is."""
-        update = state.ended(reason)
+        update = state.tell(reason)
         if state.table is NO_TABLE:
             self.queue.remove(state)
             self._forget(state, reason)
@@ -74,11 +75,14 @@ class Register:
 
     def end_overdue(self) -> None:
         """End requests whose time is over."""
-        for state in self._deadlines.pop_due(self.clock(), self.id_to_state):
-            self.end(state, FinishReason.TIMED_OUT)
+        if self._deadlines:
+            for state in self._deadlines.pop_due(self.clock(), self.id_to_state):
+                self.end(state, FinishReason.TIMED_OUT)
 
     def take_untold(self) -> list[TokenUpdate]:
         """Hand over the last updates that were not told yet."""
+        if not self._untold:
+            return []
         untold, self._untold = self._untold, []
         return untold
 
@@ -89,7 +93,27 @@ class Register:
         if self.events.is_on:
             for state in states:
                 request_id = state.request.request_id
-                self.events.add(RequestEvent(kind, request_id, self.iteration, now, detail))
+                self.events.add(kind, request_id, self.iteration, now, detail)
+
+    def request_stats(self, scheduled: set[int]) -> list[RequestStats]:
+        """Tell where each request is; `scheduled` holds ids of state objects."""
+        stages = (
+            (RequestStage.GENERATION_IN_PROGRESS, self.active.generation),
+            (RequestStage.CONTEXT_IN_PROGRESS, self.active.context),
+            (RequestStage.QUEUED, self.queue),
+        )
+        return [
+            RequestStats(
+                state.request.request_id,
+                stage,
+                min(state.num_computed, state.num_prompt),
+                state.num_output,
+                id(state) in scheduled,
+                state.metrics,
+            )
+            for stage, states in stages
+            for state in states
+        ]
 
     def check(self) -> None:
         """Recompute every invariant from scratch."""

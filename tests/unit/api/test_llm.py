@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.host.fake_engine import open_session, write_tokenizer
-from tidemill.api.llm import LLM, SamplingParams
+from tidemill.api.llm import LLM, SamplingParams, TokensPrompt
 from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.host.session import Session
@@ -35,7 +35,7 @@ def used_blocks(session: Session) -> int:
 
 
 def test_one_text_gives_one_answer(llm: LLM) -> None:
-    (output,) = llm.generate("say>hello")
+    output = llm.generate("say>hello")
     (answer,) = output.outputs
     assert (answer.text, answer.finish_reason, answer.stop_reason) == ("hello", "stop", None)
     assert output.prompt == "say>hello" and len(output.prompt_token_ids) == 9
@@ -51,17 +51,17 @@ def test_answers_come_in_the_order_of_their_prompts(llm: LLM) -> None:
 
 def test_prompts_in_tokens_are_answered_like_texts(llm: LLM) -> None:
     tokens = llm.tokenizer.encode("say>hello")
-    for prompts in ([tokens], tokens):
-        (output,) = llm.generate(prompts)
+    prompt: TokensPrompt = {"prompt_token_ids": tokens}
+    for output in (llm.generate(tokens), llm.generate([tokens])[0], llm.generate(prompt)):
         assert output.outputs[0].text == "hello" and output.prompt is None
 
 
 def test_no_prompts_give_no_answers(llm: LLM) -> None:
-    assert llm.generate([]) == []
+    assert list(llm.generate(())) == []
 
 
 def test_default_is_32_tokens(llm: LLM) -> None:
-    (output,) = llm.generate("endless")
+    output = llm.generate("endless")
     assert output.outputs[0].length == 32 and output.outputs[0].finish_reason == "length"
 
 
@@ -72,17 +72,17 @@ def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:
 
 
 def test_stop_string_is_told_as_the_reason(llm: LLM) -> None:
-    (output,) = llm.generate(">abcd", SamplingParams(stop=["x", "c"]))
+    output = llm.generate(">abcd", SamplingParams(stop=["x", "c"]))
     assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("stop", "c")
 
 
 def test_prompt_is_part_of_the_text_when_asked_for(llm: LLM) -> None:
-    (output,) = llm.generate(" q>ab", SamplingParams(exclude_input_from_output=False))
+    output = llm.generate(" q>ab", SamplingParams(exclude_input_from_output=False))
     assert output.outputs[0].text == " q>abab"
 
 
 def test_ignore_eos_runs_past_the_end_token(llm: LLM) -> None:
-    (output,) = llm.generate(">ab", SamplingParams(max_tokens=3, ignore_eos=True))
+    output = llm.generate(">ab", SamplingParams(max_tokens=3, ignore_eos=True))
     assert output.outputs[0].finish_reason == "length"
 
 
@@ -97,7 +97,7 @@ def test_left_stream_frees_its_blocks(llm: LLM, session: Session) -> None:
     stream = llm.generate_stream("endless", SamplingParams(max_tokens=1000))
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert llm.generate(">next")[0].outputs[0].text == "next"
+    assert llm.generate(">next").outputs[0].text == "next"
     assert used_blocks(session) == 0
 
 
@@ -115,7 +115,7 @@ def test_threads_get_their_own_answers(llm: LLM) -> None:
 
     def ask(number: int) -> None:
         prompts = [f">{number} {turn}" for turn in range(5)]
-        texts[number] = [llm.generate(prompt)[0].outputs[0].text for prompt in prompts]
+        texts[number] = [llm.generate(prompt).outputs[0].text for prompt in prompts]
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -134,7 +134,7 @@ def test_prompt_that_cannot_be_served_raises_and_leaves_nothing(llm: LLM, sessio
     with pytest.raises(InvalidRequestError, match="exceeds maximum input length"):
         llm.generate([">fine", "x" * 3000, ">fine"])
     assert used_blocks(session) == 0
-    assert llm.generate(">fine")[0].outputs[0].text == "fine"
+    assert llm.generate(">fine").outputs[0].text == "fine"
 
 
 def test_half_a_character_in_a_prompt_is_refused(llm: LLM) -> None:

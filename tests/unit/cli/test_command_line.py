@@ -14,7 +14,18 @@ from tidemill.frontends.cli.build import resolve_max_seq_len
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.shell import EXIT_USAGE, run_app
 
-VERBS = ("sample", "convert", "build", "inspect", "verify", "run", "deploy", "serve", "demo")
+VERBS = (
+    "sample",
+    "convert",
+    "build",
+    "inspect",
+    "verify",
+    "run",
+    "deploy",
+    "serve",
+    "bench",
+    "demo",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -9,8 +9,10 @@ import pytest
 
 from tests.unit.engine.tiny_engine import CONFIG, make_manifest, write_engine
 from tidemill.api.inspect import inspect_engine
+from tidemill.base.dtypes import DType
 from tidemill.base.errors import ConfigError
-from tidemill.engine.describe import VIEWS, bytes_text, live_at_once_bytes
+from tidemill.engine.describe import VIEWS, bytes_text, live_at_once_bytes, without_reuse_bytes
+from tidemill.engine.manifest import TensorSpec
 
 
 @pytest.fixture
@@ -91,3 +93,15 @@ def test_sizes_are_readable(num_bytes: int, text: str) -> None:
 def test_unknown_view_names_the_known_ones(engine_dir: Path) -> None:
     with pytest.raises(ConfigError, match="summary, graph, plan, memory"):
         inspect_engine(engine_dir, "layers")
+
+
+def test_bytes_that_are_updated_in_place_count_once() -> None:
+    def buffer(name: str, offset: int, first: int, last: int) -> TensorSpec:
+        return TensorSpec(name, DType.F32, "T", 25, 25, offset, 100, first, last)
+
+    buffers = [
+        buffer("h", 0, 0, 9), buffer("h_in_place", 0, 0, 9), buffer("x", 128, 1, 2),
+        buffer("y", 128, 3, 4), buffer("z", 256, 4, 5),
+    ]  # fmt: skip
+    assert live_at_once_bytes(buffers) == 300
+    assert without_reuse_bytes(buffers) == 400

@@ -66,6 +66,7 @@ class Sender:
         self.sent.append((response, flags))
 
     def is_cancelled(self) -> bool:
+        assert not self.is_complete, "tritonserver dies of being asked after the final flag"
         return self.cancelled
 
     @property
@@ -92,6 +93,7 @@ class InferenceRequest:
         self, arrays: Mapping[str, Array], request_id: str = "", parameters: str = "{}"
     ) -> None:
         self._arrays, self._request_id, self._parameters = arrays, request_id, parameters
+        self.output_names: list[str] = []
         self.sender = Sender()
 
     def parameters(self) -> str:
@@ -102,6 +104,9 @@ class InferenceRequest:
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self._arrays.items()]
+
+    def requested_output_names(self) -> list[str]:
+        return self.output_names
 
     def get_response_sender(self) -> Sender:
         return self.sender

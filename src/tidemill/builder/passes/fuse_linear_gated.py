@@ -3,7 +3,7 @@
     mul(silu(linear(x, fc)), linear(x, gate))  ->  linear_gated(x, fc, gate)
 
 Only where nothing else uses what is in between, both products read the same x, and either both or
-neither have a bias.
+neither have a bias. The fused op's result has the element type of the join.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ def _match(index: GraphIndex, activated: Value, gated: Value) -> tuple[int, int,
 
 
 def _fuse(graph: Graph, mul: Op, fc_at: int, gate_at: int) -> Op | None:
-    """Make the fused op, if the two products fit together and the join has x's element type."""
+    """Make the fused op, if the two products fit together."""
     x, fc, *fc_bias = graph.ops[fc_at].inputs
     gate_x, gate, *gate_bias = graph.ops[gate_at].inputs
     is_pair = x == gate_x and fc.type == gate.type and len(fc_bias) == len(gate_bias)
-    if not is_pair or mul.outputs[0].type.dtype is not x.type.dtype:
+    if not is_pair:
         return None
-    attrs: dict[str, AttrValue] = {"activation": "silu", "has_bias": bool(fc_bias)}
+    dtype = mul.outputs[0].type.dtype.value
+    attrs: dict[str, AttrValue] = {"activation": "silu", "dtype": dtype, "has_bias": bool(fc_bias)}
     inputs = (x, fc, gate, *fc_bias, *gate_bias)
     return Op("linear_gated", inputs, mul.outputs, attrs, mul.layer)

@@ -80,7 +80,9 @@ class _Rewrite:
             return _pad(array, 0, num_qkv, width)
 
         def pad_columns(array: Array) -> Array:
-            return _pad(array, 1, heads.num_heads, width)
+            columns = int(dense.inputs[1].type.shape[1])  # scales may follow them
+            padded = _pad(array[:, :columns], 1, heads.num_heads, width)
+            return np.concatenate([padded, array[:, columns:]], axis=1)
 
         x, *weights = product.inputs
         rows = wide.qkv_width

@@ -12,18 +12,27 @@ from tidemill.builder.pass_contract import Pass, PassResult, run_passes
 from tidemill.builder.passes.dead_code import DeadCode
 from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
 from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
+from tidemill.builder.passes.fuse_norm_quantize import FuseNormQuantize
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
 from tidemill.builder.passes.pad_heads import PadHeads
+from tidemill.builder.passes.quantize_linears import QuantizeLinears
 from tidemill.ir.checker import describe_op
 from tidemill.ir.graph import Graph
+from tidemill.quant.schemes import NO_QUANTIZATION, Quantization
 
-CPU_PASSES: tuple[Pass, ...] = (
-    DeadCode(),
-    PadHeads(),
-    FuseRopeCache(),
-    FuseLinearGated(),
-    FuseLinearResidual(),
-)
+
+def cpu_passes(quantization: Quantization) -> tuple[Pass, ...]:
+    """List the passes in order."""
+    return (
+        DeadCode(),
+        PadHeads(),
+        QuantizeLinears(quantization),
+        FuseNormQuantize(),
+        FuseRopeCache(),
+        FuseLinearGated(),
+        FuseLinearResidual(),
+    )
+
 
 CPU_KINDS = (
     "embedding",
@@ -31,6 +40,7 @@ CPU_KINDS = (
     "linear",
     "linear_residual",
     "linear_gated",
+    "quantize",
     "rope_cache",
     "paged_attention",
     "gather_last",
@@ -39,13 +49,15 @@ CPU_KINDS = (
 
 
 def run_cpu_pipeline(
-    graph: Graph, observe: Callable[[str, PassResult], None] | None = None
+    graph: Graph,
+    quantization: Quantization = NO_QUANTIZATION,
+    observe: Callable[[str, PassResult], None] | None = None,
 ) -> Graph:
     """Rewrite a graph for the CPU; `observe` sees each pass's name and result.
 
     Raises: BuildError when a pass breaks the graph; UnsupportedError for ops without a kernel.
     """
-    graph = run_passes(graph, CPU_PASSES, observe)
+    graph = run_passes(graph, cpu_passes(quantization), observe)
     left = [describe_op(at, op) for at, op in enumerate(graph.ops) if op.kind not in CPU_KINDS]
     if left:
         raise UnsupportedError(

@@ -18,6 +18,11 @@ from tidemill.frontends.cli.shell import given, print_json, say, say_notes
 
 # trtllm-build's default; it matters only when --max_output_len is given without --max_input_len.
 DEFAULT_MAX_INPUT_LEN = 1024
+# Spelled out here, so that help imports nothing; a test holds them against quant/schemes.py.
+SCHEMES = (
+    "none", "w8a16", "w8a8", "w4a16_g32", "w4a16_g64", "w4a16_g128", "w4a8_g32", "w4a8_g64",
+    "w4a8_g128",
+)  # fmt: skip
 
 HELP = """Build an engine for this machine from a checkpoint.
 
@@ -28,6 +33,7 @@ Examples:
   tidemill build --checkpoint_dir ./ckpt --output_dir ./engine
   tidemill build --checkpoint_dir ./ckpt --output_dir ./engine --gemm_plugin float16 \\
       --max_batch_size 64 --max_input_len 2048 --max_output_len 1024
+  tidemill build --checkpoint_dir ./ckpt --output_dir ./engine --quant w8a8
 """
 
 
@@ -93,6 +99,14 @@ def build(
         str | None,
         typer.Option("--target", help="CPU feature level to build for, instead of this CPU's."),
     ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option("--quant", help="Scheme of the layers: " + ", ".join(SCHEMES) + "."),
+    ] = None,
+    quant_head: Annotated[
+        str | None,
+        typer.Option("--quant_head", help="Scheme of the head; by default as --quant, in 8 bits."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     notes = read_foreign_flags(trtllm_build_flags.TOOL, trtllm_build_flags.TABLE, context.args)
@@ -114,6 +128,8 @@ def build(
             tokens_per_block=tokens_per_block,
             workers=workers,
             target=target,
+            quant=quant,
+            quant_head=quant_head,
         ),
     )
     with progress_bar("build") as progress:

@@ -15,6 +15,7 @@ from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.progress_bar import progress_bar
 from tidemill.frontends.cli.shell import check_choice, given, print_json, say, say_notes
 
+PRECISIONS = ("int8",)
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 HELP = """Convert a model to a checkpoint in TensorRT-LLM's format.
@@ -27,6 +28,7 @@ it says that it has no effect here, or is refused.
 Examples:
   tidemill convert --model_dir ./Llama-2-7b-hf --output_dir ./ckpt --dtype float16
   tidemill convert --model_dir model.Q4_1.gguf --output_dir ./ckpt --dtype bfloat16
+  tidemill convert --model_dir ./Llama-2-7b-hf --output_dir ./ckpt --use_weight_only
   tidemill convert --model_dir ./Llama-2-7b-hf --output_dir ./ckpt-tp2 --tp_size 2 --workers 2
 """
 
@@ -57,6 +59,13 @@ def convert(
     embedding_sharding_dim: Annotated[
         int, typer.Option("--embedding_sharding_dim", min=0, max=1, help="0 vocabulary, 1 hidden.")
     ] = 0,
+    use_weight_only: Annotated[
+        bool, typer.Option("--use_weight_only", help="Store the layers' matrices quantised.")
+    ] = False,
+    weight_only_precision: Annotated[
+        str,
+        typer.Option("--weight_only_precision", help="Their type: " + ", ".join(PRECISIONS) + "."),
+    ] = "int8",
     save_config_only: Annotated[
         bool, typer.Option("--save_config_only", help="Write config.json only.")
     ] = False,
@@ -66,6 +75,7 @@ def convert(
         convert_checkpoint_flags.TOOL, convert_checkpoint_flags.TABLE, context.args
     )
     check_choice("--dtype of convert", dtype, DTYPES)
+    check_choice("--weight_only_precision of convert", weight_only_precision, PRECISIONS)
     say_notes(notes)
 
     from tidemill.api.convert import ConvertRequest
@@ -81,6 +91,8 @@ def convert(
         use_parallel_embedding=use_parallel_embedding,
         embedding_sharding_dim=embedding_sharding_dim,
         save_config_only=save_config_only,
+        use_weight_only=use_weight_only,
+        weight_only_precision=weight_only_precision,
         **given(weight_map=weight_map),
     )
     with progress_bar("convert") as progress:

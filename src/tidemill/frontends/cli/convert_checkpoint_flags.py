@@ -33,13 +33,6 @@ TABLE = (
     ForeignFlag("--moe_ep_size", Kind.INTEGER, _EXPERTS, is_refused=True, neutral=("-1", "1")),
     ForeignFlag("--load_by_shard", Kind.SWITCH, _STREAMED),
     ForeignFlag("--load_model_on_cpu", Kind.SWITCH, "conversion never uses a GPU"),
-    ForeignFlag("--use_weight_only", Kind.SWITCH, _WEIGHT_ONLY, is_refused=True),
-    ForeignFlag(
-        "--weight_only_precision",
-        ("int8", "int4", "int4_gptq", "int8_gptq", "int4_awq"),
-        _WEIGHT_ONLY,
-        is_refused=True,
-    ),
     ForeignFlag("--disable_weight_only_quant_plugin", Kind.SWITCH, "layouts are always plain"),
     ForeignFlag("--per_group", Kind.SWITCH, _WEIGHT_ONLY, is_refused=True),
     ForeignFlag("--group_size", Kind.INTEGER, _WEIGHT_ONLY, is_refused=True),

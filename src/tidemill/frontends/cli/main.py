@@ -14,6 +14,7 @@ import typer
 
 from tidemill.base.version import __version__
 from tidemill.frontends.cli import (
+    bench,
     build,
     convert,
     demo,
@@ -79,6 +80,7 @@ app.command("verify", help=verify.HELP)(verify.verify)
 app.command("run", help=run.HELP, context_settings=FOREIGN_FLAGS_CONTEXT)(run.run)
 app.command("deploy", help=deploy.HELP)(deploy.deploy)
 app.command("serve", help=serve.HELP)(serve.serve)
+app.command("bench", help=bench.HELP)(bench.bench)
 app.command("demo", help=demo.HELP)(demo.demo)
 
 

@@ -33,8 +33,10 @@ class Weights:
     dtype: DType
 
     def matrix(self, source: str, rows: int, columns: int) -> Value:
-        """Draw a weight matrix [rows, columns]."""
-        return self._constant(source, TensorType(self.dtype, (rows, columns)))
+        """Draw a weight matrix [rows, columns]; quantised if the checkpoint has it so."""
+        stored = self.tensors.dtype(source)
+        dtype = stored if stored.is_quantized else self.dtype
+        return self._constant(source, TensorType(dtype, (rows, columns)))
 
     def vector(self, source: str, size: int) -> Value:
         """Draw a norm weight or a bias, in f32."""

@@ -2,7 +2,7 @@
 
     out[t, :] = table[tokens[t], :]
 
-Legend: T tokens, V vocabulary, H hidden. Supported: table bf16, f16 or f32; the result is f32,
+Legend: T tokens, V vocabulary, H hidden. Supported: table bf16, f16, f32 or q8; the result is f32,
 exact. Deterministic, and no row depends on another.
 """
 
@@ -15,7 +15,7 @@ from tidemill.ir.graph import Op, TensorType
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
-    WEIGHT_DTYPES,
+    TABLE_DTYPES,
     Attrs,
     Types,
     expect_count,
@@ -30,7 +30,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     expect_count(types, 2)
     tokens, table = types
     expect_dtype("tokens", tokens, DType.I32)
-    expect_dtype("table", table, *WEIGHT_DTYPES)
+    expect_dtype("table", table, *TABLE_DTYPES)
     (rows,) = expect_dims("tokens", tokens, 1)
     _, hidden = expect_dims("table", table, 2)
     return (TensorType(DType.F32, (rows, hidden)),)

@@ -2,7 +2,7 @@
 
 One packed copy serves both, so tied weights are stored and mapped once. A row's words lie one
 panel row apart; the gather costs about as many cache lines as the row has words, for the step's
-tokens only. Exact: elements are widened to f32.
+tokens only. Exact: elements are widened to f32, q8 levels times their scale.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from tidemill.base.dtypes import DType
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
-from tidemill.codegen.types import F32, I32, I64
+from tidemill.codegen.types import F32, I8, I32, I64
 from tidemill.ops.cpu_elements import load_f32
-from tidemill.ops.layout import PANEL, k_step, padded_k, wide_row
+from tidemill.ops.layout import PANEL, k_step, padded_k, panel_bytes, panel_header_bytes, wide_row
 
 FIELDS = ("rows", "tokens", "table", "y")
 
@@ -29,11 +29,16 @@ def emit(module: Module, symbol: str, weight: DType, columns: int) -> Kernel:
         y = frame.pointer("y", F32).at(t * row)
         with f.loop(0, row, LANES) as c:
             y.put(c, f.zero(F32.x(LANES)))
-        in_panel = (token % PANEL) * step
-        start = (token // PANEL) * (steps * PANEL * step) + in_panel
-        table = frame.pointer("table", F32).bytes(start * weight.itemsize_bytes)
+        panel = frame.pointer("table", F32).bytes((token // PANEL) * panel_bytes(columns, weight))
+        in_panel = token % PANEL
+        table = panel.bytes(panel_header_bytes(weight)).bytes(
+            in_panel * step * weight.itemsize_bytes
+        )
         with f.loop(0, steps) as s:
             at = table.bytes(s * (PANEL * step * weight.itemsize_bytes))
-            words = load_f32(at, 0, step, weight)
+            if weight is DType.Q8:
+                words = at.of(I8).vec(0, step).to(F32) * panel[in_panel]
+            else:
+                words = load_f32(at, 0, step, weight)
             y.put(s * step, words)
     return kernel

@@ -3,7 +3,8 @@
     out[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]
 
 Legend: T rows, K inputs, N outputs. bf16 weights meet bf16 activations, f16 and f32 weights meet
-f32 activations; the result is f32. `product` and `linear_type` also serve the fused forms.
+f32 activations, quantised weights meet any of f32, bf16 and q8; the result is f32. `product` and
+`linear_type` also serve the fused forms.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from tidemill.ir.graph import Op, TensorType
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
-    WEIGHT_DTYPES,
+    MATRIX_DTYPES,
+    QUANTIZED_ACTIVATIONS,
     Attrs,
     Types,
     expect_count,
@@ -33,10 +35,13 @@ def linear_type(x: TensorType, weight: TensorType, bias: TensorType | None) -> T
     Raises: TypeFault when shapes or element types do not fit.
     """
     rows, inputs = expect_dims("x", x, 2)
-    expect_dtype("weight", weight, *WEIGHT_DTYPES)
+    expect_dtype("weight", weight, *MATRIX_DTYPES)
     outputs = expect_size("weight's first dimension", expect_dims("weight", weight, 2)[0])
     expect_type("weight", weight, weight.dtype, outputs, inputs)
-    expect_type("x", x, activation_dtype(weight.dtype), rows, inputs)
+    if weight.dtype.is_quantized:
+        expect_dtype("x", x, *QUANTIZED_ACTIVATIONS)
+    x_dtype = x.dtype if weight.dtype.is_quantized else activation_dtype(weight.dtype)
+    expect_type("x", x, x_dtype, rows, inputs)
     if bias is not None:
         expect_type("bias", bias, DType.F32, outputs)
     return TensorType(DType.F32, (rows, outputs))

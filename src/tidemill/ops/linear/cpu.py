@@ -4,7 +4,9 @@ Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Threads
 ranges of panels; a panel's weights are read once from memory and serve all row tiles. A register
 tile is up to `isa.tile_rows` rows by 2 vectors. Each output has one accumulation chain over k, the
 same for every M and every tile size, so a row's bits never depend on the rows beside it
-(batch-invariant, deterministic). Accumulates in f32; cost is 2*M*N*K FLOPs and N*K weight bytes.
+(batch-invariant, deterministic). Accumulates in f32, or exactly in i32 where weights and
+activations are q8; cost is 2*M*N*K FLOPs and N*K weight bytes. How words of each format multiply
+is in `formats`.
 Measured: one chain loses nothing at M = 1, where memory is the limit (docs/LOG.md).
 """
 
@@ -13,21 +15,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Function, Pointer, Value
-from tidemill.codegen.isa import LANES, Isa, V
+from tidemill.base.dtypes import GROUP_HEADER_BYTES, DType
+from tidemill.codegen.emitter import Function, Pointer, Registers, Value
+from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, PTR
 from tidemill.codegen.vector_math import silu
-from tidemill.ops.cpu_elements import PairMath, store_f32
-from tidemill.ops.layout import K_UNROLL, PANEL, activation_row, padded_k
+from tidemill.ops.cpu_elements import store_f32
+from tidemill.ops.layout import (
+    K_UNROLL,
+    PANEL,
+    activation_row,
+    group_bytes,
+    k_step,
+    padded_k,
+    panel_bytes,
+    panel_header_bytes,
+    scale_at,
+)
+from tidemill.ops.linear.formats import Format
+from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
 
 PREFETCH_BYTES = 8192
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
 
 
-Epilogue = Callable[["LinearKernels", Pointer, Value, list[Value]], None]
+Epilogue = Callable[[Isa, Pointer, Value, list[Value]], None]
 
 
 @dataclass(frozen=True)
@@ -36,54 +50,84 @@ class LinearKernels:
 
     module: Module
     isa: Isa
-    weight: DType
+    format: Format
     k: int
 
     @property
-    def math(self) -> PairMath:
-        return PairMath(self.isa, self.weight)
-
-    @property
     def x_row_bytes(self) -> int:
-        activation = self.math.activation
+        activation = self.format.activation
         return activation_row(self.k, activation) * activation.itemsize_bytes
 
     @property
     def k_steps(self) -> int:
-        return padded_k(self.k, self.weight) // self.math.step
-
-    @property
-    def panel_bytes(self) -> int:
-        return self.k_steps * 2 * self.math.vector_bytes
+        weight = self.format.weight
+        return padded_k(self.k, weight) // k_step(weight)
 
     def emit_tiles(self) -> dict[int, Function]:
         """Emit the register tiles of 1 .. tile_rows rows."""
-        return {rows: self._emit_tile(rows) for rows in range(1, self.isa.tile_rows + 1)}
+        return {rows: self._emit_tile(rows) for rows in range(1, self.format.tile_rows + 1)}
 
     def _emit_tile(self, rows: int) -> Function:
         """out[rows][32] = the products of `rows` rows of x with one panel."""
-        name = f"tile_{self.weight.value}_k{self.k}_m{rows}"
+        name = f"tile_{self.format.name}_k{self.k}_m{rows}"
         f = self.module.function(name, x=PTR, w=PTR, out=PTR)
         x, w, out = (arg.as_pointer(F32) for arg in f.args)
-        math, acc = self.math, f.registers(V)
+        if isinstance(self.format, Q4Format | Q4WidenedFormat):
+            self._emit_groups(f, self.format, rows)
+            return f
+        form, acc = self.format, f.registers(self.format.sum_type)
         tile = [(m, j) for m in range(rows) for j in range(2)]
-        for key in tile:
-            acc[key] = f.zero(V)
-        with f.loop(0, self.k_steps, K_UNROLL) as s:
-            for u in range(K_UNROLL):
-                at = w.bytes((s + u) * (2 * math.vector_bytes))
-                vectors = [math.load_w(at.bytes(j * math.vector_bytes)) for j in range(2)]
-                at.prefetch(PREFETCH_BYTES)
-                if math.vector_bytes >= 64:
-                    at.prefetch(PREFETCH_BYTES + math.vector_bytes)
-                for m in range(rows):
-                    word = x.bytes((s + u) * 4).bytes(m * self.x_row_bytes)
-                    broadcast = math.load_x(word)
-                    for j in range(2):
-                        acc[m, j] = math.dot(acc[m, j], vectors[j], broadcast)
         for m, j in tile:
-            out.put(m * PANEL + j * LANES, acc[m, j])
+            acc[m, j] = form.start(w, j)
+        first = w.bytes(panel_header_bytes(form.weight))
+        self._emit_steps(acc, rows, self.k_steps, x, first)
+        to = out.of(form.sum_type.scalar)
+        for m, j in tile:
+            to.put(m * PANEL + j * LANES, acc[m, j])
         return f
+
+    def _emit_groups(self, f: Function, form: Q4Format | Q4WidenedFormat, rows: int) -> None:
+        """The tile of a grouped format: each group's sums are scaled and added to out."""
+        x, w, out = (arg.as_pointer(F32) for arg in f.args)
+        acc, tile = f.registers(form.sum_type), [(m, j) for m in range(rows) for j in range(2)]
+        size = form.weight.group_size
+        for m, j in tile:
+            out.put(m * PANEL + j * LANES, form.start(w, j))
+        groups = w.bytes(panel_header_bytes(form.weight))
+        with f.loop(0, self.k // size) as g:
+            header = groups.bytes(g * group_bytes(form.weight))
+            for key in (*tile, *(("x", m) for m in range(rows))):
+                acc[key] = f.zero(form.sum_type)
+            x_at = x.bytes(g * (size // k_step(form.weight) * form.x_step_bytes))
+            body = header.bytes(PANEL * GROUP_HEADER_BYTES)
+            self._emit_steps(acc, rows, size // k_step(form.weight), x_at, body)
+            for m in range(rows):
+                x_sum = form.sum_of_x(acc["x", m], x.bytes(m * self.x_row_bytes), self.k, g)
+                for j in range(2):
+                    at = m * PANEL + j * LANES
+                    out.put(at, form.add_group(out.vec(at, LANES), acc[m, j], header, j, x_sum))
+
+    def _emit_steps(
+        self, acc: Registers, rows: int, num_steps: int, x: Pointer, first: Pointer
+    ) -> None:
+        """acc[m, j] += the products of `num_steps` words of w from `first` on."""
+        f, form = acc.f, self.format
+        with f.loop(0, num_steps, K_UNROLL) as s:
+            for u in range(K_UNROLL):
+                at = first.bytes((s + u) * (2 * form.vector_bytes))
+                words = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
+                at.prefetch(PREFETCH_BYTES)
+                if form.vector_bytes >= 64:
+                    at.prefetch(PREFETCH_BYTES + form.vector_bytes)
+                for part in range(form.num_parts):
+                    vectors = [form.part_of_w(word, part) for word in words]
+                    for m in range(rows):
+                        word = x.bytes((s + u) * form.x_step_bytes).bytes(m * self.x_row_bytes)
+                        broadcast = form.load_x(word, part)
+                        if isinstance(form, Q4WidenedFormat):
+                            acc["x", m] = form.dot(acc["x", m], form.ones(f), broadcast)
+                        for j in range(2):
+                            acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
 
     def emit(
         self, symbol: str, tiles: dict[int, Function], epilogue: Epilogue, has_bias: bool
@@ -91,68 +135,61 @@ class LinearKernels:
         """Emit the kernel of one epilogue: this thread's panels, times all row tiles."""
         kernel, frame = open_kernel(self.module, symbol, FIELDS)
         f, num_rows = frame.f, frame.count("rows")
-        scratch = f.stack(F32, self.isa.tile_rows * PANEL)
-        num_tiles = (num_rows + (self.isa.tile_rows - 1)) // self.isa.tile_rows
+        tile_rows = self.format.tile_rows
+        scratch = f.stack(F32, tile_rows * PANEL)
+        num_tiles = (num_rows + (tile_rows - 1)) // tile_rows
         first, last = frame.share(frame.integer("panels"))
         with f.when(num_rows > 0):
             rows_per_tile = (num_rows + num_tiles - 1) // num_tiles
             with f.loop(first, last) as panel, f.loop(0, num_tiles) as tile:
                 start = tile * rows_per_tile
                 rows = (num_rows - start).min(rows_per_tile)
-                self._call_tile(frame, tiles, panel, start, rows, scratch)
+                w = frame.pointer("w", F32).bytes(panel * panel_bytes(self.k, self.format.weight))
+                x = frame.pointer("x", F32).bytes(start * self.x_row_bytes)
+                for height, function in tiles.items():
+                    with f.when(rows.eq(height)):
+                        f.call(function, x, w, scratch)
                 bias = self._bias(frame, panel) if has_bias else None
                 with f.loop(0, rows) as m:
-                    vectors = [scratch.vec(m * PANEL + j * LANES, LANES) for j in range(2)]
+                    x_row = x.bytes(m * self.x_row_bytes)
+                    vectors = [self._finish(scratch.at(m * PANEL), w, x_row, j) for j in range(2)]
                     if bias:
                         vectors = [v + b for v, b in zip(vectors, bias, strict=True)]
                     y = frame.pointer("y", F32).bytes((start + m) * frame.integer("y_row_bytes"))
-                    epilogue(self, y, panel, vectors)
+                    epilogue(self.isa, y, panel, vectors)
         return kernel
 
-    def _call_tile(
-        self,
-        frame: Frame,
-        tiles: dict[int, Function],
-        panel: Value,
-        start: Value,
-        rows: Value,
-        scratch: Pointer,
-    ) -> None:
-        f = frame.f
-        w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
-        x = frame.pointer("x", F32).bytes(start * self.x_row_bytes)
-        for tile_rows, function in tiles.items():
-            with f.when(rows.eq(tile_rows)):
-                f.call(function, x, w, scratch)
+    def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:
+        """Vector j of one row's products, from its raw sums."""
+        form = self.format
+        is_float = bool(form.weight.group_size)
+        raw = sums.of(F32 if is_float else form.sum_type.scalar).vec(j * LANES, LANES)
+        x_scale = x_row.bytes(scale_at(self.k)) if form.activation is DType.Q8 else None
+        return form.finish(raw, w, j, x_scale)
 
     def _bias(self, frame: Frame, panel: Value) -> list[Value]:
         bias = frame.pointer("bias", F32).at(panel * PANEL)
         return [bias.vec(j * LANES, LANES) for j in range(2)]
 
 
-def store(kernels: LinearKernels, y: Pointer, panel: Value, vectors: list[Value]) -> None:
+def store(isa: Isa, y: Pointer, panel: Value, vectors: list[Value]) -> None:
     """y = the products, in f32."""
     for j, value in enumerate(vectors):
         y.at(panel * PANEL).put(j * LANES, value)
 
 
-def add_residual(kernels: LinearKernels, y: Pointer, panel: Value, vectors: list[Value]) -> None:
+def add_residual(isa: Isa, y: Pointer, panel: Value, vectors: list[Value]) -> None:
     """y += the products: the residual stream is updated in place."""
     at = y.at(panel * PANEL)
     for j, value in enumerate(vectors):
         at.put(j * LANES, at.vec(j * LANES, LANES) + value)
 
 
-def gate_silu(kernels: LinearKernels, y: Pointer, panel: Value, vectors: list[Value]) -> None:
+def gate_silu(dtype: DType) -> Epilogue:
     """y = silu(first vector) * second: a panel holds 16 outputs of each branch."""
-    activation = kernels.math.activation
-    joined = silu(vectors[0]) * vectors[1]
-    to = y.bytes(panel * (LANES * activation.itemsize_bytes))
-    store_f32(kernels.isa, to, 0, joined, activation)
 
+    def epilogue(isa: Isa, y: Pointer, panel: Value, vectors: list[Value]) -> None:
+        joined = silu(vectors[0]) * vectors[1]
+        store_f32(isa, y.bytes(panel * (LANES * dtype.itemsize_bytes)), 0, joined, dtype)
 
-OP_TO_EPILOGUE: dict[str, Epilogue] = {
-    "linear": store,
-    "linear_residual": add_residual,
-    "linear_gated": gate_silu,
-}
+    return epilogue

@@ -3,7 +3,7 @@
     out[t, i] = silu(x @ fc.T + fc_bias)[t, i] * (x @ gate.T + gate_bias)[t, i]
 
 Legend: T rows, K inputs, I intermediate. Made from two linears, silu and mul; `fc` is the branch
-that is activated. Both products and the activation are f32; the result has x's element type.
+that is activated. Both products and the activation are f32; `dtype` is the result's element type.
 
 Source: Shazeer, "GLU Variants Improve Transformer"; names as in TensorRT-LLM's GatedMLP.
 """
@@ -16,14 +16,21 @@ from tidemill.ir.graph import Op, TensorType
 from tidemill.ir.rules import TypeFault
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
-from tidemill.ops.expect import Attrs, Types, expect_count, expect_type
+from tidemill.ops.expect import (
+    ACTIVATION_DTYPES,
+    Attrs,
+    Types,
+    expect_count,
+    expect_dtype_attr,
+    expect_type,
+)
 from tidemill.ops.linear import linear_type, product, product_flops
 from tidemill.ops.row import Cost, OpRow, StepSizes, moved_bytes
 from tidemill.ops.silu import silu
 
 
 def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    """Type: (act[T, K], fc[I, K], gate[I, K], two f32[I] if has_bias) -> act[T, I]."""
+    """Type: (act[T, K], fc[I, K], gate[I, K], two f32[I] if has_bias) -> activation[T, I]."""
     expect_count(types, 5 if attrs["has_bias"] else 3)
     if attrs["activation"] != "silu":
         raise TypeFault(f"attribute activation: expected silu, got {attrs['activation']!r}")
@@ -31,7 +38,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     out = linear_type(x, fc, biases[0] if biases else None)
     expect_type("gate", gate, fc.dtype, *fc.shape)
     linear_type(x, gate, biases[1] if biases else None)
-    return (TensorType(x.dtype, out.shape),)
+    return (TensorType(expect_dtype_attr(attrs, "dtype", *ACTIVATION_DTYPES), out.shape),)
 
 
 def reference(
@@ -49,4 +56,10 @@ def cost(op: Op, sizes: StepSizes) -> Cost:
     return Cost(2 * product_flops(op, sizes) + joined, moved_bytes(op, sizes))
 
 
-ROW = OpRow("linear_gated", rule, reference, cost, attrs={"activation": str, "has_bias": bool})
+ROW = OpRow(
+    "linear_gated",
+    rule,
+    reference,
+    cost,
+    attrs={"activation": str, "dtype": str, "has_bias": bool},
+)

@@ -20,7 +20,7 @@ from tidemill.ir.graph import Op, TensorType
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
-    ACTIVATION_DTYPES,
+    QUANTIZED_ACTIVATIONS,
     Attrs,
     Types,
     expect_count,
@@ -39,7 +39,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     expect_dtype("x", x, DType.F32)
     rows, hidden = expect_dims("x", x, 2)
     expect_type("weight", weight, DType.F32, hidden)
-    return (TensorType(expect_dtype_attr(attrs, "dtype", *ACTIVATION_DTYPES), (rows, hidden)),)
+    return (TensorType(expect_dtype_attr(attrs, "dtype", *QUANTIZED_ACTIVATIONS), (rows, hidden)),)
 
 
 def reference(

@@ -1,18 +1,21 @@
 """RMS norm on the CPU: y = x / sqrt(mean(x^2) + epsilon) * weight, as activations.
 
 Legend: rows over threads, H columns. The sum of squares runs over two accumulators in a fixed
-order; f32 throughout, rounded once at the end. Padding columns are zero and come out zero.
+order; f32 throughout, rounded (or quantised) once at the end. Padding columns are zero and come
+out zero.
 """
 
 from __future__ import annotations
 
 from tidemill.base.dtypes import DType
+from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32
 from tidemill.ops.cpu_elements import store_f32
 from tidemill.ops.layout import PANEL, activation_row, wide_row
+from tidemill.ops.quantize.cpu import quantize_row
 
 FIELDS = ("rows", "x", "weight", "y")
 
@@ -37,7 +40,13 @@ def emit(
                 squares[u] = value.fma(value, squares[u])
         mean = (squares[0] + squares[1]).lanes_sum() * (1.0 / columns)
         scale = f.constant(1.0, V) / (mean + epsilon).call("sqrt")
-        with f.loop(0, row, LANES) as c:
-            value = x.vec(c, LANES) * scale * weight.vec(c, LANES)
-            store_f32(isa, y.bytes(c * activation.itemsize_bytes), 0, value, activation)
+
+        def normed(c: Value, x: Pointer = x, scale: Value = scale) -> Value:
+            return x.vec(c, LANES) * scale * weight.vec(c, LANES)
+
+        if activation is DType.Q8:
+            quantize_row(f, normed, columns, y)
+        else:
+            with f.loop(0, row, LANES) as c:
+                store_f32(isa, y.bytes(c * activation.itemsize_bytes), 0, normed(c), activation)
     return kernel

@@ -1,0 +1,78 @@
+"""The keyword options of `LLM(model, ...)`, checked by name before anything is loaded.
+
+Some shape the engine, where one is built; some say how it is run. Nothing here does either.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tidemill.api.engine_cache import EngineOptions
+from tidemill.base.errors import ConfigError, UnsupportedError
+from tidemill.host.config import SessionConfig
+
+
+@dataclass(frozen=True)
+class LlmOptions:
+    """How an engine is built, if it has to be, and how it is run. Units: tokens, requests.
+
+    `tokenizer` is a directory whose tokenizer replaces the engine's own, `cache_dir` where built
+    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one;
+    `max_queue_size` 0 is no limit.
+    """
+
+    tokenizer: Path | str | None = None
+    dtype: str = "auto"
+    max_batch_size: int | None = None
+    max_input_len: int | None = None
+    max_seq_len: int | None = None
+    max_num_tokens: int | None = None
+    tokens_per_block: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    cache_dir: Path | str | None = None
+    kv_cache_tokens: int | None = None
+    num_threads: int | None = None
+    max_queue_size: int = 0
+
+    @classmethod
+    def from_keywords(cls, keywords: dict[str, Any]) -> LlmOptions:
+        """Take a caller's keywords.
+
+        Raises: ConfigError for names that are no options, UnsupportedError for several ranks.
+        """
+        names = [field.name for field in fields(cls)]
+        unknown = [name for name in keywords if name not in names]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=1)
+            raise ConfigError(
+                "LLM has no such option",
+                where="LLM(model, ...)",
+                expected="some of " + ", ".join(names),
+                got=", ".join(unknown),
+                hint=f"did you mean {near[0]}?" if near else "docs/PYTHON_API.md lists them",
+            )
+        options = cls(**keywords)
+        if (options.tensor_parallel_size, options.pipeline_parallel_size) != (1, 1):
+            raise UnsupportedError(
+                "an engine of several ranks cannot be run yet",
+                where="LLM(model, ...)",
+                expected="tensor_parallel_size=1, pipeline_parallel_size=1",
+                got=f"{options.tensor_parallel_size}, {options.pipeline_parallel_size}",
+                hint="leave them out: on one machine's CPU, threads share the work",
+            )
+        return options
+
+    @property
+    def engine(self) -> EngineOptions:
+        """The options that shape an engine."""
+        names = [field.name for field in fields(EngineOptions)]
+        return EngineOptions(**{name: getattr(self, name) for name in names})
+
+    @property
+    def session(self) -> SessionConfig:
+        """The options that say how it is run."""
+        return SessionConfig(self.kv_cache_tokens, self.num_threads, self.max_queue_size)

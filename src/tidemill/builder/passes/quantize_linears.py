@@ -1,0 +1,97 @@
+"""quantize_linears: linear layers take the weights and activations of their scheme.
+
+    linear(x, w[, b])  ->  linear(quantize(x), w'[, b])
+
+Layers have one scheme, the head (the product outside of layers) another. The constant w' is w,
+quantised when it is loaded; a table that head and embedding share changes for both. Weights that
+the checkpoint holds quantised stay as they are. One quantize serves all products of one x. Groups
+must divide a matrix's inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from tidemill.base.dtypes import DType
+from tidemill.base.errors import UnsupportedError
+from tidemill.builder.pass_contract import PassResult
+from tidemill.ir.graph import Constant, Graph, Op, TensorType, Value
+from tidemill.ir.storage import Array, narrow, widen
+from tidemill.quant.schemes import NO_QUANTIZATION, Quantization, Scheme
+
+
+@dataclass(frozen=True)
+class QuantizeLinears:
+    """The pass."""
+
+    quantization: Quantization = NO_QUANTIZATION
+    name: str = "quantize_linears"
+
+    def apply(self, graph: Graph) -> PassResult:
+        """Give every linear layer its scheme."""
+        if self.quantization == NO_QUANTIZATION:
+            return PassResult(graph, False)
+        rewrite = _Rewrite({each.value.name: each for each in graph.constants})
+        for op in graph.ops:
+            layers, head = self.quantization.layers, self.quantization.head
+            rewrite.take(op, layers if op.layer >= 0 else head)
+        # The table's type may have changed after the embedding was taken.
+        ops = tuple(replace(op, inputs=tuple(map(rewrite.now, op.inputs))) for op in rewrite.ops)
+        new = replace(graph, ops=ops, constants=tuple(rewrite.constants.values()))
+        return PassResult(new, new != graph)
+
+
+@dataclass
+class _Rewrite:
+    """The ops so far, the constants, and the quantised copies of activations."""
+
+    constants: dict[str, Constant]
+    ops: list[Op] = field(default_factory=list)
+    copies: dict[str, Value] = field(default_factory=dict)
+
+    def take(self, op: Op, scheme: Scheme) -> None:
+        """Append an op, quantised if it is a linear layer."""
+        if op.kind != "linear" or scheme.weight is None or op.inputs[1].name not in self.constants:
+            self.ops.append(op)
+            return
+        x, weight, *bias = op.inputs
+        if not weight.type.dtype.is_quantized:
+            self.constants[weight.name] = _quantized(self.constants[weight.name], scheme.weight)
+        if scheme.activation is not None:
+            x = self._copy_of(x, op.layer)
+        self.ops.append(replace(op, inputs=(x, self.now(weight), *bias)))
+
+    def _copy_of(self, x: Value, layer: int) -> Value:
+        if x.name not in self.copies:
+            copy = Value(f"{x.name}.q8", TensorType(DType.Q8, x.type.shape))
+            self.ops.append(Op("quantize", (x,), (copy,), {}, layer))
+            self.copies[x.name] = copy
+        return self.copies[x.name]
+
+    def now(self, value: Value) -> Value:
+        """Return a value as it is after the rewrite so far."""
+        return self.constants[value.name].value if value.name in self.constants else value
+
+
+def _quantized(constant: Constant, dtype: DType) -> Constant:
+    """Return the constant in a quantised type, quantised when it is loaded."""
+    source = constant.value.type
+    columns = int(source.shape[1])
+    if dtype.group_size and columns % dtype.group_size:
+        raise UnsupportedError(
+            "groups do not divide a matrix's inputs",
+            where=f"{constant.value}, --quant",
+            expected=f"a multiple of {dtype.group_size}",
+            got=str(columns),
+            hint="choose a scheme with smaller groups, such as w4a8_g32, or w8a8",
+        )
+    value = Value(constant.value.name, TensorType(dtype, source.shape))
+    load = constant.load
+    return Constant(
+        value, constant.source, None if load is None else _then(load, source.dtype, dtype)
+    )
+
+
+def _then(load: Callable[[], Array], source: DType, dtype: DType) -> Callable[[], Array]:
+    return lambda: narrow(widen(load(), source), dtype)

@@ -1,0 +1,72 @@
+"""The vocabulary of quantisation: which types a linear layer's weights and activations take.
+
+A `Scheme` is named as in TensorRT-LLM's QuantAlgo (w8a16: int8 weights, 16-bit activations). A
+`Quantization` says which scheme the layers have, and which the head; the head's also goes for a
+table that head and embedding share. Calibrated methods (AWQ, GPTQ, SmoothQuant) will be further
+rows here, with their offline half beside this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.base.dtypes import DType
+from tidemill.base.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """`weight` None leaves weights as the checkpoint has them; so does `activation` None."""
+
+    name: str
+    weight: DType | None
+    activation: DType | None
+
+    @property
+    def for_head(self) -> Scheme:
+        """The scheme that a head takes beside these layers: 8 bits where they have 4."""
+        if self.weight is None or not self.weight.group_size:
+            return self
+        return NAME_TO_SCHEME["w8a16" if self.activation is None else "w8a8"]
+
+
+NONE = Scheme("none", None, None)
+SCHEMES = (
+    NONE,
+    Scheme("w8a16", DType.Q8, None),
+    Scheme("w8a8", DType.Q8, DType.Q8),
+    Scheme("w4a16_g32", DType.Q4G32, None),
+    Scheme("w4a16_g64", DType.Q4G64, None),
+    Scheme("w4a16_g128", DType.Q4G128, None),
+    Scheme("w4a8_g32", DType.Q4G32, DType.Q8),
+    Scheme("w4a8_g64", DType.Q4G64, DType.Q8),
+    Scheme("w4a8_g128", DType.Q4G128, DType.Q8),
+)
+NAME_TO_SCHEME = {scheme.name: scheme for scheme in SCHEMES}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The schemes of one engine."""
+
+    layers: Scheme = NONE
+    head: Scheme = NONE
+
+
+NO_QUANTIZATION = Quantization()
+
+
+def find_scheme(name: str, where: str) -> Scheme:
+    """Return the scheme of a name.
+
+    Raises: ConfigError naming the ones we know.
+    """
+    if name not in NAME_TO_SCHEME:
+        raise ConfigError(
+            "unknown quantisation scheme",
+            where=where,
+            expected="one of " + ", ".join(NAME_TO_SCHEME),
+            got=name,
+            hint="w8a8 is the fastest, w8a16 the closest to the checkpoint's own maths",
+        )
+    return NAME_TO_SCHEME[name]

@@ -1,0 +1,78 @@
+"""`LLM(model)` of every kind of source: built once, kept by content, the same tokens."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeTinyLlama
+from tests.tiny_llama import TinyLlama
+from tidemill import LLM, SamplingParams
+from tidemill.api.convert import ConvertRequest, convert
+
+PROMPT = [5, 77, 130, 9]
+PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model_dir(make_tiny_llama: MakeTinyLlama) -> Path:
+    return make_tiny_llama(TinyLlama(head_size=16))
+
+
+def tokens(model: Path, cache: Path, **options: int) -> list[int]:
+    with LLM(model, cache_dir=cache, max_seq_len=128, **options) as llm:
+        return llm.generate(PROMPT, PARAMS).outputs[0].token_ids
+
+
+def engines(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*/*.engine"))
+
+
+def test_directory_checkpoint_and_engine_give_the_same_tokens(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    first = tokens(model_dir, cache)
+    assert "converting and building" in capsys.readouterr().err
+    convert(ConvertRequest(model_dir, tmp_path / "checkpoint"))
+    assert tokens(tmp_path / "checkpoint", cache) == first
+    engine_dir = engines(cache)[0].parent
+    with LLM(engine_dir) as llm:
+        assert llm.generate(PROMPT, PARAMS).outputs[0].token_ids == first
+    assert not list(cache.glob(".*checkpoint*")), "a checkpoint was left behind"
+
+
+def test_same_content_and_options_are_built_once(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, copied = tmp_path / "cache", tmp_path / model_dir.name
+    shutil.copytree(model_dir, copied)
+    tokens(model_dir, cache)
+    capsys.readouterr()
+    tokens(copied, cache)
+    assert capsys.readouterr().err == "" and len(engines(cache)) == 1
+    tokens(model_dir, cache, max_batch_size=3)
+    config = copied / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    tokens(copied, cache)
+    assert len(engines(cache)) == 3
+
+
+def test_processes_that_want_the_same_build_it_once(model_dir: Path, tmp_path: Path) -> None:
+    script = "import sys; from tidemill import LLM; LLM(sys.argv[1], cache_dir=sys.argv[2]).close()"
+    command = [sys.executable, "-c", script, str(model_dir), str(tmp_path)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
+    assert sum("converting and building" in each for each in said) == 1
+    assert len(engines(tmp_path)) == 1
+
+
+def test_sample_gguf_answers_from_its_file(sample_gguf: Path, tmp_path: Path) -> None:
+    with LLM(sample_gguf, cache_dir=tmp_path, max_seq_len=256) as llm:
+        output = llm.generate("The capital of France is", SamplingParams(max_tokens=3))
+    assert "Paris" in output.outputs[0].text
