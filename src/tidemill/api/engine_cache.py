@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tidemill.base.cache_dir import cache_dir
 from tidemill.base.errors import ConfigError
 from tidemill.base.version import __version__
 
@@ -52,8 +53,7 @@ class EngineOptions:
 
 def default_cache_dir() -> Path:
     """Return where engines are kept unless the caller says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tidemill" / "engines"
+    return cache_dir("engines")
 
 
 def find_or_build(
@@ -65,7 +65,7 @@ def find_or_build(
     options that a built engine cannot follow; what convert and build raise.
     """
     path = Path(model)
-    if is_engine(path):
+    if is_engine(path) or _was_engine(path):
         _refuse_options(path, options)
         return path
     cache = cache_dir or default_cache_dir()
@@ -83,6 +83,12 @@ def is_engine(path: Path) -> bool:
     if path.is_file():
         return path.suffix == ENGINE_SUFFIX
     return path.is_dir() and any(path.glob("*" + ENGINE_SUFFIX))
+
+
+def _was_engine(path: Path) -> bool:
+    """Whether an engine's file alone is missing: loading says so, a conversion would not."""
+    config = path / "config.json"
+    return config.is_file() and b'"build_config"' in config.read_bytes()
 
 
 def _refuse_options(path: Path, options: EngineOptions) -> None:
