@@ -164,29 +164,35 @@ def _grpc_inputs(index: int, load: Load) -> list[object]:
     return inputs
 
 
-def first_token_ms(first: Callable[[], None]) -> list[float]:
-    """Time calls that return at their first token."""
+def first_token_ms(first: Callable[[], float]) -> list[float]:
+    """Time requests to their first token, one after another, each run to its end."""
     times = []
     for _ in range(NUM_FIRST_TOKENS + 2):
         start = time.perf_counter()
-        first()
-        times.append((time.perf_counter() - start) * 1e3)
+        times.append((first() - start) * 1e3)
         time.sleep(0.02)
     return times[2:]
 
 
-def first_of_client(client: HostClient, load: Load) -> None:
-    heard = threading.Event()
-    request = request_for(0, load)
-    client.submit(request, lambda update: heard.set())
-    heard.wait()
-    client.cancel(request.request_id)
+def first_of_client(client: HostClient, load: Load) -> float:
+    """Return when the first token came."""
+    times: list[float] = []
+    done = threading.Event()
+
+    def hear(update: Update) -> None:
+        times.append(time.perf_counter())
+        if update.is_final:
+            done.set()
+
+    client.submit(request_for(0, load), hear)
+    done.wait()
+    return times[0]
 
 
-def first_of_stream(url: str, load: Load) -> None:
-    stream = stream_generate(url, MODEL, payload_for(0, load))
-    next(stream)
-    stream.close()
+def first_of_stream(url: str, load: Load) -> float:
+    """Return when the first token came."""
+    times = [time.perf_counter() for _ in stream_generate(url, MODEL, payload_for(0, load))]
+    return times[0]
 
 
 @contextmanager
@@ -229,7 +235,7 @@ def measure_throughput(ways: dict[str, Callable[[Load], int]], load: Load, round
         )
 
 
-def measure_first_token(ways: dict[str, Callable[[], None]]) -> None:
+def measure_first_token(ways: dict[str, Callable[[], float]]) -> None:
     """Report medians, and what each way adds to the host's own."""
     medians = {}
     for way, first in ways.items():

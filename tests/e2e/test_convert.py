@@ -311,20 +311,3 @@ def test_memory_stays_near_the_largest_tensor(
     largest_bytes = 4099 * 252 * 4
     assert report.total_bytes > 10 * largest_bytes
     assert peak_bytes < 3 * largest_bytes
-
-
-@pytest.mark.slow  # transformers takes some ten seconds to parse the vocabulary, twice
-def test_sample_gguf_equals_what_transformers_makes_of_it(
-    sample_gguf: Path, tmp_path: Path
-) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    report = _convert(sample_gguf, tmp_path / "out", dtype="float32", workers=2)
-    assert report.source_kind == "gguf"
-    settings = load_gguf_checkpoint(str(sample_gguf))["config"]
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**settings))
-    loaded = load_gguf_checkpoint(str(sample_gguf), return_tensors=True, model_to_load=model)
-    hf = {name: value.numpy() for name, value in loaded["tensors"].items()}
-    _assert_same_model(Checkpoint.open(tmp_path / "out"), _expected(hf, 30))

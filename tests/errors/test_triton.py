@@ -18,18 +18,20 @@ import pytest
 from tests.unit.triton import fake_pb_utils  # installs the stub's module before it is imported
 from tidemill.base.errors import ConfigError, InvalidRequestError, ServerError
 from tidemill.frontends.triton import installation
+from tidemill.frontends.triton.bls_model import latest_version
 from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
 from tidemill.frontends.triton.door_config import DoorConfig
 from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
-from tidemill.frontends.triton.model import read_session_config
-from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
-from tidemill.frontends.triton.sampling_inputs import (
-    NEUTRAL_NUMBERS,
-    TEXT_NAMES,
-    UNSUPPORTED_TEXTS,
-    read_options,
+from tidemill.frontends.triton.local_model import find_tokenizer_dir
+from tidemill.frontends.triton.model_parameters import (
+    ModelParameters,
+    ModelPlace,
+    find_engine_dir,
+    read_session_config,
 )
+from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
+from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, read_options
 from tidemill.frontends.triton.serve_request import (
     ServeRequest,
     check_repository,
@@ -37,7 +39,10 @@ from tidemill.frontends.triton.serve_request import (
 )
 from tidemill.frontends.triton.server import TritonServer
 from tidemill.frontends.triton.staged_repository import stage_repository
+from tidemill.frontends.triton.template import fill_template, parse_substitutions
 from tidemill.frontends.triton.tokens_model import unpack_prompts
+from tidemill.frontends.triton.unsupported_inputs import ARRAYS, NEUTRAL_NUMBERS, TEXTS
+from tidemill.frontends.triton.word_lists import unpack_words
 
 
 @pytest.fixture
@@ -172,7 +177,7 @@ def test_users_config_that_cannot_be_served_is_refused_before_the_server_starts(
 @pytest.mark.parametrize("value", ["many", "-1", "1.5"])
 def test_parameter_of_config_pbtxt_that_is_no_number(value: str) -> None:
     with pytest.raises(ConfigError, match="num_threads") as caught:
-        read_session_config({"num_threads": value})
+        read_session_config(ModelParameters({"num_threads": value}))
     expect_four_parts(caught.value)
 
 
@@ -213,11 +218,51 @@ def test_numbers_of_missing_features_are_refused_by_name(name: str) -> None:
     expect_four_parts(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(UNSUPPORTED_TEXTS))
+@pytest.mark.parametrize("name", sorted(TEXTS))
 def test_texts_of_missing_features_are_refused_by_name(name: str) -> None:
     inputs = RequestInputs({name: fake_pb_utils.text_array("x")}, num_rows=1)
     with pytest.raises(InvalidRequestError, match=f"where: {name}") as caught:
         read_options(inputs, TEXT_NAMES)
+    expect_four_parts(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(ARRAYS))
+def test_tensors_of_missing_features_are_refused_by_name(name: str) -> None:
+    inputs = RequestInputs({name: np.zeros((1, 2))}, num_rows=1)
+    with pytest.raises(InvalidRequestError, match=f"where: {name}") as caught:
+        read_options(inputs, TEXT_NAMES)
+    expect_four_parts(caught.value)
+
+
+def test_unknown_batching_type_has_upstreams_words() -> None:
+    with pytest.raises(ConfigError, match="Must be v1/inflight_batching/inflight_fused_batching"):
+        read_session_config(ModelParameters({"gpt_model_type": "v2"}))
+
+
+def test_unfilled_placeholder_of_the_engine_is_named(tmp_path: Path) -> None:
+    parameters = ModelParameters({"gpt_model_path": "${engine_dir}"})
+    with pytest.raises(ConfigError, match=r"gpt_model_path: \$\{engine_dir\}") as caught:
+        find_engine_dir(ModelPlace(tmp_path / "model", "1"), parameters)
+    expect_four_parts(caught.value)
+
+
+def test_unfilled_placeholder_of_the_tokenizer_is_named(tmp_path: Path) -> None:
+    parameters = ModelParameters({"tokenizer_dir": "${tokenizer_dir}"})
+    with pytest.raises(ConfigError, match=r"tokenizer_dir: \$\{tokenizer_dir\}") as caught:
+        find_tokenizer_dir(ModelPlace(tmp_path / "model", "1"), parameters)
+    expect_four_parts(caught.value)
+
+
+def test_bls_model_without_the_model_it_calls(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not there") as caught:
+        latest_version(tmp_path / "tensorrt_llm")
+    expect_four_parts(caught.value)
+
+
+@pytest.mark.parametrize("words", [[[[1, 2]]], [[[1, 2], [2, 1]]], [[[1, 2], [3, -1]]]], ids=str)
+def test_word_list_that_cannot_be_cut(words: object) -> None:
+    with pytest.raises(InvalidRequestError, match="stop_words_list") as caught:
+        unpack_words("stop_words_list", np.array(words), num_rows=1)
     expect_four_parts(caught.value)
 
 
@@ -310,4 +355,18 @@ def test_answer_that_breaks_off_is_an_error_for_our_own_client() -> None:
         with pytest.raises(ServerError, match="went away") as caught:
             list(stream_generate(url, "m", {}))
         thread.join()
+    expect_four_parts(caught.value)
+
+
+def test_template_without_the_placeholder(tmp_path: Path) -> None:
+    path = tmp_path / "config.pbtxt"
+    path.write_text("max_batch_size: ${triton_max_batch_size}")
+    with pytest.raises(ConfigError, match="engine_dri") as caught:
+        fill_template(path, {"engine_dri": "/e"})
+    expect_four_parts(caught.value)
+
+
+def test_substitution_without_a_colon() -> None:
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        parse_substitutions("engine_dir")
     expect_four_parts(caught.value)

@@ -23,7 +23,7 @@ Rows = list[np.ndarray[Any, Any]]
 
 def play(rules: LogitsRules, prompt: list[int], output: list[int], seed: int = 3) -> Rows:
     """The edited logits of every step of an answer, as one editor makes them step by step."""
-    live: list[int] = []
+    live = list(prompt)
     sampling = SamplingParams(top_p=0.9, top_k=0, rules=rules)
     history = TokenHistory(Request(1, tuple(prompt), 99, sampling, END_IDS), live)
     editor, rows = LogitsEditor(history, 48), []
@@ -132,7 +132,7 @@ def test_penalties_together_are_bias_then_repetition_then_presence_and_frequency
 
 def test_top_p_decays_to_its_floor_and_a_token_resets_it() -> None:
     rules = LogitsRules(top_p_decay=0.5, top_p_min=0.2, top_p_reset_ids=6)
-    live: list[int] = []
+    live = [6, 6]
     sampling = SamplingParams(top_p=0.8, top_k=0, rules=rules)
     editor = LogitsEditor(TokenHistory(Request(1, (6, 6), 99, sampling), live), 48)
     found = []

@@ -73,7 +73,7 @@ class Workload:
         self.outputs: dict[int, list[int]] = {}
         self.cancelled: set[int] = set()
         self.active: set[int] = set()
-        self.num_ended = self.num_arrived = 0
+        self.num_ended = self.num_arrived = self.num_events = 0
 
     def step(self) -> None:
         """Let time pass and things happen, then advance and judge."""
@@ -161,7 +161,8 @@ class Workload:
         """Judge who was admitted and paused by what each policy promises."""
         waiting = set(self.requests) - self.active
         had_active = bool(self.active)
-        for event in self.loop.take_events():
+        for event in self.loop.events_since(self.num_events):
+            self.num_events = event.number
             if event.kind is EventKind.ADMITTED:
                 self.judge_admission(event.request_id, waiting, had_active)
                 self.active.add(event.request_id)

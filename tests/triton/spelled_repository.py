@@ -10,9 +10,13 @@ from pathlib import Path
 
 from tests.unit.host.fake_engine import write_tokenizer
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
+from tidemill.frontends.triton.deploy_request import CLASSIC
 
 STREAMING, UNARY = "spelled", "spelled_unary"
 PACKED, PACKED_STREAMING = "packed", "packed_streaming"
+LLMAPI, LLMAPI_UNARY = "llmapi", "llmapi_unary"
+# Prefixes of the classic five: upstream's own names, and a second set that answers once.
+CLASSIC_UNARY = "unary"
 
 MODEL_PY = '''"""A model of the product, on the host of an engine that spells."""
 
@@ -29,6 +33,14 @@ class TritonPythonModel({model}):
         return connect_spelled(engine_dir, session)
 '''
 
+HOSTED = {
+    "text_model": "TextModel",
+    "tokens_model": "TokensModel",
+    "tensorrt_llm_model": "TensorrtLlmModel",
+    "bls_model": "BlsModel",
+    "llmapi_model": "LlmapiModel",
+}
+
 
 def write_spelled_engine(directory: Path) -> Path:
     """Write an engine directory that passes for one, and return it."""
@@ -40,19 +52,36 @@ def write_spelled_engine(directory: Path) -> Path:
 
 
 def deploy_spelled(engine: Path, repository: Path) -> None:
-    """Deploy both styles, each decoupled and not, all on one host."""
+    """Deploy the single-model styles, each decoupled and not, all on one host."""
     for name, style, is_decoupled in (
         (STREAMING, "text", True),
         (UNARY, "text", False),
         (PACKED, "tokens", False),
         (PACKED_STREAMING, "tokens", True),
     ):
-        report = deploy(
-            DeployRequest(engine, repository, name, style, is_decoupled, link="symbolic")
-        )
-        module, model = {
-            "text": ("text_model", "TextModel"),
-            "tokens": ("tokens_model", "TokensModel"),
-        }[style]
-        text = MODEL_PY.format(module=module, model=model)
-        (report.model_dir / "1" / "model.py").write_text(text)
+        _deploy(DeployRequest(engine, repository, name, style, is_decoupled, link="symbolic"))
+
+
+def deploy_spelled_text(engine: Path, repository: Path) -> None:
+    """Deploy the text model alone."""
+    _deploy(DeployRequest(engine, repository, STREAMING, link="symbolic"))
+
+
+def deploy_spelled_classics(engine: Path, repository: Path) -> None:
+    """Deploy the five models and the llmapi model, each decoupled and not, on the same host."""
+    for name, style, is_decoupled in (
+        ("", CLASSIC, True),
+        (CLASSIC_UNARY, CLASSIC, False),
+        (LLMAPI, "llmapi", True),
+        (LLMAPI_UNARY, "llmapi", False),
+    ):
+        _deploy(DeployRequest(engine, repository, name, style, is_decoupled, link="symbolic"))
+
+
+def _deploy(request: DeployRequest) -> None:
+    for model_dir in deploy(request).model_dirs:
+        model_py = model_dir / "1" / "model.py"
+        for module, model in HOSTED.items():
+            if model_py.exists() and f"triton.{module} import" in model_py.read_text():
+                model_py.write_text(MODEL_PY.format(module=module, model=model))
+                break

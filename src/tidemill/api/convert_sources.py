@@ -21,7 +21,7 @@ from tidemill.checkpoint.checkpoint import Checkpoint
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.custom_source import CustomSource
 from tidemill.checkpoint.dtype_conversion import convert_floats
-from tidemill.checkpoint.file_bytes import Array
+from tidemill.checkpoint.file_bytes import Array, FileBytes
 from tidemill.checkpoint.gguf_config import config_from_gguf
 from tidemill.checkpoint.hf_config import config_from_hf
 from tidemill.checkpoint.json_file import read_json_object
@@ -138,8 +138,8 @@ def _hf_config(
     directory: Path, values: Mapping[str, Any]
 ) -> tuple[ModelDescription, CheckpointConfig]:
     where = str(directory / "config.json")
-    names = values.get("architectures") or [""]
-    model = find_architecture(str(names[0]), where)
+    names = values.get("architectures")
+    model = find_architecture(str(names[0]) if isinstance(names, list) and names else "", where)
     quantization = values.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -219,7 +219,7 @@ def _open_checkpoint(directory: Path) -> OpenedModel:
             return checkpoint.read(name)
         return convert_floats(checkpoint.read(name), checkpoint.dtype(name), target, name)
 
-    files = {path.name: path.read_bytes() for path in checkpoint.tokenizer_files()}
+    files = {path.name: FileBytes(path).read_all() for path in checkpoint.tokenizer_files()}
     label = (config.tidemill or {}).get("source") or directory.name
     return OpenedModel(
         "tensorrt_llm",

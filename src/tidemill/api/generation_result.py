@@ -45,7 +45,7 @@ class GenerationResult:
         self._asked = asked
         self._on_abort = on_abort
         self._changed = threading.Condition()
-        self._answer = CompletionOutput(0, "", [], None)
+        self._index_to_answer = {0: CompletionOutput(0, "", [], None)}
         self._news: deque[RequestOutput] = deque()
         self._error: TidemillError | None = None
         self._is_done = False
@@ -65,8 +65,8 @@ class GenerationResult:
 
     @property
     def outputs(self) -> list[CompletionOutput]:
-        """The answer as far as it is known."""
-        return [self._answer]
+        """The answers as far as they are known."""
+        return [answer for _, answer in sorted(self._index_to_answer.items())]
 
     def append(self, update: Update, /) -> None:
         """Take in news; called by the thread that steps."""
@@ -76,7 +76,9 @@ class GenerationResult:
             if update.error is not None:
                 self._error = update.error.to_exception()
             else:
-                self._answer = extend(self._answer, update)
+                empty = CompletionOutput(update.index, "", [], None)
+                answer = self._index_to_answer.get(update.index, empty)
+                self._index_to_answer[update.index] = extend(answer, update)
                 if update.token_ids:
                     self.last_token_s = time.perf_counter()
                     self.first_token_s = self.first_token_s or self.last_token_s
@@ -154,7 +156,7 @@ class GenerationResult:
             asked.number,
             asked.prompt,
             asked.prompt_token_ids,
-            [self._answer],
+            self.outputs,
             self._is_done,
             self._context_logits,
         )

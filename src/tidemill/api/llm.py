@@ -41,7 +41,7 @@ from tidemill.api.prompts import (
     tokenizer_of,
 )
 from tidemill.api.retarget import ensure_native_code
-from tidemill.api.sampling_params import SamplingParams
+from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
 from tidemill.api.shared_session import SharedSession
 from tidemill.host.session import Session
 from tidemill.runtime.step import EngineLimits
@@ -51,6 +51,7 @@ __all__ = [
     "LLM",
     "CompletionOutput",
     "GenerationResult",
+    "GuidedDecodingParams",
     "RequestOutput",
     "SamplingParams",
     "TextUpdate",
@@ -178,7 +179,7 @@ class LLM:
         return self.tokenizer.apply_chat_template(messages)
 
     def get_stats(self) -> list[dict[str, Any]]:
-        """Tell the latest iteration's statistics, unless they were told before."""
+        """Tell the statistics of each iteration since the last call."""
         return self._stats.read()
 
     def get_stats_async(self) -> AsyncIterator[dict[str, Any]]:
@@ -203,20 +204,20 @@ class LLM:
         self._shared = SharedSession(session)
         self._stepper = BackgroundStepper(self._shared)
         self._next_number = itertools.count()
-        self._stats = StatsReader(session)
+        self._stats = StatsReader(session, self._shared)
 
     def _ask(self, prompt: Prompt, params: SamplingParams) -> AskedPrompt:
         return read_prompt(next(self._next_number), prompt, params, self._session)
 
 
 def _collect(shared: SharedSession, asked: AskedPrompt) -> RequestOutput:
-    (update,) = shared.updates(asked.request_id)
+    updates = sorted(shared.updates(asked.request_id), key=lambda each: each.index)
     return RequestOutput(
         asked.number,
         asked.prompt,
         asked.prompt_token_ids,
-        [to_completion(update)],
-        context_logits=to_logits(update.context_logits, len(asked.prompt_token_ids)),
+        [to_completion(update) for update in updates],
+        context_logits=to_logits(updates[0].context_logits, len(asked.prompt_token_ids)),
     )
 
 

@@ -85,6 +85,7 @@ class TextUpdate:
     finish_reason: str | None
     stop_reason: str | int | None = None
     logprobs: list[TokenToLogprob] | None = None
+    index: int = 0
 
 
 def to_text_update(update: Update) -> TextUpdate:
@@ -95,12 +96,13 @@ def to_text_update(update: Update) -> TextUpdate:
         _public(update),
         update.stop_reason,
         to_logprobs(update.logprobs),
+        update.index,
     )
 
 
 def to_completion(update: Update) -> CompletionOutput:
     """Show a whole answer."""
-    return extend(CompletionOutput(0, "", [], None), update)
+    return extend(CompletionOutput(update.index, "", [], None), update)
 
 
 def extend(answer: CompletionOutput, update: Update) -> CompletionOutput:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_MAX_NUM_TOKENS = 1024
 DEFAULT_TOKENS_PER_BLOCK = 32
+MOST = 1 << 24  # beyond it, tables of positions and blocks alone would fill a machine
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def _resolve_quantization(request: BuildRequest, has_int8_layers: bool) -> Quant
 
 def _check(config: BuildConfig) -> None:
     faults = [
-        f"{name} {getattr(config, name)} (must be at least 1)"
+        f"{name} {getattr(config, name)} (must be from 1 to {MOST})"
         for name in BuildConfig.__dataclass_fields__
-        if getattr(config, name) < 1
+        if not 1 <= getattr(config, name) <= MOST
     ]
     if config.max_input_len > config.max_seq_len:
         faults.append(

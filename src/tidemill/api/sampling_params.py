@@ -9,13 +9,50 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from json import dumps
 
 from tidemill.base.errors import InvalidRequestError
+from tidemill.host.beam_search import BeamSettings
+from tidemill.host.logits_processors import register_processor
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.sampling_rules import resolve_sampling
+from tidemill.runtime.choice_hooks import LogitsProcessor
 from tidemill.runtime.logits_rules import NO_NGRAM_BAN, LogitsRules
 from tidemill.runtime.observation import OutputWishes
 from tidemill.runtime.validate_request import sampling_faults, wishes_faults
+
+
+@dataclass(frozen=True)
+class GuidedDecodingParams:
+    """What an answer must follow: exactly one of these. `json` is a schema, as text or parsed.
+
+    Raises: InvalidRequestError.
+    """
+
+    json: str | Mapping[str, object] | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    json_object: bool = False
+
+    def __post_init__(self) -> None:
+        given = (self.json is not None, self.regex is not None, self.grammar is not None)
+        if sum(given) + self.json_object != 1:
+            raise InvalidRequestError(
+                "guided decoding takes one guide",
+                where="GuidedDecodingParams",
+                expected="exactly one of json, regex, grammar and json_object",
+                got=f"{sum(given) + self.json_object} of them",
+            )
+
+    @property
+    def guide(self) -> tuple[str, str]:
+        """The kind of guide and its text."""
+        if self.json is not None:
+            schema = self.json if isinstance(self.json, str) else dumps(self.json)
+            return ("json_schema", schema)
+        if self.regex is not None:
+            return ("regex", self.regex)
+        return ("json", "") if self.grammar is None else ("ebnf_grammar", self.grammar)
 
 
 @dataclass(frozen=True)
@@ -25,7 +62,8 @@ class SamplingParams:
     Greedy when `temperature`, `top_k` and `top_p` are all left out, and with temperature 0,
     top_k 1 or top_p 0; what is left out beside others is neutral. `end_id` None is the model's
     own. `max_tokens` None is as many as fit. `stop` and `bad` are texts, `stop_token_ids` and
-    `bad_token_ids` tokens, or words of several tokens. Raises: InvalidRequestError.
+    `bad_token_ids` tokens, or words of several tokens. Of `best_of` answers the best `n` come back,
+    or `n` of as many beams. Raises: InvalidRequestError.
     """
 
     max_tokens: int | None = 32
@@ -61,6 +99,15 @@ class SamplingParams:
     return_context_logits: bool = False
     return_generation_logits: bool = False
 
+    n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float | None = None
+    early_stopping: int | None = None
+    beam_search_diversity_rate: float | None = None
+    guided_decoding: GuidedDecodingParams | None = None
+    logits_processor: LogitsProcessor | str | None = None
+
     def __post_init__(self) -> None:
         faults = sampling_faults(
             resolve_sampling(
@@ -73,11 +120,30 @@ class SamplingParams:
         if not all(self.stop_strings):
             faults.append("require stop strings with at least one character, got ''")
         if faults:
-            raise InvalidRequestError("; ".join(faults), where="SamplingParams")
+            raise InvalidRequestError(
+                "; ".join(faults),
+                where="SamplingParams",
+                expected="values within their ranges",
+                got=f"{len(faults)} outside",
+                hint="leave a value out for the model's default",
+            )
 
     @property
     def stop_strings(self) -> list[str]:
         return _texts(self.stop)
+
+    @property
+    def beams(self) -> BeamSettings | None:
+        """How beams are searched; as many as `best_of` says, or `n`."""
+        if not self.use_beam_search:
+            return None
+        given = {
+            "length_penalty": self.length_penalty,
+            "early_stopping": self.early_stopping,
+            "diversity_rate": self.beam_search_diversity_rate,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return BeamSettings(self.best_of or self.n, **chosen)  # type: ignore[arg-type]
 
     @property
     def wishes(self) -> OutputWishes:
@@ -124,6 +190,11 @@ class SamplingParams:
             seed=self.seed,
             end_id=-1 if self.ignore_eos else self.end_id,
             min_p=self.min_p,
+            n=self.n,
+            best_of=None if self.use_beam_search else self.best_of,
+            beams=self.beams,
+            guide=None if self.guided_decoding is None else self.guided_decoding.guide,
+            processor=_processor_name(self.logits_processor),
             wishes=None if self.wishes.is_empty else self.wishes,
             rules=None if rules.is_neutral else rules,
             bad_words=_texts(self.bad),
@@ -134,6 +205,12 @@ class SamplingParams:
             streaming=is_streaming,
             skip_special_tokens=self.skip_special_tokens,
         )
+
+
+def _processor_name(processor: LogitsProcessor | str | None) -> str | None:
+    if processor is None or isinstance(processor, str):
+        return processor
+    return register_processor(processor)
 
 
 def as_bias(values: Sequence[float] | None) -> bytes | None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tidemill.base.errors import UnsupportedError
+from tidemill.base.errors import CheckpointError, UnsupportedError
+from tidemill.checkpoint.file_bytes import FileBytes
 from tidemill.checkpoint.json_file import read_json_object
 from tidemill.checkpoint.sentencepiece_model import metadata_from_sentencepiece
 from tidemill.checkpoint.writer import TOKENIZER_FILES
@@ -27,7 +28,7 @@ def files_from_hf(directory: Path) -> tuple[dict[str, bytes], list[str]]:
     Raises: UnsupportedError when only a tokenizer.model is there that cannot be rebuilt exactly.
     """
     paths = [directory / name for name in TOKENIZER_FILES]
-    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    files = {path.name: FileBytes(path).read_all() for path in paths if path.is_file()}
     if "tokenizer.json" in files:
         return files, []
     sentencepiece = directory / "tokenizer.model"
@@ -51,8 +52,7 @@ def _apply_settings(metadata: dict[str, Any], settings: Mapping[str, Any], direc
         if isinstance(settings.get(key), bool):
             metadata[f"tokenizer.ggml.{key}"] = settings[key]
     tokens = metadata["tokenizer.ggml.tokens"]
-    added = settings.get("added_tokens_decoder") or {}
-    for token_id, entry in sorted((int(key), value) for key, value in added.items()):
+    for token_id, entry in _added_tokens(settings, directory):
         if token_id < len(tokens):
             continue
         if token_id > len(tokens):
@@ -68,3 +68,21 @@ def _apply_settings(metadata: dict[str, Any], settings: Mapping[str, Any], direc
         metadata["tokenizer.ggml.scores"].append(0.0)
         kind = _CONTROL if entry.get("special") else _USER_DEFINED
         metadata["tokenizer.ggml.token_type"].append(kind)
+
+
+def _added_tokens(settings: Mapping[str, Any], directory: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read added_tokens_decoder, by id."""
+    added = settings.get("added_tokens_decoder") or {}
+    is_fine = isinstance(added, dict) and all(
+        key.isdecimal() and isinstance(value, dict) and isinstance(value.get("content"), str)
+        for key, value in added.items()
+    )
+    if not is_fine:
+        raise CheckpointError(
+            "added tokens cannot be read",
+            where=str(directory / "tokenizer_config.json"),
+            expected="added_tokens_decoder: an object of token id to an object with content",
+            got=repr(added)[:200],
+            hint="fetch the file again, or put a tokenizer.json beside it",
+        )
+    return sorted(((int(key), value) for key, value in added.items()), key=lambda pair: pair[0])

@@ -72,7 +72,7 @@ class KernelLibrary:
         epsilon = float(op.attrs["epsilon"])
         # Norms of equal width may differ in epsilon: it is part of the identity.
         return self._once(
-            f"rms_norm_{activation.value}_{columns}_{epsilon:g}".replace("-", "m"),
+            f"rms_norm_{activation.value}_{columns}_{epsilon!r}".replace("-", "m"),
             lambda symbol: rms_norm_cpu.emit(
                 self.module, symbol, self._isa, activation, columns, epsilon
             ),

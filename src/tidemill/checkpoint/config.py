@@ -17,6 +17,7 @@ from tidemill.base.errors import CheckpointError
 from tidemill.base.mapping import Mapping
 from tidemill.checkpoint.field_reader import FieldReader
 
+MAX_LAYERS = 10_000
 _DTYPES = tuple(TRTLLM_TO_DTYPE)
 _POSITION_EMBEDDINGS = (
     "learned_absolute", "rope_gptj", "rope_gpt_neox", "long_rope", "alibi", "alibi_with_scale",
@@ -108,7 +109,7 @@ def _read_fields(reader: FieldReader) -> CheckpointConfig | None:
     dtype = reader.choice("dtype", _DTYPES)
     vocab_size = reader.integer("vocab_size", 1)
     hidden_size = reader.integer("hidden_size", 1)
-    num_layers = reader.integer("num_hidden_layers", 1)
+    num_layers = reader.integer("num_hidden_layers", 1, maximum=MAX_LAYERS)
     num_heads = reader.integer("num_attention_heads", 1)
     # A default of 1 stands in where the field it derives from is itself at fault.
     num_kv_heads = reader.integer("num_key_value_heads", 1, num_heads or 1)
@@ -129,7 +130,7 @@ def _read_fields(reader: FieldReader) -> CheckpointConfig | None:
         rotary_embedding_dim=reader.integer("rotary_embedding_dim", 0, rotary_dim),
         logits_dtype=reader.choice("logits_dtype", _DTYPES, "float32"),
         hidden_act=reader.text("hidden_act", "gelu"),
-        norm_epsilon=reader.number("norm_epsilon", 1e-5),
+        norm_epsilon=reader.number("norm_epsilon", 1e-5, maximum=1.0),
         position_embedding_type=reader.choice(
             "position_embedding_type", _POSITION_EMBEDDINGS, "learned_absolute"
         ),

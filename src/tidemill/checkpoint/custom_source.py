@@ -120,7 +120,7 @@ def _read_map(path: Path) -> list[_Rename]:
         raise ConfigError(
             "weight map is malformed",
             where=str(path),
-            expected='a name, null, or {"to": name, "transpose": true or false}',
+            expected='a name, null, or {"to": name, "transpose": true or false}; one {i} at most',
             got="; ".join(faults),
             hint="docs/CUSTOM_CHECKPOINT.md shows the format",
         )
@@ -128,6 +128,8 @@ def _read_map(path: Path) -> list[_Rename]:
 
 
 def _read_entry(pattern: str, value: Any) -> _Rename | None:
+    if pattern.count("{i}") > 1:
+        return None
     if value is None or isinstance(value, str):
         return _Rename(pattern, value)
     if isinstance(value, dict) and set(value) <= {"to", "transpose"}:

@@ -19,24 +19,27 @@ class FieldReader:
     prefix: str = ""
     faults: list[str] = field(default_factory=list)
 
-    def integer(self, key: str, minimum: int, default: int | None = None) -> int:
+    def integer(
+        self, key: str, minimum: int, default: int | None = None, maximum: int = 2**31 - 1
+    ) -> int:
         value = self._get(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             self._refuse(key, value, "an integer")
             return 0
-        if value < minimum:
-            self._refuse(key, value, f"an integer from {minimum}")
+        if not minimum <= value <= maximum:
+            self._refuse(key, value, f"an integer from {minimum} to {maximum}")
         return value
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: float, maximum: float = 1e30) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             self._refuse(key, value, "a number")
             return default
-        if value <= 0:
-            self._refuse(key, value, "a number above 0")
+        if not 0 < value <= maximum:
+            self._refuse(key, value, f"a number above 0 and up to {maximum:g}")
+            return default
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:

@@ -8,7 +8,9 @@ Safe to use from several threads. Knows nothing of what the bytes mean.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +35,8 @@ class FileBytes:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            # Without NONBLOCK, opening a pipe would wait for its writer.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             raise CheckpointError(
                 "file not found",
@@ -46,7 +49,10 @@ class FileBytes:
             raise self._unreadable(error) from error
         self._descriptor = descriptor
         self._finalizer = weakref.finalize(self, os.close, descriptor)
-        self.size_bytes = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise self._unreadable(OSError(errno.EINVAL, "not a file"))
+        self.size_bytes = found.st_size
 
     def read_into(self, offset_bytes: int, out: Array) -> None:
         """Fill a contiguous array from the bytes at an offset.
@@ -73,6 +79,10 @@ class FileBytes:
     def read_bytes(self, offset_bytes: int, num_bytes: int) -> bytes:
         """Read a range as bytes."""
         return self.read(offset_bytes, (num_bytes,), "uint8").tobytes()
+
+    def read_all(self) -> bytes:
+        """Read the whole of a small file."""
+        return self.read_bytes(0, self.size_bytes)
 
     def _unreadable(self, error: OSError) -> CheckpointError:
         return CheckpointError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from tidemill.base.dtypes import DTYPE_TO_TRTLLM
 from tidemill.base.errors import CheckpointError
-from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.checkpoint.config import MAX_LAYERS, CheckpointConfig
 from tidemill.checkpoint.field_reader import FieldReader
 from tidemill.checkpoint.gguf_source import GgufSource
 from tidemill.checkpoint.rope_scaling import rope_from_gguf
@@ -69,14 +69,14 @@ def _read_keys(reader: FieldReader, source: GgufSource) -> dict[str, Any]:
     return {
         "vocab_size": reader.integer("vocab_size", 1, vocab_size),
         "hidden_size": hidden_size,
-        "num_hidden_layers": reader.integer("block_count", 1),
+        "num_hidden_layers": reader.integer("block_count", 1, maximum=MAX_LAYERS),
         "num_attention_heads": num_heads,
         "num_key_value_heads": reader.integer("attention.head_count_kv", 1, num_heads or 1),
         "head_size": head_size,
         "intermediate_size": reader.integer("feed_forward_length", 1),
         "max_position_embeddings": reader.integer("context_length", 1),
         "rotary_embedding_dim": reader.integer("rope.dimension_count", 1, head_size),
-        "norm_epsilon": _shortest(reader.number("attention.layer_norm_rms_epsilon", 1e-5)),
+        "norm_epsilon": _shortest(reader.number("attention.layer_norm_rms_epsilon", 1e-5, 1.0)),
     }
 
 

@@ -128,7 +128,10 @@ class _Cursor:
             letter = _SCALAR_FORMATS[item_kind]
             raw = self.take(count * struct.calcsize("<" + letter))
             return list(struct.unpack(f"<{count}{letter}", raw))
-        return [self.value(item_kind) for _ in range(count)]
+        # Arrays in arrays are allowed by the format and written by nobody.
+        if item_kind != _STRING:
+            raise _malformed(self.file, f"an array of type {item_kind} at byte {self.offset}")
+        return [self.string() for _ in range(count)]
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.base.errors import CheckpointError
-from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.checkpoint.config import MAX_LAYERS, CheckpointConfig
 from tidemill.checkpoint.field_reader import FieldReader
 from tidemill.checkpoint.rope_scaling import rope_from_hf
 
@@ -33,14 +33,14 @@ def config_from_hf(values: Mapping[str, Any], architecture: str, where: str) -> 
         "dtype": _AUTO_DTYPE[dtype],
         "vocab_size": reader.integer("vocab_size", 1),
         "hidden_size": hidden_size,
-        "num_hidden_layers": reader.integer("num_hidden_layers", 1),
+        "num_hidden_layers": reader.integer("num_hidden_layers", 1, maximum=MAX_LAYERS),
         "num_attention_heads": num_heads,
         "num_key_value_heads": reader.integer("num_key_value_heads", 1, num_heads or 1),
         "head_size": reader.integer("head_dim", 1, max(1, hidden_size // (num_heads or 1))),
         "intermediate_size": reader.integer("intermediate_size", 1),
         "max_position_embeddings": reader.integer("max_position_embeddings", 1, 2048),
         "hidden_act": reader.text("hidden_act", "silu"),
-        "norm_epsilon": reader.number("rms_norm_eps", 1e-6),
+        "norm_epsilon": reader.number("rms_norm_eps", 1e-6, maximum=1.0),
         "position_embedding_type": "rope_gpt_neox",
         "attn_bias": reader.flag("attention_bias"),
         "mlp_bias": reader.flag("mlp_bias"),

@@ -5,11 +5,11 @@ In: a path. Out: an object as a dict. Knows nothing of what the keys mean.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import CheckpointError
+from tidemill.base.json_text import parse_json
 from tidemill.checkpoint.file_bytes import FileBytes
 
 
@@ -20,7 +20,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     file = FileBytes(path)
     try:
-        value = json.loads(file.read_bytes(0, file.size_bytes))
+        value = parse_json(file.read_all())
     except ValueError as error:
         raise CheckpointError(
             "file is not valid JSON",

@@ -18,6 +18,7 @@ from tidemill.base.errors import CheckpointError, UnsupportedError
 from tidemill.checkpoint.file_bytes import Array
 
 _DEFAULT_BASE = 10000.0
+_LEAST, _MOST = 1e-30, 1e30
 _TYPE_TO_KEYS = {
     "linear": ("factor",),
     "llama3": (
@@ -39,16 +40,20 @@ def rope_from_hf(config: Mapping[str, Any], where: str) -> tuple[float, dict[str
     keys that such scaling lacks.
     """
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(parameters, dict):
+        raise _malformed("an object", repr(parameters), where)
     if any(isinstance(value, dict) for value in parameters.values()):
         raise _unsupported("different rotary parameters per layer type", where)
     scaling = dict(parameters)
     base = scaling.pop("rope_theta", None) or config.get("rope_theta") or _DEFAULT_BASE
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if not is_positive_number(base):
+        raise _malformed("rope_theta above 0", repr(base), where)
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
     if kind == "default":
         return float(base), None
     if kind not in _TYPE_TO_KEYS:
-        raise _unsupported(str(kind), where)
-    missing = [key for key in _TYPE_TO_KEYS[kind] if not _is_positive(scaling.get(key))]
+        raise _unsupported(kind, where)
+    missing = [key for key in _TYPE_TO_KEYS[kind] if not is_positive_number(scaling.get(key))]
     if missing:
         raise CheckpointError(
             "rotary scaling is incomplete",
@@ -60,8 +65,20 @@ def rope_from_hf(config: Mapping[str, Any], where: str) -> tuple[float, dict[str
     return float(base), scaling
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+def is_positive_number(value: object) -> bool:
+    """Say whether a value is a number above 0 that float32 can be divided by."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and _LEAST <= value <= _MOST  # type: ignore[operator]
+
+
+def _malformed(expected: str, got: str, where: str) -> CheckpointError:
+    return CheckpointError(
+        "rotary parameters are malformed",
+        where=where,
+        expected=expected,
+        got=got,
+        hint="fetch config.json of this model again",
+    )
 
 
 def rope_from_gguf(
@@ -71,12 +88,14 @@ def rope_from_gguf(
 
     Raises: UnsupportedError for other scaling, or factors that no llama3 setting explains.
     """
-    base = float(metadata.get(f"{prefix}.rope.freq_base", _DEFAULT_BASE))
+    base = metadata.get(f"{prefix}.rope.freq_base", _DEFAULT_BASE)
     kind = metadata.get(f"{prefix}.rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         raise _unsupported(str(kind), where)
-    factor = metadata.get(f"{prefix}.rope.scaling.factor")
-    if kind == "linear" and factor is not None and factor != 1.0:
+    factor = metadata.get(f"{prefix}.rope.scaling.factor", 1.0)
+    if not (is_positive_number(base) and is_positive_number(factor)):
+        raise _malformed("rotary base and factor above 0", f"{base!r}, {factor!r}", where)
+    if kind == "linear" and factor != 1.0:
         if factors is not None:
             raise _unsupported("linear scaling together with rope_freqs.weight", where)
         return base, {"rope_type": "linear", "factor": float(factor)}

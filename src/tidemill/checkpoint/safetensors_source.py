@@ -8,7 +8,6 @@ Source: the safetensors format: 8 bytes header length, JSON header, one packed d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tidemill.base.dtypes import SAFETENSORS_TO_DTYPE, DType
 from tidemill.base.errors import BuildError, CheckpointError, UnsupportedError
+from tidemill.base.json_text import parse_json
 from tidemill.checkpoint.file_bytes import Array, FileBytes
 from tidemill.checkpoint.json_file import read_json_object
 
@@ -117,6 +117,15 @@ def _open_index(index_path: Path) -> SafetensorsSource:
             hint="download the index again, or delete it if one file holds all weights",
         )
     file_names = sorted(set(weight_map.values()))
+    elsewhere = [name for name in file_names if Path(name).name != name]
+    if elsewhere:
+        raise CheckpointError(
+            "safetensors index names files of other directories",
+            where=str(index_path),
+            expected="names of files beside the index",
+            got=", ".join(elsewhere[:5]),
+            hint="fetch the index again; put all weight files beside it",
+        )
     missing = [name for name in file_names if not (index_path.parent / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -172,7 +181,7 @@ def _read_header(file: FileBytes) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     data_end = 0
     try:
-        header = json.loads(file.read_bytes(8, num_bytes))
+        header = parse_json(file.read_bytes(8, num_bytes))
         header.pop("__metadata__", None)
         for name, row in header.items():
             begin, end = map(int, row["data_offsets"])

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.base.errors import EngineFormatError
+from tidemill.base.json_text import parse_json
 from tidemill.engine.format import (
     CODE_SECTION,
     CONFIG_FILE,
@@ -186,11 +187,11 @@ def _check_sections(
 
 def _check_config_copy(path: Path, config: dict[str, Any], rebuild: str) -> None:
     """Refuse an edited config.json: the compiled limits would not follow it."""
-    if not path.exists():
+    if not path.is_file():
         return
     try:
-        copy = json.loads(path.read_bytes())
-    except ValueError as error:
+        copy = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         copy, got = None, f"invalid JSON: {error}"
     else:
         got = "other values: " + ", ".join(_differing_keys(config, copy))

@@ -9,9 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
+import msgspec
+
 from tidemill.host.config import SessionConfig
 from tidemill.host.process import ProcessConfig, run_host
 from tidemill.host.session import Session
+from tidemill.runtime.config import RuntimeConfig
 
 
 def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessConfig]:
@@ -23,11 +26,18 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
     parser.add_argument("--grace-seconds", type=float, required=True)
     parser.add_argument("--kv-cache-tokens", type=int)
     parser.add_argument("--num-threads", type=int)
-    parser.add_argument("--max-queue-size", type=int, default=0)
+    parser.add_argument("--kv-cache-fraction", type=float)
+    parser.add_argument("--runtime", type=_runtime_config, default=RuntimeConfig())
     flags = parser.parse_args(arguments)
-    session = SessionConfig(flags.kv_cache_tokens, flags.num_threads, flags.max_queue_size)
+    session = SessionConfig(
+        flags.kv_cache_tokens, flags.num_threads, flags.kv_cache_fraction, flags.runtime
+    )
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process
+
+
+def _runtime_config(text: str) -> RuntimeConfig:
+    return msgspec.json.decode(text, type=RuntimeConfig)
 
 
 def main() -> int:

@@ -77,7 +77,9 @@ class AnswerText:
             reason = FinishReason.STOP_WORDS
         if reason is FinishReason.NOT_FINISHED:
             return self._drain(None) if self._is_streaming else None
-        return self._drain(reason.name.lower())
+        last = self._drain(reason.name.lower())
+        last.metrics = update.metrics
+        return last
 
     def _take_text(self, tokens: Sequence[int], is_last: bool) -> None:
         if self._detokenizer is None:

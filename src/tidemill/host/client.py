@@ -22,7 +22,15 @@ from tidemill.host.config import HostConfig, SessionConfig
 from tidemill.host.connection import encode
 from tidemill.host.launch import HostTarget, reach_host
 from tidemill.host.link import HostLink, LinkOwner
-from tidemill.host.messages import Ask, GenerateRequest, HostInfo, Tell, Update
+from tidemill.host.messages import (
+    Ask,
+    GenerateRequest,
+    HostInfo,
+    StatsReport,
+    StatsSince,
+    Tell,
+    Update,
+)
 from tidemill.host.pending_requests import OnUpdate, PendingRequests
 
 
@@ -38,7 +46,7 @@ class HostClient:
         self._pending = PendingRequests()
         # Whoever holds it sees each pending request either sent or held.
         self._lock = threading.Lock()
-        self._info_waiters: list[queue.SimpleQueue[HostInfo | HostError]] = []
+        self._waiters: list[queue.SimpleQueue[Tell | HostError]] = []
         owner = LinkOwner(
             on_tell=self._hear,
             on_up=self._send_held,
@@ -96,23 +104,17 @@ class HostClient:
 
         Raises: HostError when it is away or does not answer in time.
         """
-        waiter: queue.SimpleQueue[HostInfo | HostError] = queue.SimpleQueue()
-        with self._lock:
-            if not self._link.send(Ask(wants_info=True)):
-                raise self._host_is_away()
-            self._info_waiters.append(waiter)
-        try:
-            answer = waiter.get(timeout=timeout_seconds)
-        except queue.Empty:
-            raise HostError(
-                "the engine host does not answer",
-                where=str(self._target.engine_dir),
-                expected=f"an answer within {timeout_seconds:g} s",
-                got="none",
-                hint="a step may be very long; if it stays so, restart the host",
-            ) from None
-        if isinstance(answer, HostError):
-            raise answer
+        answer = self._ask(Ask(wants_info=True), timeout_seconds).info
+        assert answer is not None
+        return answer
+
+    def get_stats(self, since: StatsSince, timeout_seconds: float = 10.0) -> StatsReport:
+        """Ask the host for iterations and events that were not told yet, and for its requests.
+
+        Raises: HostError when it is away or does not answer in time.
+        """
+        answer = self._ask(Ask(wants_stats=since), timeout_seconds).stats
+        assert answer is not None
         return answer
 
     def close(self) -> None:
@@ -125,6 +127,14 @@ class HostClient:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _ask(self, question: Ask, timeout_seconds: float) -> Tell:
+        waiter: queue.SimpleQueue[Tell | HostError] = queue.SimpleQueue()
+        with self._lock:
+            if not self._link.send(question):
+                raise self._host_is_away()
+            self._waiters.append(waiter)
+        return _wait_for(waiter, self._target.engine_dir, timeout_seconds)
+
     def _send_held(self) -> None:
         with self._lock:
             held = self._pending.take_held()
@@ -135,10 +145,11 @@ class HostClient:
         for update in message.updates:
             if not self._pending.deliver(update):
                 self.cancel(update.request_id)
-        if message.info is not None:
+        if message.info is not None or message.stats is not None:
+            # The host answers in the order in which it was asked.
             with self._lock:
-                waiter = self._info_waiters.pop(0)
-            waiter.put(message.info)
+                waiter = self._waiters.pop(0)
+            waiter.put(message)
 
     def _lose(self, reason: str) -> None:
         failure = HostError(
@@ -150,7 +161,7 @@ class HostClient:
         )
         with self._lock:
             lost_ids = self._pending.sent_ids()
-            waiters, self._info_waiters = self._info_waiters, []
+            waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.put(self._host_is_away())
         self._pending.fail(lost_ids, failure)
@@ -180,6 +191,24 @@ def _check_sendable(request: GenerateRequest) -> None:
             expected="Unicode text and numbers of at most 64 bits",
             got=str(error),
         ) from error
+
+
+def _wait_for(
+    waiter: queue.SimpleQueue[Tell | HostError], engine_dir: Path, timeout_seconds: float
+) -> Tell:
+    try:
+        answer = waiter.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise HostError(
+            "the engine host does not answer",
+            where=str(engine_dir),
+            expected=f"an answer within {timeout_seconds:g} s",
+            got="none",
+            hint="a step may be very long; if it stays so, restart the host",
+        ) from None
+    if isinstance(answer, HostError):
+        raise answer
+    return answer
 
 
 def _client_closed() -> CancelledError:

@@ -10,17 +10,23 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
+
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """How an engine is run. None and 0 leave the choice to the engine and the machine.
+    """How an engine is run. None leaves the choice to the engine and the machine.
 
-    Units: `kv_cache_tokens` counts tokens, `max_queue_size` requests (0: no limit).
+    Units: `kv_cache_tokens` counts tokens; without it, `kv_cache_fraction` is the share of the
+    machine's free memory that the cache may take.
     """
 
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
-    max_queue_size: int = 0
+    kv_cache_fraction: float | None = None
+    runtime: RuntimeConfig = DEFAULT_CONFIG
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class HostConfig:
             "--grace-seconds": self.grace_seconds,
             "--kv-cache-tokens": session.kv_cache_tokens,
             "--num-threads": session.num_threads,
-            "--max-queue-size": session.max_queue_size,
+            "--kv-cache-fraction": session.kv_cache_fraction,
+            "--runtime": msgspec.json.encode(session.runtime).decode(),
         }
         program = self.program or (_python(), "-m", "tidemill.host")
         given = [(name, str(value)) for name, value in flags.items() if value is not None]

@@ -13,9 +13,14 @@ import msgspec
 
 from tidemill.base import errors
 from tidemill.base.errors import HostError, TidemillError
+from tidemill.host.beam_search import BeamSettings
+from tidemill.runtime.events import RequestEvent
+from tidemill.runtime.iteration_stats import IterationStats
+from tidemill.runtime.kvcache.retention import KvCacheRetention
 from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.loop import LoopStats
 from tidemill.runtime.observation import OutputWishes, TokenLogprobs
+from tidemill.runtime.statistics import RequestMetrics, RequestStats
 from tidemill.runtime.step import EngineLimits
 
 PROTOCOL_VERSION = 2
@@ -60,6 +65,9 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     neutral otherwise. `end_id` None means the model's own end tokens, -1 none. `bad_words` and
     `bias_words` are texts, `rules` has what is known in tokens. An answer that ends with one of
     `stop_token_words` ends there; its text leaves the word out unless `include_stop_in_output`.
+    Of `best_of` answers `n` are told. `guide` is a kind of guide and its text; `processor` names a
+    logits processor, as module:function or as the host's process registered it. `priority` to
+    `speculation` are those of the runtime's `Request`.
     """
 
     request_id: str
@@ -79,11 +87,21 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     stop: list[str] = []
     stop_token_words: list[list[int]] = []
     wishes: OutputWishes | None = None
+    n: int = 1
+    best_of: int | None = None
+    beams: BeamSettings | None = None
+    guide: tuple[str, str] | None = None
+    processor: str | None = None
     include_stop_in_output: bool = False
     exclude_input_in_output: bool = True
     streaming: bool = False
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
+    priority: float = 0.5
+    allotted_time_ms: float | None = None
+    cache_salt: str = ""
+    retention: KvCacheRetention | None = None
+    speculation: bool = True
 
 
 class Update(msgspec.Struct, array_like=True):
@@ -92,9 +110,11 @@ class Update(msgspec.Struct, array_like=True):
     Streaming requests get one for each step that gave them something, others one at their end.
     `finish_reason` is end_id, stop_words, length, timed_out or cancelled; None while it goes on.
     With `error` the request has ended, and no finish reason applies. `stop_reason` is the stop
-    string that matched, or the stop token. What was wished for stands in the last five: new
-    log-probabilities of output and prompt (from its second token on), the sum of the output's so
-    far, rows of logits as native float32.
+    string that matched, or the stop token. The last update of a computed request holds its
+    `metrics`. What was wished for stands in the five from `logprobs` on: new log-probabilities of
+    output and prompt (from its second token on), the sum of the output's so far, rows of logits
+    as native float32. `index` tells the answers of one request apart, `num_open` counts those
+    that go on.
     """
 
     request_id: str
@@ -105,15 +125,20 @@ class Update(msgspec.Struct, array_like=True):
     num_output_tokens: int
     stop_reason: str | int | None = None
     error: WireError | None = None
+    metrics: RequestMetrics | None = None
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs] = []
     cumulative_logprob: float | None = None
     context_logits: bytes = b""
     generation_logits: bytes = b""
+    index: int = 0
+    num_open: int = 0
 
     @property
     def is_final(self) -> bool:
-        return self.finish_reason is not None or self.error is not None
+        """Whether the request has ended: this answer, and all others of it."""
+        has_ended = self.finish_reason is not None and self.num_open == 0
+        return has_ended or self.error is not None
 
     @classmethod
     def failed(cls, request_id: str, error: TidemillError) -> Update:
@@ -131,6 +156,32 @@ class HostInfo(msgspec.Struct, array_like=True, frozen=True):
     stats: LoopStats
 
 
+class StatsReport(msgspec.Struct, array_like=True, frozen=True):
+    """What an exporter of metrics needs: iterations, events and requests, as far as kept.
+
+    `memory_bytes` is what the host's process holds now, shared pages included.
+    """
+
+    iterations: list[IterationStats]
+    events: list[RequestEvent]
+    requests: list[RequestStats]
+    memory_bytes: int
+    is_static_batching: bool = False
+
+    def iterations_json(self) -> list[dict[str, Any]]:
+        """Return each iteration under TensorRT-LLM's JSON keys."""
+        return [
+            each.to_json(self.memory_bytes, self.is_static_batching) for each in self.iterations
+        ]
+
+
+class StatsSince(msgspec.Struct, array_like=True, frozen=True):
+    """Which statistics a client has not seen: those after this iteration and this event."""
+
+    iteration: int = 0
+    event: int = 0
+
+
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
     """The first message in each direction. `identity` says who speaks, for error messages."""
 
@@ -139,15 +190,16 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """From a client: requests to start, ids to cancel, whether to tell `HostInfo`."""
+    """From a client: requests to start, ids to cancel, whether to tell `HostInfo` or statistics."""
 
     requests: list[GenerateRequest] = []
     cancelled_ids: list[str] = []
     wants_info: bool = False
+    wants_stats: StatsSince | None = None
 
 
 class Tell(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """From the host: what a step gave this client's requests, or the info it asked for.
+    """From the host: what a step gave this client's requests, or what else it asked for.
 
     After a message with `is_leaving` the host hears nothing more. `error` says why a connection
     is refused; it is the last message on it.
@@ -156,6 +208,7 @@ class Tell(msgspec.Struct, array_like=True, frozen=True, tag=2):
     updates: list[Update] = []
     info: HostInfo | None = None
     is_leaving: bool = False
+    stats: StatsReport | None = None
     error: WireError | None = None
 
 

@@ -1,21 +1,25 @@
 """Reads what a client wrote into what the runtime computes.
 
-In comes a `GenerateRequest`, out go the runtime's `Request` in tokens and the `AnswerText` that
-will turn its tokens back into text. What was left open is filled in here, from the model's
-tokenizer and the engine's limits. Knows nothing of steps.
+In comes a `GenerateRequest`, out go the runtime's `Request` in tokens and the maker of the
+`AnswerText` that will turn its tokens back into text. What was left open is filled in here, from
+the model's tokenizer and the engine's limits. Knows nothing of steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.answer_text import AnswerText
+from tidemill.host.jobs import Reading, check_numbers, check_together
+from tidemill.host.logits_processors import find_processor
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits
+from tidemill.text.guide import Guide, GuideMaker
 from tidemill.text.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -28,20 +32,22 @@ class RequestReader:
         self._tokenizer = tokenizer
         self._limits = limits
         self._engine_dir = engine_dir
+        self._guides: GuideMaker | None = None
         self._end_ids = tokenizer.eos_token_ids if tokenizer else ()
 
-    def read(self, number: int, request: GenerateRequest) -> tuple[Request, AnswerText]:
-        """Tokenise the prompt and settle what was left open; `number` is the runtime's id.
+    def read(self, request: GenerateRequest, numbers: Iterator[int]) -> Reading:
+        """Tokenise the prompt and settle what was left open; `numbers` are the runtime's ids.
 
-        Raises: InvalidRequestError when there is no prompt that this engine can read.
+        Raises: InvalidRequestError when there is no prompt that this engine can read, or when its
+        wishes contradict each other.
         """
+        faults = check_numbers(request)
         text, tokens = self._prompt(request)
         echo = ""
         if not (request.exclude_input_in_output or request.streaming):
             echo = self._echo(request, text, tokens)
-        answer = AnswerText(request, self._tokenizer, len(tokens), echo)
         computed = Request(
-            number,
+            -1,
             tokens,
             max_new_tokens=self._max_new_tokens(request, len(tokens)),
             sampling=resolve_sampling(
@@ -55,8 +61,30 @@ class RequestReader:
             end_ids=self._end_ids_of(request),
             stop_words=tuple(map(tuple, request.stop_token_words)),
             wishes=request.wishes,
+            guide=self._guide(request),
+            processor=find_processor(request.processor) if request.processor else None,
+            priority=request.priority,
+            allotted_time_ms=request.allotted_time_ms,
+            cache_salt=request.cache_salt,
+            retention=request.retention,
+            is_speculative=request.speculation,
         )
-        return computed, answer
+        faults += check_together(request, computed)
+        if faults:
+            raise InvalidRequestError("; ".join(faults), where=f"request {request.request_id}")
+
+        def make_answer() -> AnswerText:
+            return AnswerText(request, self._tokenizer, len(tokens), echo)
+
+        return Reading(request, computed, make_answer, numbers)
+
+    def _guide(self, request: GenerateRequest) -> Guide | None:
+        if request.guide is None:
+            return None
+        tokenizer = self._tokenizer_for(request)
+        if self._guides is None:
+            self._guides = GuideMaker(tokenizer, self._limits.vocab_size)
+        return self._guides.make(*request.guide)
 
     def _rules(self, request: GenerateRequest) -> LogitsRules | None:
         """The request's rules, with the words that were given as text in tokens."""
@@ -141,6 +169,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[i
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
             "the prompt is no valid text",
+            where="prompt",
             expected="Unicode characters",
             got=f"half a surrogate pair at character {error.start}",
             hint="decode the bytes as UTF-8 before they are sent",

@@ -12,13 +12,14 @@ import os
 from pathlib import Path
 
 from tidemill.base.errors import InvalidRequestError, RequestError
-from tidemill.host.answer_text import AnswerText
 from tidemill.host.config import SessionConfig
-from tidemill.host.messages import GenerateRequest, HostInfo, Update
+from tidemill.host.jobs import Job, make_job
+from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
 from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
-from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
+from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits, Executor
 from tidemill.text.tokenizer import Tokenizer
 
@@ -30,16 +31,16 @@ class Session:
         self,
         executor: Executor,
         tokenizer: Tokenizer | None,
-        max_queue_size: int = 0,
+        runtime: RuntimeConfig = DEFAULT_CONFIG,
         engine_dir: str = "",
     ) -> None:
         self.tokenizer = tokenizer
-        self._loop = Loop(executor, RuntimeConfig(max_queue_size=max_queue_size))
+        self._loop = Loop(executor, runtime)
         self._engine_dir = engine_dir
         self._reader = RequestReader(tokenizer, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
-        self._number_to_answer: dict[int, AnswerText] = {}
-        self._id_to_number: dict[str, int] = {}
+        self._number_to_job: dict[int, Job] = {}
+        self._id_to_numbers: dict[str, set[int]] = {}
         self._failed: list[Update] = []
 
     @classmethod
@@ -56,14 +57,17 @@ class Session:
         config = config or SessionConfig()
         path = Path(engine_dir)
         executor = NativeExecutor.load(
-            path, kv_cache_tokens=config.kv_cache_tokens, num_threads=config.num_threads
+            path,
+            kv_cache_tokens=config.kv_cache_tokens,
+            kv_cache_fraction=config.kv_cache_fraction,
+            num_threads=config.num_threads,
         )
         try:
             tokenizer = _load_tokenizer(path, tokenizer_dir)
         except BaseException:
             executor.close()
             raise
-        return cls(executor, tokenizer, config.max_queue_size, str(path.resolve()))
+        return cls(executor, tokenizer, config.runtime, str(path.resolve()))
 
     @property
     def limits(self) -> EngineLimits:
@@ -84,56 +88,96 @@ class Session:
 
     def cancel(self, request_id: str) -> None:
         """End a request; its last update comes with a step. Unknown ids are no error."""
-        number = self._id_to_number.get(request_id)
-        if number is not None:
+        for number in tuple(self._id_to_numbers.get(request_id, ())):
             self._loop.cancel(number)
 
     def step(self) -> list[Update]:
         """Advance all requests and return what clients are to know; [] when idle."""
         updates, self._failed = self._failed, []
         for token_update in self._loop.step():
-            number = token_update.request_id
-            answer = self._number_to_answer.get(number)
-            if answer is None:  # ended by a stop string; the runtime's end of it comes later
+            job = self._number_to_job.get(token_update.request_id)
+            if job is None:  # ended by a stop string; the runtime's end of it comes later
                 continue
-            update = answer.push(token_update)
-            if update is None:
-                continue
-            updates.append(update)
-            if update.is_final:
-                del self._number_to_answer[number]
-                del self._id_to_number[answer.request_id]
-                self._loop.cancel(number)
+            news = job.take(token_update)
+            updates.extend(news.updates)
+            for number in news.ended:
+                self._forget(job, number)
+            if news.requests:
+                self._go_on(job, news.requests)
+            if not self._id_to_numbers[job.request_id]:
+                del self._id_to_numbers[job.request_id]
         return updates
 
     def info(self) -> HostInfo:
         """Tell the engine's place and limits and the loop's counters."""
-        has_tokenizer = self.tokenizer is not None
-        return HostInfo(
-            self._engine_dir, os.getpid(), self.limits, has_tokenizer, self._loop.stats()
+        has_tokenizer, stats = self.tokenizer is not None, self._loop.stats()
+        return HostInfo(self._engine_dir, os.getpid(), self.limits, has_tokenizer, stats)
+
+    def statistics(self, since: StatsSince) -> StatsReport:
+        """Tell of iterations, events and requests that were not told yet."""
+        loop = self._loop
+        return StatsReport(
+            loop.iterations_since(since.iteration),
+            loop.events_since(since.event),
+            loop.request_stats(),
+            _resident_bytes(),
+            loop.is_static_batching,
         )
 
     def check(self) -> None:
         """Recompute all invariants."""
         self._loop.check()
-        assert set(self._id_to_number.values()) == set(self._number_to_answer)
+        numbers = [number for each in self._id_to_numbers.values() for number in each]
+        assert sorted(numbers) == sorted(self._number_to_job)
 
     def close(self) -> None:
         """Let go of the engine; requests in flight are dropped."""
         self._loop.close()
 
     def _start(self, request: GenerateRequest) -> None:
-        if request.request_id in self._id_to_number:
+        if request.request_id in self._id_to_numbers:
             raise InvalidRequestError(
                 "a request of this id is in flight",
                 where=f"request {request.request_id}",
                 hint="give each request an id of its own",
             )
-        number = next(self._next_number)
-        computed, answer = self._reader.read(number, request)
-        self._loop.submit(computed)
-        self._number_to_answer[number] = answer
-        self._id_to_number[request.request_id] = number
+        job = make_job(self._reader.read(request, self._next_number))
+        self._id_to_numbers[request.request_id] = set()
+        try:
+            self._run(job, job.start())
+        except RequestError:
+            del self._id_to_numbers[request.request_id]
+            raise
+
+    def _go_on(self, job: Job, requests: list[Request]) -> None:
+        try:
+            self._run(job, requests)
+        except RequestError as error:
+            self._failed.append(Update.failed(job.request_id, error))
+
+    def _run(self, job: Job, requests: list[Request]) -> None:
+        """Queue all of a job's requests, or none and raise."""
+        numbers = self._id_to_numbers[job.request_id]
+        try:
+            for request in requests:
+                self._loop.submit(request)
+                numbers.add(request.request_id)
+                self._number_to_job[request.request_id] = job
+        except RequestError:
+            for number in tuple(numbers):
+                self._forget(job, number)
+            raise
+
+    def _forget(self, job: Job, number: int) -> None:
+        """Let go of one request of a job; the runtime may have ended it already."""
+        if self._number_to_job.pop(number, None) is not None:
+            self._id_to_numbers[job.request_id].discard(number)
+            self._loop.cancel(number)
+
+
+def _resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:

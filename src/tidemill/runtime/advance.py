@@ -24,6 +24,8 @@ def advance(
     state.num_computed += len(entry.tokens) - entry.num_drafts
     if not drawn:
         return None
+    if state.has_failed:
+        return state.ended(FinishReason.CANCELLED)
     reason, num_kept = FinishReason.NOT_FINISHED, 0
     num_known = len(state.tokens)
     for index, token in enumerate(drawn):
@@ -41,5 +43,6 @@ def advance(
         metrics.first_token_time = now
     new_tokens = tuple(state.tokens[num_known:])
     if reason is FinishReason.NOT_FINISHED:
-        return state.told(new_tokens)
+        seen = state.take_observations()
+        return TokenUpdate(entry.request_id, new_tokens, reason, metrics, seen)
     return state.ended(reason, new_tokens)

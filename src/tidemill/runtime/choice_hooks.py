@@ -20,6 +20,10 @@ class TokenGuide(Protocol):
         """Return a bit for each token in words of 32, set where the token may come next."""
         ...
 
+    def copy(self) -> TokenGuide:
+        """Return a guide of its own at the same place."""
+        ...
+
     def take(self, token: int) -> None:
         """Follow a token of the answer."""
         ...

@@ -67,3 +67,6 @@ class RuntimeConfig:
                 got="; ".join(faults),
                 hint="see docs/RUNTIME.md",
             )
+
+
+DEFAULT_CONFIG = RuntimeConfig()

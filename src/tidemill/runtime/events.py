@@ -1,7 +1,7 @@
 """What happened to requests, in order: queued, admitted, paused, first token, ended.
 
-Kept up to a bound, oldest forgotten first, until somebody takes them; off with bound 0. Times are
-seconds on the loop's clock. Knows nothing of why.
+Kept up to a bound, oldest forgotten first; off with bound 0. Times are seconds on the loop's clock.
+Knows nothing of why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ class EventKind(Enum):
 
 
 class RequestEvent(NamedTuple):
-    """One event. `detail` is how a request ended, in lower case, and empty otherwise."""
+    """One event; `number` counts them.
+
+    `detail` is how a request ended, in lower case, and empty otherwise.
+    """
+
+    number: int
 
     kind: EventKind
     request_id: int
@@ -37,13 +42,16 @@ class EventLog:
     def __init__(self, max_size: int) -> None:
         self._events: deque[RequestEvent] = deque(maxlen=max_size)
         self.is_on = max_size > 0
+        self._num_events = 0
 
-    def add(self, event: RequestEvent) -> None:
+    def add(
+        self, kind: EventKind, request_id: int, iteration: int, now: float, detail: str
+    ) -> None:
         """Note an event."""
+        self._num_events += 1
+        event = RequestEvent(self._num_events, kind, request_id, iteration, now, detail)
         self._events.append(event)
 
-    def take(self) -> list[RequestEvent]:
-        """Hand over what was noted."""
-        events = list(self._events)
-        self._events.clear()
-        return events
+    def since(self, number: int) -> list[RequestEvent]:
+        """Return what is kept of the events after this one."""
+        return [event for event in self._events if event.number > number]

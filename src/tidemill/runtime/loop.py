@@ -12,13 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidemill.base.errors import InvalidRequestError, QueueFullError
-from tidemill.runtime.config import ChunkingPolicy, RuntimeConfig
+from tidemill.runtime.config import (
+    DEFAULT_CONFIG,
+    CapacityPolicy,
+    ChunkingPolicy,
+    RuntimeConfig,
+)
 from tidemill.runtime.events import RequestEvent
+from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.block_pool import BlockPool, CacheCounters
 from tidemill.runtime.micro_batch import Drafter
-from tidemill.runtime.request import FinishReason, Request, TokenUpdate
-from tidemill.runtime.scheduler import DEFAULT_CONFIG, Scheduler
+from tidemill.runtime.ngram_lookup import NgramDrafter
+from tidemill.runtime.request import Request, TokenUpdate
+from tidemill.runtime.scheduler import Scheduler
+from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, Executor, StepResult
+from tidemill.runtime.step_log import StepLog
 from tidemill.runtime.validate_request import validate_request
 
 
@@ -27,7 +36,7 @@ class LoopStats:
     """What the loop did so far, what its latest step held, and what the cache holds now.
 
     Units: times in milliseconds; `num_context_*` and `num_generation_requests` are of the latest
-    step, `total_*` since the start.
+    step, `total_*` since the start, as are the counts of blocks allocated, reused and missed.
     """
 
     iteration: int
@@ -46,6 +55,15 @@ class LoopStats:
     max_blocks: int
     used_blocks: int
     free_blocks: int
+    total_cancelled_requests: int = 0
+    total_timed_out_requests: int = 0
+    total_paused_requests: int = 0
+    total_draft_tokens: int = 0
+    total_accepted_draft_tokens: int = 0
+    alloc_total_blocks: int = 0
+    alloc_new_blocks: int = 0
+    reused_blocks: int = 0
+    missed_blocks: int = 0
 
 
 class Loop:
@@ -58,21 +76,30 @@ class Loop:
         clock: Callable[[], float] = time.monotonic,
         drafter: Drafter | None = None,
     ) -> None:
+        """Take an executor; `clock` gives seconds, `drafter` replaces the n-gram lookup."""
+        if drafter is None and config.max_draft_len:
+            drafter = NgramDrafter(config.max_matching_ngram_size)
         self._executor = executor
         self._config = config
+        self._clock = clock
         self.limits: EngineLimits = executor.limits
         self._pool = BlockPool(self.limits.num_blocks, self.limits.tokens_per_block, clock)
         self._scheduler = Scheduler(self.limits, self._pool, config, clock, drafter)
-        self._iteration = 0
-        self._latency_ms = 0.0
-        self._total_completed = 0
-        self._total_prompt_tokens = 0
-        self._total_output_tokens = 0
+        self._log = StepLog(self.limits, self._pool, config.iter_stats_max_iterations)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell anything."""
         return self._scheduler.has_work
+
+    @property
+    def is_static_batching(self) -> bool:
+        return self._config.policy is CapacityPolicy.STATIC_BATCH
+
+    @property
+    def cache_counters(self) -> CacheCounters:
+        """What the cache gave since the start."""
+        return self._pool.counters
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -104,48 +131,59 @@ class Loop:
         start = time.perf_counter()
         plan = self._scheduler.plan()
         if not plan.entries:
-            return self._scheduler.commit(StepResult(()))
+            updates = self._scheduler.commit(StepResult(()))
+            self._log.note_ends(updates)
+            return updates
+        queue_latency_ms = self._queue_latency_ms()
         result = self._executor.execute(plan)
         self._scheduler.latest.observe(result.observations)
         updates = self._scheduler.commit(result)
-        self._iteration += 1
-        self._latency_ms = (time.perf_counter() - start) * 1e3
-        self._total_prompt_tokens += self._scheduler.latest.num_context_tokens
-        for update in updates:
-            self._total_output_tokens += len(update.new_tokens)
-            self._total_completed += update.finish_reason is not FinishReason.NOT_FINISHED
+        latency_ms = (time.perf_counter() - start) * 1e3
+        self._log.note(self._scheduler, updates, latency_ms, queue_latency_ms)
         return updates
 
     def stats(self) -> LoopStats:
         """Tell counters and the cache's fill."""
-        scheduler, pool, limits = self._scheduler, self._pool, self.limits
+        scheduler, pool, limits, log = self._scheduler, self._pool, self.limits, self._log
         return LoopStats(
-            iteration=self._iteration,
-            latency_ms=self._latency_ms,
+            iteration=scheduler.iteration,
+            latency_ms=log.latency_ms,
             num_active_requests=scheduler.num_active,
             num_queued_requests=scheduler.num_queued,
             num_context_requests=scheduler.latest.num_context_requests,
             num_generation_requests=scheduler.latest.num_generation_requests,
             num_context_tokens=scheduler.latest.num_context_tokens,
-            total_completed_requests=self._total_completed,
-            total_prompt_tokens=self._total_prompt_tokens,
-            total_output_tokens=self._total_output_tokens,
+            total_completed_requests=log.total_completed,
+            total_prompt_tokens=log.total_prompt_tokens,
+            total_output_tokens=log.total_output_tokens,
             max_batch_size=limits.max_batch_size,
             max_num_tokens=limits.max_num_tokens,
             tokens_per_block=limits.tokens_per_block,
             max_blocks=pool.num_blocks,
             used_blocks=pool.num_used,
             free_blocks=pool.num_free,
+            total_cancelled_requests=log.total_cancelled,
+            total_timed_out_requests=log.total_timed_out,
+            total_paused_requests=log.total_paused,
+            total_draft_tokens=log.total_draft_tokens,
+            total_accepted_draft_tokens=log.total_accepted_draft_tokens,
+            alloc_total_blocks=pool.counters.alloc_total,
+            alloc_new_blocks=pool.counters.alloc_new,
+            reused_blocks=pool.counters.reused,
+            missed_blocks=pool.counters.missed,
         )
 
-    @property
-    def cache_counters(self) -> CacheCounters:
-        """What the cache gave since the start."""
-        return self._pool.counters
+    def iterations_since(self, iteration: int) -> list[IterationStats]:
+        """Tell of each iteration after this one, as far back as they are kept."""
+        return self._log.since(iteration)
 
-    def take_events(self) -> list[RequestEvent]:
-        """Hand over what happened to requests, as far as it was kept."""
-        return self._scheduler.take_events()
+    def request_stats(self) -> list[RequestStats]:
+        """Tell where each request is that has not ended."""
+        return self._scheduler.request_stats()
+
+    def events_since(self, number: int) -> list[RequestEvent]:
+        """Tell what happened to requests after an event, as far as it is kept."""
+        return self._scheduler.events_since(number)
 
     def check(self) -> None:
         """Recompute all invariants of scheduler and block pool."""
@@ -154,3 +192,11 @@ class Loop:
     def close(self) -> None:
         """Let go of the executor."""
         self._executor.close()
+
+    def _queue_latency_ms(self) -> float:
+        """How long the requests that join in this step have waited in total."""
+        admitted = self._scheduler.active.admitted
+        if not admitted:
+            return 0.0
+        now = self._clock()
+        return sum(now - state.metrics.arrival_time for state in admitted) * 1e3

@@ -42,6 +42,10 @@ class MicroBatch:
     def num_context_requests(self) -> int:
         return len(self.states) - self.num_generation_requests
 
+    @property
+    def context_entries(self) -> list[PlanEntry]:
+        return self._entries[self.num_generation_requests :]
+
     def plan(self) -> StepPlan:
         """Freeze what was added, with the block copies that it relies on."""
         if not self._entries:
@@ -60,7 +64,7 @@ class MicroBatch:
         # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
         num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
         for state in generation:
-            if drafter is not None and num_spare > 0 and state.can_be_guessed:
+            if drafter is not None and num_spare > 0 and state.may_speculate:
                 drafts = self._drafts(drafter, state, num_spare)
                 num_spare -= len(drafts)
                 self._budget -= len(drafts)

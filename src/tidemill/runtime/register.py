@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 
 from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.config import RuntimeConfig
-from tidemill.runtime.events import EventKind, EventLog, RequestEvent
+from tidemill.runtime.events import EventKind, EventLog
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.request_queue import Deadlines, RequestQueue
 from tidemill.runtime.request_state import NO_TABLE, RequestState
+from tidemill.runtime.statistics import RequestStage, RequestStats
 from tidemill.runtime.step import EngineLimits
 
 
@@ -89,7 +90,27 @@ class Register:
         if self.events.is_on:
             for state in states:
                 request_id = state.request.request_id
-                self.events.add(RequestEvent(kind, request_id, self.iteration, now, detail))
+                self.events.add(kind, request_id, self.iteration, now, detail)
+
+    def request_stats(self, scheduled: set[int]) -> list[RequestStats]:
+        """Tell where each request is; `scheduled` holds ids of state objects."""
+        stages = (
+            (RequestStage.GENERATION_IN_PROGRESS, self.active.generation),
+            (RequestStage.CONTEXT_IN_PROGRESS, self.active.context),
+            (RequestStage.QUEUED, self.queue),
+        )
+        return [
+            RequestStats(
+                state.request.request_id,
+                stage,
+                min(state.num_computed, state.num_prompt),
+                state.num_output,
+                id(state) in scheduled,
+                state.metrics,
+            )
+            for stage, states in stages
+            for state in states
+        ]
 
     def check(self) -> None:
         """Recompute every invariant from scratch."""

@@ -56,9 +56,10 @@ class Request:
 
     Units: `max_new_tokens` and prompt lengths count tokens. `end_ids` are tokens that end the
     output and are not part of it; empty means none. `stop_words` are token sequences that end the
-    output and stay in it. `request_id` is unique within the loop.
-    Requests of higher `priority` (0 to 1) are served first. After `allotted_time_ms` the request
-    ends as it stands. Cached blocks are shared within one `lora_id` and `cache_salt` only.
+    output and stay in it. The last `num_prior_output` tokens of the prompt are output of earlier
+    rounds. `request_id` is unique within the loop. Requests of higher `priority` (0 to 1) are
+    served first. After `allotted_time_ms` the request ends as it stands. Cached blocks are shared
+    within one `lora_id` and `cache_salt` only.
     """
 
     request_id: int
@@ -76,6 +77,7 @@ class Request:
     wishes: OutputWishes | None = None
     guide: TokenGuide | None = None
     processor: LogitsProcessor | None = None
+    num_prior_output: int = 0
 
     @property
     def needs_history(self) -> bool:
@@ -93,8 +95,8 @@ class Request:
 class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
-    The last update of a request holds its metrics. `observations` holds what it asked to see, of
-    the steps since the update before.
+    `metrics` is the request's live record, complete in its last update. `observations` holds what
+    it asked to see, of the steps since the update before.
     """
 
     request_id: int

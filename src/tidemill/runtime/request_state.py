@@ -50,8 +50,8 @@ class RequestState:
         self.num_computed = 0
         self.is_cancelled = False
         self.metrics = RequestMetrics(arrival_time=now)
-        self.history = TokenHistory(request) if request.needs_history else None
         self._observations: list[Observation] = []
+        self.history = TokenHistory(request, self.tokens) if request.needs_history else None
         self.drafting: object = None
 
     @property
@@ -75,52 +75,45 @@ class RequestState:
             self.keys.append(root_key(self.request.lora_id, self.request.cache_salt))
         extend_keys(self.keys, self.tokens, unit)
 
-    @property
-    def can_be_guessed(self) -> bool:
-        """Whether tokens may be guessed: not where the choice depends on those before it."""
-        return self.request.is_speculative and self.history is None
-
     def accept(self, drawn: int) -> FinishReason:
         """Take in a drawn token and say what it means; an end token is not kept."""
-        if any(each.error for each in self._observations):
-            return FinishReason.CANCELLED
         if drawn in self.request.end_ids:
-            self._observations = [replace(each, output=None) for each in self._observations]
             return FinishReason.END_ID
         self.tokens.append(drawn)
-        if self.history is not None:
-            self.history.output_tokens.append(drawn)
         if self.request.stop_words and self._ends_with_stop_word():
             return FinishReason.STOP_WORDS
         if self.num_output == self.request.max_new_tokens:
             return FinishReason.LENGTH
         return FinishReason.NOT_FINISHED
 
+    def ended(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
+        """Make the request's last update."""
+        seen = self.take_observations()
+        if reason is FinishReason.END_ID:
+            seen = tuple(replace(each, output=None) for each in seen)
+        return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics, seen)
+
+    @property
+    def may_speculate(self) -> bool:
+        """Whether guesses may be computed: not where a choice depends on the one before."""
+        return self.request.is_speculative and self.history is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the request's own logits processor failed in the step."""
+        return any(each.error for each in self._observations)
+
     def observe(self, observation: Observation) -> None:
         """Keep what a step showed until its next token is told."""
         self._observations.append(observation)
 
-    def told(self, new_tokens: tuple[int, ...]) -> TokenUpdate:
-        """Make the update of a request that goes on."""
-        seen = self._take_observations()
-        return TokenUpdate(
-            self.request.request_id, new_tokens, FinishReason.NOT_FINISHED, observations=seen
-        )
-
-    def ended(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
-        """Make the request's last update."""
-        seen = self._take_observations()
-        return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics, seen)
-
-    def _take_observations(self) -> tuple[Observation, ...]:
+    def take_observations(self) -> tuple[Observation, ...]:
+        """Hand over what was seen since the last update."""
         if not self._observations:
             return ()
         taken, self._observations = tuple(self._observations), []
         return taken
 
     def _ends_with_stop_word(self) -> bool:
-        num_output = self.num_output
-        return any(
-            len(word) <= num_output and self.tokens[-len(word) :] == list(word)
-            for word in self.request.stop_words
-        )
+        output = self.tokens[self.num_prompt :]
+        return any(output[-len(word) :] == list(word) for word in self.request.stop_words)

@@ -10,18 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.advance import advance
 from tidemill.runtime.capacity import POLICIES
-from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.events import EventKind, RequestEvent
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.micro_batch import Drafter, MicroBatch
 from tidemill.runtime.register import Register
 from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.request_state import NO_TABLE, RequestState
+from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
-
-DEFAULT_CONFIG = RuntimeConfig()
 
 
 class Scheduler:
@@ -61,14 +61,9 @@ class Scheduler:
         return len(self._register.queue)
 
     @property
-    def num_paused(self) -> int:
-        """Requests that the latest plan paused."""
-        return len(self._active.paused)
-
-    @property
-    def admitted(self) -> list[RequestState]:
-        """Requests that the latest plan admitted."""
-        return self._active.admitted
+    def active(self) -> ActiveRequests:
+        """For reading: who was admitted and paused by the latest plan."""
+        return self._active
 
     @property
     def has_work(self) -> bool:
@@ -86,12 +81,10 @@ class Scheduler:
     def cancel(self, request_id: int) -> None:
         """End a request now; its update comes with the next commit. Unknown ids are no error."""
         state = self._register.id_to_state.get(request_id)
-        if state is None:
-            return
-        if state.table is not NO_TABLE and self._plan is not None:
+        if state is not None and state.table is not NO_TABLE and self._plan is not None:
             # The executor may be writing to its blocks: they are freed at the commit.
             state.is_cancelled = self._is_cancelling = True
-        else:
+        elif state is not None:
             self._register.end(state, FinishReason.CANCELLED)
 
     def plan(self) -> StepPlan:
@@ -118,9 +111,13 @@ class Scheduler:
             self._register.end_overdue()
         return updates + self._register.take_untold()
 
-    def take_events(self) -> list[RequestEvent]:
-        """Hand over the events that nobody has taken."""
-        return self._register.events.take()
+    def events_since(self, number: int) -> list[RequestEvent]:
+        """Tell what happened to requests after an event, as far as it is kept."""
+        return self._register.events.since(number)
+
+    def request_stats(self) -> list[RequestStats]:
+        """Tell where each request is that has not ended."""
+        return self._register.request_stats(set(map(id, self.latest.states)))
 
     def check(self) -> None:
         """Recompute every invariant from scratch."""

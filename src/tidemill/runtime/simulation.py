@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.events import EventKind
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import FinishReason, Request
 from tidemill.runtime.request_state import RequestState
-from tidemill.runtime.scheduler import DEFAULT_CONFIG
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan, StepResult
 
 MAX_EVENTS = 10_000
@@ -193,9 +192,10 @@ def _to_request(index: int, simulated: SimulatedRequest) -> Request:
 
 
 def _record(step: int, loop: Loop, executor: _RecordingExecutor) -> Iteration:
+    num_events = loop.events_since(0)[-1].number
     updates = loop.step()
     loop.check()
-    stats, events = loop.stats(), loop.take_events()
+    stats, events = loop.stats(), loop.events_since(num_events)
     entries = executor.latest.entries
     num_generation = stats.num_generation_requests
     return Iteration(

@@ -1,12 +1,14 @@
-"""What one request cost: times, iterations, blocks and drafts.
+"""What one request cost: times, iterations, blocks and guesses; and where it is now.
 
-Filled by the scheduler while the request lives, handed out with its last update. Names follow
-TensorRT-LLM's request perf metrics. Knows nothing of messages.
+Filled by the scheduler while the request lives, handed out with its last update. The JSON keys are
+those of TensorRT-LLM's request perf metrics and request stats. Knows nothing of messages.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -26,3 +28,74 @@ class RequestMetrics:
     num_pauses: int = 0
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the blocks looked for that were reused."""
+        looked_for = self.num_reused_blocks + self.num_missed_blocks
+        return self.num_reused_blocks / looked_for if looked_for else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the reference's keys of request perf metrics."""
+        num_drafts = self.num_draft_tokens
+        return {
+            "timingMetrics": {
+                "arrivalTime": self.arrival_time,
+                "firstScheduledTime": self.first_scheduled_time,
+                "firstTokenTime": self.first_token_time,
+                "lastTokenTime": self.last_token_time,
+            },
+            "kvCacheMetrics": {
+                "numTotalAllocatedBlocks": self.num_allocated_blocks,
+                "numNewAllocatedBlocks": self.num_new_blocks,
+                "numReusedBlocks": self.num_reused_blocks,
+                "numMissedBlocks": self.num_missed_blocks,
+                "kvCacheHitRate": self.hit_rate,
+            },
+            "speculativeDecoding": {
+                "acceptanceRate": self.num_accepted_draft_tokens / num_drafts
+                if num_drafts
+                else 0.0,
+                "totalAcceptedDraftTokens": self.num_accepted_draft_tokens,
+                "totalDraftTokens": num_drafts,
+            },
+            "firstIter": self.first_iter,
+            "lastIter": self.last_iter,
+        }
+
+
+class RequestStage(Enum):
+    """Where a request is; the reference's names."""
+
+    QUEUED = "QUEUED"
+    CONTEXT_IN_PROGRESS = "CONTEXT_IN_PROGRESS"
+    GENERATION_IN_PROGRESS = "GENERATION_IN_PROGRESS"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStats:
+    """A request that has not ended, as it stands after a step."""
+
+    request_id: int
+    stage: RequestStage
+    num_computed_tokens: int
+    num_generated_tokens: int
+    is_scheduled: bool
+    metrics: RequestMetrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the reference's keys of request stats."""
+        metrics = self.metrics
+        return {
+            "id": self.request_id,
+            "stage": self.stage.value,
+            "contextPrefillPosition": self.num_computed_tokens,
+            "numGeneratedTokens": self.num_generated_tokens,
+            "scheduled": self.is_scheduled,
+            "paused": metrics.num_pauses > 0 and self.stage is RequestStage.QUEUED,
+            "allocTotalBlocksPerRequest": metrics.num_allocated_blocks,
+            "allocNewBlocksPerRequest": metrics.num_new_blocks,
+            "reusedBlocksPerRequest": metrics.num_reused_blocks,
+            "missedBlocksPerRequest": metrics.num_missed_blocks,
+            "kvCacheHitRatePerRequest": metrics.hit_rate,
+        }

@@ -24,7 +24,7 @@ class PlanEntry:
     that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
     of the entry is the last known token of the request, so that a new one is drawn. The last
     `num_drafts` tokens are guesses: a token is drawn after each of them, too. `history` is there
-    for requests whose choice depends on it; they have no guesses.
+    for requests whose choice depends on it.
     """
 
     request_id: int

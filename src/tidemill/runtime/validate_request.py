@@ -57,15 +57,14 @@ def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = 
     Raises: InvalidRequestError with all faults found.
     """
     faults = _length_faults(request, limits) + sampling_faults(request.sampling)
-    faults += _service_faults(request)
+    faults += _service_faults(request) + _token_faults(request, limits.vocab_size)
+    if request.wishes is not None:
+        faults += wishes_faults(request.wishes)
     if not is_chunked and len(request.prompt_tokens) > limits.max_num_tokens:
         faults.append(
             f"prompt length ({len(request.prompt_tokens)}) exceeds max_num_tokens"
             f" ({limits.max_num_tokens}) and context chunking is off"
         )
-    if request.wishes is not None:
-        faults += wishes_faults(request.wishes)
-    faults += _token_faults(request, limits.vocab_size)
     if faults:
         raise InvalidRequestError(
             "the request cannot be served: " + "; ".join(faults),
@@ -77,16 +76,6 @@ def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = 
             hint="shorten the prompt or the answer, or build with a larger --max_input_len and "
             "--max_seq_len",
         )
-
-
-def _service_faults(request: Request) -> list[str]:
-    faults = request.retention.faults() if request.retention else []
-    if not 0 <= request.priority <= 1:
-        faults.append(f"require 0 <= priority <= 1, got priority={request.priority}")
-    allotted = request.allotted_time_ms
-    if allotted is not None and not allotted > 0:
-        faults.append(f"require allotted_time_ms > 0, got allotted_time_ms={allotted}")
-    return faults
 
 
 def _token_faults(request: Request, vocab_size: int) -> list[str]:
@@ -112,15 +101,26 @@ def _token_faults(request: Request, vocab_size: int) -> list[str]:
     return faults
 
 
+def _service_faults(request: Request) -> list[str]:
+    faults = request.retention.faults() if request.retention else []
+    if not 0 <= request.priority <= 1:
+        faults.append(f"require 0 <= priority <= 1, got priority={request.priority}")
+    allotted = request.allotted_time_ms
+    if allotted is not None and not allotted > 0:
+        faults.append(f"require allotted_time_ms > 0, got allotted_time_ms={allotted}")
+    return faults
+
+
 def _length_faults(request: Request, limits: EngineLimits) -> list[str]:
     num_prompt, max_new = len(request.prompt_tokens), request.max_new_tokens
     if num_prompt == 0:
         return ["the prompt is empty, expected at least one token"]
     if max_new < 1:
         return [f"require max_tokens > 0, got max_tokens={max_new}"]
-    if num_prompt > limits.max_input_len:
+    num_input = num_prompt - request.num_prior_output
+    if num_input > limits.max_input_len:
         return [
-            f"prompt length ({num_prompt}) exceeds maximum input length ({limits.max_input_len})"
+            f"prompt length ({num_input}) exceeds maximum input length ({limits.max_input_len})"
         ]
     total = num_prompt + max_new
     if total > limits.max_seq_len:

@@ -29,6 +29,11 @@ class IncrementalDetokenizer:
             self._tokenizer.token_ids_to_bytes(token_ids, self._skip_special_tokens)
         )
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether the last token ended inside of a character."""
+        return bool(self._utf8.getstate()[0])
+
     def finish(self) -> str:
         """Return what was held back; an incomplete character becomes U+FFFD."""
         return self._utf8.decode(b"", final=True)

@@ -25,6 +25,9 @@ _KEY_TO_TYPE: dict[str, type] = {
     "unknown_token_id": int, "padding_token_id": int, "add_bos_token": bool,
     "add_eos_token": bool, "add_space_prefix": bool,
 }  # fmt: skip
+_KEY_TO_ITEM_TYPE: dict[str, type] = {
+    "tokens": str, "token_type": int, "merges": str, "scores": float,
+}  # fmt: skip
 _FAMILY_TO_KEYS = {"gpt2": ("tokens", "merges"), "llama": ("tokens", "scores")}
 
 # GGUF token types; the others (unused, byte) need nothing special here.
@@ -108,6 +111,11 @@ def _faults(settings: Mapping[str, Any], required: tuple[str, ...]) -> list[str]
         f"{key} is of type {type(value).__name__}, not {_KEY_TO_TYPE[key].__name__}"
         for key, value in settings.items()
         if type(value) is not _KEY_TO_TYPE[key]
+    ]
+    faults += [
+        f"{key} holds more than {kind.__name__}"
+        for key, kind in _KEY_TO_ITEM_TYPE.items()
+        if isinstance(settings.get(key), list) and not set(map(type, settings[key])) <= {kind}
     ]
     if faults:
         return faults

@@ -121,6 +121,11 @@ class Tokenizer:
         found = self._token_bytes
         return b"".join([found[token_id] for token_id in token_ids if token_id not in skipped])
 
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json."""
+        text: str = self._backend.to_str()
+        return text
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, object]],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import CheckpointError
+from tidemill.base.json_text import parse_json
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -58,20 +59,22 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig:
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
+    if not path.is_file():  # a device would be read without end
+        raise _unreadable(path, "not a file")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(value, dict):
         raise _unreadable(path, type(value).__name__)
     return value
 
 
-def _unreadable(path: Path, got: str) -> CheckpointError:
+def _unreadable(path: Path, got: str, expected: str = "a JSON object") -> CheckpointError:
     return CheckpointError(
         "A tokenizer file cannot be read",
         where=str(path),
-        expected="a JSON object",
+        expected=expected,
         got=got,
         hint="fetch the file again, or remove it if the model does not need it",
     )
@@ -104,9 +107,12 @@ def _token_text(value: object) -> str | None:
 def _chat_template(directory: Path, value: object) -> str | None:
     """Choose the template: a file of its own wins, as in transformers; of a list, "default"."""
     path = directory / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, str(error), "a template in UTF-8") from error
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value}
-        value = named.get("default")
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        value = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return value if isinstance(value, str) else None

@@ -20,6 +20,7 @@ from tidemill.base.errors import EngineTargetError
 from tidemill.host.__main__ import parse_arguments
 from tidemill.host.process import run_host
 from tidemill.host.session import Session
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.simulation import FakeExecutor
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 from tidemill.text.tokenizer import Tokenizer
@@ -79,7 +80,9 @@ class SpelledExecutor(FakeExecutor):
         return answer_ids[place] if answer_ids else self._tokenizer.encode("x")[0]
 
 
-def open_session(engine_dir: Path, max_queue_size: int = 0, step_seconds: float = 0.0) -> Session:
+def open_session(
+    engine_dir: Path, runtime: RuntimeConfig = DEFAULT_CONFIG, step_seconds: float = 0.0
+) -> Session:
     """Open a session as a host would; a directory with a file `broken` cannot be opened."""
     if (engine_dir / "broken").exists():
         raise EngineTargetError("built for another machine", expected="avx512", got="abacus")
@@ -90,7 +93,7 @@ def open_session(engine_dir: Path, max_queue_size: int = 0, step_seconds: float 
         time.sleep(60)
     tokenizer = Tokenizer.from_directory(engine_dir)
     executor = SpelledExecutor(tokenizer, step_seconds)
-    return Session(executor, tokenizer, max_queue_size, str(engine_dir))
+    return Session(executor, tokenizer, runtime, str(engine_dir))
 
 
 if __name__ == "__main__":
@@ -98,7 +101,7 @@ if __name__ == "__main__":
     step_seconds = 0.002
     sys.exit(
         run_host(
-            lambda: open_session(engine_dir, session_config.max_queue_size, step_seconds),
+            lambda: open_session(engine_dir, session_config.runtime, step_seconds),
             process_config,
         )
     )

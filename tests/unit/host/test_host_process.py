@@ -19,7 +19,9 @@ import pytest
 from tidemill.host.address import HostAddress
 from tidemill.host.client import HostClient
 from tidemill.host.config import HostConfig, SessionConfig
-from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.messages import GenerateRequest, StatsSince, Update
+from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.events import EventKind
 
 ROOT = Path(__file__).parents[3]
 FAKE_HOST = HostConfig(
@@ -92,7 +94,26 @@ def test_same_request_ids_of_two_frontends_do_not_meet(connect: Connect) -> None
 
 
 def test_other_settings_are_another_host(connect: Connect) -> None:
-    assert connect().info().pid != connect(SessionConfig(max_queue_size=7)).info().pid
+    assert (
+        connect().info().pid
+        != connect(SessionConfig(runtime=RuntimeConfig(max_queue_size=7))).info().pid
+    )
+
+
+def test_statistics_reach_a_client_once_each(connect: Connect) -> None:
+    config = RuntimeConfig(event_buffer_max_size=100)
+    client = connect(SessionConfig(runtime=config))
+    last = Inbox(client, "a", ">hi").last()
+    assert last.metrics is not None and last.metrics.first_token_time is not None
+    report = client.get_stats(StatsSince())
+    assert report.memory_bytes > 0 and not report.requests
+    assert [each["iter"] for each in report.iterations_json()] == [1, 2, 3]
+    assert report.events[0].kind is EventKind.QUEUED and report.events[-1].detail == "end_id"
+    seen = StatsSince(report.iterations[-1].iteration, report.events[-1].number)
+    Inbox(client, "b", ">yes").last()
+    again = client.get_stats(seen)
+    assert [each.iteration for each in again.iterations] == [4, 5, 6, 7]
+    assert {event.request_id for event in again.events} == {1}
 
 
 def test_frontends_that_start_together_share_one_host(connect: Connect) -> None:

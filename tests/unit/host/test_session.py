@@ -10,11 +10,12 @@ import pytest
 from tests.unit.host.fake_engine import open_session
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.session import Session
+from tidemill.runtime.config import RuntimeConfig
 
 
 @pytest.fixture
 def session(engine_dir: Path) -> Session:
-    return open_session(engine_dir, max_queue_size=8)
+    return open_session(engine_dir, RuntimeConfig(max_queue_size=8))
 
 
 def run(session: Session, *requests: GenerateRequest) -> dict[str, list[Update]]:

@@ -92,6 +92,7 @@ class InferenceRequest:
         self, arrays: Mapping[str, Array], request_id: str = "", parameters: str = "{}"
     ) -> None:
         self._arrays, self._request_id, self._parameters = arrays, request_id, parameters
+        self.output_names: list[str] = []
         self.sender = Sender()
 
     def parameters(self) -> str:
@@ -102,6 +103,9 @@ class InferenceRequest:
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self._arrays.items()]
+
+    def requested_output_names(self) -> list[str]:
+        return self.output_names
 
     def get_response_sender(self) -> Sender:
         return self.sender

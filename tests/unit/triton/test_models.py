@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,9 @@ Load = Callable[..., ServedModel]
 
 
 @pytest.fixture
-def load(client: FakeClient) -> Iterator[Load]:
+def load(client: FakeClient, tmp_path: Path) -> Iterator[Load]:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "rank0.engine").touch()
     loaded: list[ServedModel] = []
 
     def make(
@@ -83,7 +86,7 @@ def load(client: FakeClient) -> Iterator[Load]:
         model.initialize(
             {
                 "model_config": json.dumps(config),
-                "model_repository": "/nowhere",
+                "model_repository": str(tmp_path),
                 "model_version": "1",
                 "model_name": "served",
             }

@@ -12,19 +12,24 @@ import typer
 
 from tidemill.frontends.cli.shell import check_choice, print_json, say
 
-STYLES = ("text", "tokens")
+STYLES = ("text", "tokens", "inflight_batcher_llm", "llmapi")
 LINKS = ("copy", "hard", "symbolic")
 
 HELP = """Write a Triton model repository for an engine.
 
 --style text takes and gives text, with all sampling inputs and streaming; --style tokens is the
-packed-token layout (input_ids, input_lengths, output_ids).
+packed-token layout (input_ids, input_lengths, output_ids). --style inflight_batcher_llm writes
+TensorRT-LLM's five models (preprocessing, tensorrt_llm, postprocessing, tensorrt_llm_bls and the
+ensemble) under their own names, which --name begins if it is given; --style llmapi is the model of
+its LLM API.
 
 \b
 Examples:
   tidemill deploy --engine_dir ./engine --model_repository ./repository --name llama2_7b
   tidemill deploy --engine_dir ./engine --model_repository ./repository --name llama2_7b \\
       --style tokens
+  tidemill deploy --engine_dir ./engine --model_repository ./repository \\
+      --style inflight_batcher_llm
 """
 
 
@@ -33,7 +38,9 @@ def deploy(
     model_repository: Annotated[
         Path, typer.Option("--model_repository", help="Repository, made if it is not there.")
     ],
-    name: Annotated[str, typer.Option("--name", help="Name that clients use.")],
+    name: Annotated[
+        str, typer.Option("--name", help="Name that clients use; five models have their own.")
+    ] = "",
     style: Annotated[
         str, typer.Option("--style", help="One of: " + ", ".join(STYLES) + ".")
     ] = "text",
@@ -41,7 +48,7 @@ def deploy(
         bool | None,
         typer.Option(
             "--decoupled/--no-decoupled",
-            help="Whether answers may stream; default: text yes, tokens no.",
+            help="Whether answers may stream; default: yes, but for tokens no.",
         ),
     ] = None,
     max_batch_size: Annotated[

@@ -12,6 +12,7 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tidemill.base.errors import ConfigError, TidemillError, UnsupportedError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+PATH_FLAGS = ("_dir", "_file", "_map", "_repository")
 
 # What a machine that only serves may leave out.
 OPTIONAL_PACKAGES = ("llvmlite", "gguf", "safetensors")
@@ -103,6 +105,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code, having printed any error in our form."""
     try:
         debug.level()
+        _check_paths(arguments)
         code = app(args=list(arguments), prog_name="tidemill", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except ConfigError as error:
@@ -115,12 +118,38 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
+    except OSError as error:
+        return report_error(_refused_by_system(error, arguments), EXIT_FAILED)
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL_PACKAGES:
             raise
         return report_error(_missing_package(error.name, arguments), EXIT_FAILED)
     except _usage_error_class() as error:
         return _report_usage(error, arguments)
+
+
+def _check_paths(arguments: Sequence[str]) -> None:
+    """An empty path, as an unset variable of a shell gives, must not become this directory."""
+    pairs = [*pairwise(arguments), *(word.split("=", 1) for word in arguments if "=" in word)]
+    for flag, value in pairs:
+        if not value and flag.replace("-", "_").endswith(PATH_FLAGS):
+            raise ConfigError(
+                "a flag names no path",
+                where=flag,
+                expected="a path",
+                got="an empty text",
+                hint="check the variable that was to hold it; '.' is this directory",
+            )
+
+
+def _refused_by_system(error: OSError, arguments: Sequence[str]) -> TidemillError:
+    return TidemillError(
+        "the operating system refuses",
+        where=str(error.filename or "tidemill " + " ".join(arguments[:1])),
+        expected="a file or resource that can be had",
+        got=error.strerror or str(error) or type(error).__name__,
+        hint="check the path, its permissions, the disk and the memory",
+    )
 
 
 def _missing_package(name: str, arguments: Sequence[str]) -> UnsupportedError:

@@ -18,7 +18,9 @@ class DataType(Enum):
     """Element types of the contract's tensors, by Triton's names."""
 
     BOOL = "TYPE_BOOL"
+    UINT8 = "TYPE_UINT8"
     INT32 = "TYPE_INT32"
+    INT64 = "TYPE_INT64"
     UINT64 = "TYPE_UINT64"
     FP16 = "TYPE_FP16"
     FP32 = "TYPE_FP32"
@@ -27,28 +29,45 @@ class DataType(Enum):
 
 @dataclass(frozen=True)
 class TensorConfig:
-    """One input or output; a batch dimension, where the model has one, is not part of `dims`."""
+    """One input or output; a batch dimension, where the model has one, is not part of `dims`.
+
+    `drops_dims`: clients send (batch, 1), the model sees (batch,). `is_ragged`: rows of one batch
+    may differ in shape.
+    """
 
     name: str
     data_type: DataType
     dims: tuple[int, ...] = (1,)
     is_optional: bool = False
+    drops_dims: bool = False
+    is_ragged: bool = False
+
+
+@dataclass(frozen=True)
+class EnsembleStep:
+    """One model of an ensemble: its tensors by name, to the ensemble's own tensors."""
+
+    model_name: str
+    input_map: Mapping[str, str]
+    output_map: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """What this house says about a model in its config.pbtxt.
 
-    Units: `max_batch_size` 0 means that tensors have no batch dimension.
+    An ensemble has `steps` and no backend; its steps say whether it streams. Units:
+    `max_batch_size` 0 means that tensors have no batch dimension.
     """
 
     name: str
     max_batch_size: int
     inputs: tuple[TensorConfig, ...]
     outputs: tuple[TensorConfig, ...]
-    is_decoupled: bool
+    is_decoupled: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
     backend: str = "python"
+    steps: tuple[EnsembleStep, ...] = ()
 
 
 def write_config(config: ModelConfig) -> str:
@@ -58,12 +77,11 @@ def write_config(config: ModelConfig) -> str:
     """
     lines = [
         f"name: {quote(config.name)}",
-        f"backend: {quote(config.backend)}",
+        'platform: "ensemble"' if config.steps else f"backend: {quote(config.backend)}",
         f"max_batch_size: {config.max_batch_size}",
-        f"model_transaction_policy {{ decoupled: {_boolean(config.is_decoupled)} }}",
         *_tensor_list("input", config.inputs),
         *_tensor_list("output", config.outputs),
-        "instance_group [ { count: 1 kind: KIND_CPU } ]",
+        *(_ensemble(config.steps) if config.steps else _execution(config)),
     ]
     for key, value in config.parameters.items():
         text = f"{{ string_value: {quote(value)} }}"
@@ -85,6 +103,26 @@ def quote(text: str) -> str:
     return '"' + "".join(escaped) + '"'
 
 
+def _execution(config: ModelConfig) -> list[str]:
+    return [
+        f"model_transaction_policy {{ decoupled: {_boolean(config.is_decoupled)} }}",
+        "instance_group [ { count: 1 kind: KIND_CPU } ]",
+    ]
+
+
+def _ensemble(steps: tuple[EnsembleStep, ...]) -> list[str]:
+    lines = ["ensemble_scheduling {", f"{INDENT}step ["]
+    for place, step in enumerate(steps):
+        lines += [f"{INDENT * 2}{{ model_name: {quote(step.model_name)} model_version: -1"]
+        for kind, names in (("input_map", step.input_map), ("output_map", step.output_map)):
+            lines += [
+                f"{INDENT * 3}{kind} {{ key: {quote(own)} value: {quote(outer)} }}"
+                for own, outer in names.items()
+            ]
+        lines += [f"{INDENT * 2}}}" + ("," if place + 1 < len(steps) else "")]
+    return [*lines, f"{INDENT}]", "}"]
+
+
 def _tensor_list(kind: str, tensors: tuple[TensorConfig, ...]) -> list[str]:
     rows = [INDENT + _tensor(tensor) for tensor in tensors]
     return [f"{kind} [", ",\n".join(rows), "]"]
@@ -92,9 +130,14 @@ def _tensor_list(kind: str, tensors: tuple[TensorConfig, ...]) -> list[str]:
 
 def _tensor(tensor: TensorConfig) -> str:
     dims = ", ".join(str(size) for size in tensor.dims)
-    optional = " optional: true" if tensor.is_optional else ""
+    flags = (
+        ("optional: true", tensor.is_optional),
+        ("reshape: { shape: [ ] }", tensor.drops_dims),
+        ("allow_ragged_batch: true", tensor.is_ragged),
+    )
+    extra = "".join(f" {text}" for text, is_set in flags if is_set)
     name, data_type = quote(tensor.name), tensor.data_type.value
-    return f"{{ name: {name} data_type: {data_type} dims: [ {dims} ]{optional} }}"
+    return f"{{ name: {name} data_type: {data_type} dims: [ {dims} ]{extra} }}"
 
 
 def _boolean(value: bool) -> str:

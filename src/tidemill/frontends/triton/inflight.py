@@ -18,6 +18,7 @@ import msgspec
 
 from tidemill.base.errors import CancelledError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.pacing import PacedNews, available_cpus, response_gap_s
 from tidemill.host.messages import GenerateRequest, Update
 
 CANCELLATION_CHECK_PERIOD_S = 0.1
@@ -53,6 +54,7 @@ class InflightRequests:
     def __init__(self, client: Client, observe: Callable[[], Observer]) -> None:
         self._client = client
         self._observe = observe
+        self._num_cpus = available_cpus()
         self._flights: set[_Flight] = set()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -99,12 +101,15 @@ class InflightRequests:
         assert all(not flight.answer.is_closed for flight in self._current())
 
     def _receiver(self, flight: _Flight, row: int) -> Callable[[Update], None]:
-        observer = self._observe()
+        observer, paced = self._observe(), PacedNews(self._gap_s)
 
         def receive(update: Update) -> None:
             observer(update)
+            news = paced.take(update)
+            if news is None:
+                return
             try:
-                flight.answer.update(row, update)
+                flight.answer.update(row, news)
             except Exception as error:
                 self._abandon(flight, error)
                 return
@@ -114,6 +119,9 @@ class InflightRequests:
                     self._cancel(flight)
 
         return receive
+
+    def _gap_s(self) -> float:
+        return response_gap_s(len(self._flights), self._num_cpus)
 
     def _abandon(self, flight: _Flight, error: Exception) -> None:
         """End a flight that cannot go on, at both ends; neither end's own failure matters now."""

@@ -22,6 +22,14 @@ from tidemill.base.errors import ServerError
 
 BINARY = "tritonserver"
 STUB = "triton_python_backend_stub"
+PYTHON_LIBRARY = "libtriton_python.so"
+BACKEND_NAMES = ("tidemill", "tensorrtllm")
+BACKEND_MODEL_PY = '''"""Serves models whose config.pbtxt names this backend."""
+
+from tidemill.frontends.triton.any_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
 INSTALL_HINT = "pip install 'tidemill[triton]', or put a tritonserver on PATH"
 
 
@@ -114,17 +122,29 @@ def find_libpython_dir() -> Path:
 
 
 def stage_backends(installation: Installation, target: Path) -> Path | None:
-    """Lay out a backend directory with the stub of this Python; return None for a server on PATH.
+    """Lay out a backend directory with this Python's stub and ours; return None for one on PATH.
 
     The wheel keeps its stubs apart, one for each Python version, where the server does not look.
     """
     if installation.backends is None or installation.stub is None:
         return None
     for source in sorted((installation.backends / "python").iterdir()):
-        if source.is_file():
+        if source.name == PYTHON_LIBRARY:
+            # Backends of ours are run by it, and then the server accepts no link that leads away.
+            (target / "python").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target / "python" / source.name)
+        elif source.is_file():
             _link(source, target / "python" / source.name)
     _link(installation.stub, target / "python" / STUB)
+    write_backends(target)
     return target
+
+
+def write_backends(backends: Path) -> None:
+    """Install ours into a backend directory, so that models need no model.py of their own."""
+    for name in BACKEND_NAMES:
+        (backends / name).mkdir(parents=True, exist_ok=True)
+        (backends / name / "model.py").write_text(BACKEND_MODEL_PY, encoding="utf-8")
 
 
 def _link(source: Path, target: Path) -> None:

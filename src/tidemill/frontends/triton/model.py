@@ -13,10 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tidemill.api.retarget import ensure_native_code
-from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
+from tidemill.base.errors import InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.inflight import InflightRequests, Observer
 from tidemill.frontends.triton.metrics import MetricsPublisher
+from tidemill.frontends.triton.model_parameters import (
+    ModelParameters,
+    ModelPlace,
+    find_engine_dir,
+    read_session_config,
+)
 from tidemill.frontends.triton.probes import Probes, is_probe
 from tidemill.frontends.triton.request_inputs import collect_arrays
 from tidemill.frontends.triton.stub_api import (
@@ -38,6 +44,10 @@ NO_STREAMING = "Streaming is only supported if model is deployed using decoupled
 NO_BATCH = (
     "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
 )
+NO_SEQUENCES = (
+    "num_return_sequences > 1 requires the tensorrt_llm backend to be using decoupled "
+    "transaction policy"
+)
 NO_STOP_ID = "Trying to stop a request but request ID is not provided"
 
 
@@ -53,14 +63,10 @@ class ServedModel(ABC):
         policy = config.get("model_transaction_policy", {})
         self.is_decoupled = bool(policy.get("decoupled", False))
         self.has_batch = int(config.get("max_batch_size", 0)) > 0
-        self.parameters = {
-            key: str(value["string_value"])
-            for key, value in config.get("parameters", {}).items()
-            if value.get("string_value")
-        }
-        version_dir = Path(args["model_repository"]) / args["model_version"]
-        session = read_session_config(self.parameters)
-        self._client = self.connect(find_engine_dir(version_dir), session)
+        self.parameters = ModelParameters.of_config(config)
+        place = ModelPlace(Path(args["model_repository"]), args["model_version"])
+        self.engine_dir, session = self.find_engine(place)
+        self._client = self.connect(self.engine_dir, session)
         self._probes = Probes(self._client)
         self._traffic = Traffic()
         self._inflight = InflightRequests(self._client, self._observe)
@@ -68,6 +74,10 @@ class ServedModel(ABC):
         on_iteration = self._probes.hear_iteration
         self._metrics = MetricsPublisher(self._client, self._traffic, labels, on_iteration)
         self._metrics.start()
+
+    def find_engine(self, place: ModelPlace) -> tuple[Path, SessionConfig]:
+        """Return which engine this model serves and how it is run."""
+        return find_engine_dir(place, self.parameters), read_session_config(self.parameters)
 
     def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
         """Reach the host that runs the engine, starting it when there is none."""
@@ -114,10 +124,18 @@ class ServedModel(ABC):
             if not triton_id:
                 raise InvalidRequestError(NO_STOP_ID)
             self._inflight.stop(triton_id)
-            sender.send(make_response({}), flags=FINAL)
+            self.answer_stop(sender)
             return
+        self.check_outputs(request.requested_output_names())
         requests, answer = self.read(arrays, sender)
         self._inflight.start(triton_id, answer, requests)
+
+    def answer_stop(self, sender: ResponseSender) -> None:
+        """Answer a stop request itself: an empty response, as TensorRT-LLM's backend sends."""
+        sender.send(make_response({}), flags=FINAL)
+
+    def check_outputs(self, names: Sequence[str]) -> None:  # noqa: B027 (nothing to check is fine)
+        """Refuse a request that asks for outputs that cannot come without others."""
 
     @abstractmethod
     def read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
@@ -135,40 +153,16 @@ class ServedModel(ABC):
             raise InvalidRequestError(NO_STREAMING)
 
 
-def find_engine_dir(version_dir: Path) -> Path:
-    """Return where the engine really lies: deployments that link one engine share its host."""
-    engine = version_dir / "rank0.engine"
-    return engine.resolve().parent if engine.is_symlink() else version_dir
+def check_batch(is_decoupled: bool, num_prompts: int, num_answers: int) -> None:
+    """Refuse what needs several responses where the deployment gives one a request.
 
-
-def read_session_config(parameters: Mapping[str, str]) -> SessionConfig:
-    """Return how the engine is run, from the parameters of config.pbtxt.
-
-    `max_tokens_in_paged_kv_cache` is TensorRT-LLM's name; `num_threads` and `max_queue_size` are
-    ours.
-
-    Raises: ConfigError naming a value that is not a whole number.
+    Raises: InvalidRequestError, in upstream's words for a batch.
     """
-    return SessionConfig(
-        kv_cache_tokens=_whole_number(parameters, "max_tokens_in_paged_kv_cache"),
-        num_threads=_whole_number(parameters, "num_threads"),
-        max_queue_size=_whole_number(parameters, "max_queue_size") or 0,
-    )
-
-
-def _whole_number(parameters: Mapping[str, str], name: str) -> int | None:
-    text = parameters.get(name)
-    if text is None:
-        return None
-    if not text.isdecimal():
-        raise ConfigError(
-            "a parameter of the model's config.pbtxt cannot be read",
-            where=name,
-            expected="a whole number",
-            got=repr(text),
-            hint="remove it to have the default",
-        )
-    return int(text)
+    if is_decoupled or num_answers == 1:
+        return
+    if num_prompts > 1:
+        raise InvalidRequestError(NO_BATCH, got=f"{num_prompts} prompts")
+    raise InvalidRequestError(NO_SEQUENCES, got=f"{num_answers} sequences")
 
 
 def is_set(arrays: Arrays, name: str) -> bool:

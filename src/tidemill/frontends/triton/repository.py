@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,19 +39,28 @@ class ModelDirectory:
         return self.repository / self.name
 
 
+def check_names(directories: Sequence[ModelDirectory], replace: bool) -> None:
+    """Refuse names that are taken, unless they are to be replaced.
+
+    Raises: ConfigError naming all of them.
+    """
+    taken = [directory for directory in directories if directory.path.exists()]
+    if taken and not replace:
+        raise ConfigError(
+            "the repository already has a model of this name",
+            where=", ".join(str(directory.path) for directory in taken),
+            expected="a new name",
+            got=", ".join(directory.name for directory in taken),
+            hint="another name, or replace the old deployment",
+        )
+
+
 def write_model_directory(directory: ModelDirectory, replace: bool = False) -> Path:
     """Write the directory under a temporary name and rename it when complete; return its path.
 
     Raises: ConfigError when the name is taken and `replace` is false, or a link is not possible.
     """
-    if directory.path.exists() and not replace:
-        raise ConfigError(
-            "the repository already has a model of this name",
-            where=str(directory.path),
-            expected="a new name",
-            got=directory.name,
-            hint="another name, or replace the old deployment",
-        )
+    check_names([directory], replace)
     with StagedDirectory(directory.path) as staged:
         _fill(directory, staged.path)
         staged.publish()

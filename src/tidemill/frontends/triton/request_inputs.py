@@ -38,6 +38,11 @@ class RequestInputs:
         array = self._arrays.get(name)
         return default if array is None or array.size == 0 else bool(array.reshape(-1)[0])
 
+    def array(self, name: str) -> Array | None:
+        """Return a tensor as it was sent; None when it was not, or has no element."""
+        array = self._arrays.get(name)
+        return None if array is None or array.size == 0 else array
+
     def integers(self, name: str) -> list[int | None]:
         return self._scalars(name, int)
 

@@ -1,17 +1,16 @@
 """Turns the sampling inputs of a request into what the engine samples by.
 
 In: named tensors of either style. Out: one `RowOptions` for each prompt. Greedy unless top_k or
-top_p is given, as in TensorRT-LLM: a temperature alone changes nothing. Inputs whose feature this
-version lacks are accepted at their neutral value and refused at any other, never ignored.
+top_p is given, as in TensorRT-LLM: a temperature alone changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.request_inputs import RequestInputs
+from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
 
 GREEDY_TOP_K = 1
 ALL_TOKENS = 0
@@ -99,64 +98,3 @@ def _either(inputs: RequestInputs, name: str, alias: str) -> list[int | None]:
             got=f"{first} and {second}",
         )
     return first if name in inputs else second
-
-
-@dataclass(frozen=True)
-class Neutral:
-    """The values of an input that ask for nothing: a test, and its words for the error."""
-
-    accepts: Callable[[float], bool]
-    words: str
-
-
-def _equals(value: float) -> Neutral:
-    return Neutral(lambda got: got == value, f"{value:g}")
-
-
-AT_MOST_ONE = Neutral(lambda got: got <= 1, "1")
-NEUTRAL_NUMBERS = {
-    "repetition_penalty": _equals(1.0),
-    "presence_penalty": _equals(0.0),
-    "frequency_penalty": _equals(0.0),
-    "min_tokens": AT_MOST_ONE,
-    "min_length": AT_MOST_ONE,
-    "beam_width": AT_MOST_ONE,
-    "num_return_sequences": AT_MOST_ONE,
-    "lora_task_id": _equals(0),
-    "return_log_probs": _equals(0),
-    "return_context_logits": _equals(0),
-    "return_generation_logits": _equals(0),
-    "return_perf_metrics": _equals(0),
-}
-UNSUPPORTED_TEXTS = (
-    "bad_words",
-    "embedding_bias_words",
-    "guided_decoding_guide_type",
-    "guided_decoding_guide",
-)
-# Accepted at any value because nothing reads them without their feature: pad_id (answers are never
-# padded), length_penalty and len_penalty (beams only), embedding_bias_weights (words decide).
-
-
-def refuse_unsupported(inputs: RequestInputs) -> None:
-    """Refuse values that ask for features this version lacks.
-
-    Raises: InvalidRequestError naming every such input.
-    """
-    faults = []
-    for name, neutral in NEUTRAL_NUMBERS.items():
-        got = [value for value in inputs.numbers(name) if value is not None]
-        if any(not neutral.accepts(value) for value in got):
-            faults.append((name, neutral.words, ", ".join(f"{value:g}" for value in got)))
-    for name in UNSUPPORTED_TEXTS:
-        words = [word for row in inputs.text_lists(name) for word in row]
-        if words:
-            faults.append((name, "no words", repr(words)))
-    if faults:
-        raise InvalidRequestError(
-            "the request asks for what this version cannot do yet",
-            where=", ".join(name for name, _, _ in faults),
-            expected="; ".join(f"{name} {words}" for name, words, _ in faults),
-            got="; ".join(f"{name} {got}" for name, _, got in faults),
-            hint="leave these inputs out",
-        )

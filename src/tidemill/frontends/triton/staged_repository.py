@@ -1,8 +1,9 @@
 """Serves model repositories as users wrote them for TensorRT-LLM, from a copy that Triton accepts.
 
 In: a repository. Out: the same one when every model loads as it is; otherwise a staged copy made of
-links, in which the models with `platform: "tensorrt_llm"` have a config.pbtxt and a model.py that
-work, each change said. The user's files are never touched.
+links, in which two kinds of model are adapted, each change said: those with `platform:
+"tensorrt_llm"`, and those of TensorRT-LLM's Python models, whose model.py needs packages of its
+own. The user's files are never touched.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from tidemill.frontends.triton.repository import CONFIG_NAME
 
 FOREIGN_PLATFORM = re.compile(r"""^[^#\n]*\bplatform\s*:\s*["']tensorrt_llm["']""", re.MULTILINE)
 
+# Imports that only upstream's own models have; a user's model with our tensors stays as it is.
+FOREIGN_MODEL_PY = re.compile(
+    r"^\s*(?:from|import)\s+(?:tensorrt_llm|transformers|lib\.(?:decode|triton_decoder))\b",
+    re.MULTILINE,
+)
+PYTHON_BACKEND = re.compile(r"""^[^#\n]*\bbackend\s*:\s*["']python["']""", re.MULTILINE)
+
 Say = Callable[[str], None]
 
 
@@ -24,7 +32,7 @@ def stage_repository(repository: Path, staging: Path, say: Say) -> Path:
     Raises: ServerError for a config.pbtxt that asks for what cannot be served.
     """
     models = sorted(path for path in repository.iterdir() if path.is_dir())
-    foreign = {path for path in models if is_foreign(path)}
+    foreign = {path for path in models if is_foreign(path) or has_foreign_code(path)}
     if not foreign:
         return repository
     # Read by protobuf itself, which only the `triton` extra brings; a plain repository served by a
@@ -43,4 +51,20 @@ def stage_repository(repository: Path, staging: Path, say: Say) -> Path:
 def is_foreign(model: Path) -> bool:
     """Say whether a model's config names the platform that no tritonserver has."""
     config = model / CONFIG_NAME
-    return config.is_file() and bool(FOREIGN_PLATFORM.search(config.read_text("utf-8")))
+    return config.is_file() and bool(FOREIGN_PLATFORM.search(config.read_text("utf-8", "replace")))
+
+
+def has_foreign_code(model: Path) -> bool:
+    """Say whether a model for the Python backend has upstream's own code, or none at all."""
+    config = model / CONFIG_NAME
+    if not config.is_file() or not PYTHON_BACKEND.search(config.read_text("utf-8", "replace")):
+        return False
+    versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdecimal()]
+    return any(is_foreign_code(version / "model.py") for version in versions)
+
+
+def is_foreign_code(model_py: Path) -> bool:
+    """Say whether a model.py is upstream's, or missing."""
+    if not model_py.is_file():
+        return True
+    return bool(FOREIGN_MODEL_PY.search(model_py.read_text("utf-8", errors="replace")))

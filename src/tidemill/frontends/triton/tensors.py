@@ -51,6 +51,7 @@ TEXT_OUTPUTS: tuple[TensorConfig, ...] = (
     TensorConfig("output_ids", DataType.INT32, (-1, -1)),
     TensorConfig("sequence_length", DataType.INT32, ANY),
     TensorConfig("batch_index", DataType.INT32),
+    TensorConfig("sequence_index", DataType.INT32),
 )
 
 TOKENS_INPUTS: tuple[TensorConfig, ...] = (

@@ -6,16 +6,17 @@ a batch answered row by row with `batch_index`, where the deployment is decouple
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
-from tidemill.frontends.triton.model import NO_BATCH, Arrays, ServedModel, is_set
+from tidemill.frontends.triton.model import Arrays, ServedModel, check_batch, is_set
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, RowOptions, read_options
+from tidemill.frontends.triton.sequences import AnswerPlace, expand_sequences
 from tidemill.frontends.triton.stub_api import Array, ResponseSender, strings
 from tidemill.host.messages import GenerateRequest, Update
 
@@ -31,22 +32,29 @@ FINISH_WORDS = {
 
 @dataclass(frozen=True)
 class OutputWishes:
-    """What each response holds beside the text, and in what shape."""
+    """What each response holds beside the text, and in what shape.
+
+    `accumulates`: a stream's texts are all text so far instead of what is new.
+    """
 
     has_batch: bool
-    has_batch_index: bool
     returns_num_input_tokens: bool
     returns_num_output_tokens: bool
     returns_output_ids: bool
+    accumulates: bool = False
 
 
 class TextAnswer(Answer):
     """Sends text as it comes: for streams every piece, otherwise each row whole."""
 
-    def __init__(self, sender: ResponseSender, num_rows: int, wishes: OutputWishes) -> None:
-        super().__init__(sender, num_rows)
+    def __init__(
+        self, sender: ResponseSender, places: Sequence[AnswerPlace], wishes: OutputWishes
+    ) -> None:
+        super().__init__(sender, len(places))
+        self._places = places
         self._wishes = wishes
-        self._held_tokens: list[list[int]] = [[] for _ in range(num_rows)]
+        self._held_tokens: list[list[int]] = [[] for _ in places]
+        self._texts = [""] * len(places)
 
     def take(self, row: int, update: Update, is_last: bool) -> None:
         tokens = self._held_tokens[row]
@@ -58,7 +66,10 @@ class TextAnswer(Answer):
 
     def _outputs(self, row: int, update: Update, tokens: list[int]) -> Mapping[str, Array]:
         wishes = self._wishes
-        outputs = {"text_output": strings(update.text)}
+        text = update.text
+        if wishes.accumulates:
+            text = self._texts[row] = self._texts[row] + text
+        outputs = {"text_output": strings(text)}
         if update.finish_reason is not None:
             outputs["finish_reason"] = strings(FINISH_WORDS[update.finish_reason])
         if wishes.returns_num_input_tokens:
@@ -68,8 +79,8 @@ class TextAnswer(Answer):
         if wishes.returns_output_ids:
             outputs["output_ids"] = self._integers(*tokens)[..., np.newaxis, :]
             outputs["sequence_length"] = self._integers(len(tokens))
-        if wishes.has_batch_index:
-            outputs["batch_index"] = self._integers(row)
+        for name, index in self._places[row].outputs().items():
+            outputs[name] = self._integers(index)
         return outputs
 
     def _integers(self, *values: int) -> Array:
@@ -81,37 +92,41 @@ class TextAnswer(Answer):
 class TextModel(ServedModel):
     """Serves prompts as text."""
 
+    counts_tokens = True
+
     def read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
         prompts = [as_text(value) for value in arrays["text_input"].reshape(-1).tolist()]
-        self._check_batch(arrays["text_input"], len(prompts))
+        if not prompts:
+            raise InvalidRequestError(
+                "the request has no prompt", where="text_input", expected="a text", got="none"
+            )
+        check_batch(self.is_decoupled, len(prompts), len(prompts))
         is_streaming = is_set(arrays, "stream")
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, len(prompts))
-        wishes = OutputWishes(
-            has_batch=self.has_batch,
-            has_batch_index=len(prompts) > 1,
-            returns_num_input_tokens=inputs.flag("return_num_input_tokens", default=True),
-            returns_num_output_tokens=inputs.flag("return_num_output_tokens", default=True),
-            returns_output_ids=inputs.flag("return_output_ids"),
-        )
-        default_exclude = self.parameters.get("exclude_input_in_output") == "true"
+        default_exclude = self.parameters.is_on("exclude_input_in_output")
         excludes_prompt = inputs.flag("exclude_input_in_output", default_exclude)
         rows = zip(
             prompts, read_options(inputs, TEXT_NAMES), inputs.text_lists("stop_words"), strict=True
         )
-        requests = [
-            _request(prompt, options, stop, is_streaming, excludes_prompt)
-            for prompt, options, stop in rows
-        ]
-        return requests, TextAnswer(sender, len(prompts), wishes)
+        requests, places = expand_sequences(
+            [
+                _request(prompt, options, stop, is_streaming, excludes_prompt)
+                for prompt, options, stop in rows
+            ],
+            inputs.integers("num_return_sequences"),
+        )
+        check_batch(self.is_decoupled, len(prompts), len(places))
+        return requests, TextAnswer(sender, places, self._wishes(inputs))
 
-    def _check_batch(self, text_input: Array, num_prompts: int) -> None:
-        if num_prompts == 0:
-            raise InvalidRequestError(
-                "the request has no prompt", where="text_input", expected="a text", got="none"
-            )
-        if num_prompts > 1 and not self.is_decoupled:
-            raise InvalidRequestError(NO_BATCH, where="text_input", got=f"{text_input.shape}")
+    def _wishes(self, inputs: RequestInputs) -> OutputWishes:
+        return OutputWishes(
+            has_batch=self.has_batch,
+            returns_num_input_tokens=inputs.flag("return_num_input_tokens", self.counts_tokens),
+            returns_num_output_tokens=inputs.flag("return_num_output_tokens", self.counts_tokens),
+            returns_output_ids=inputs.flag("return_output_ids"),
+            accumulates=self.parameters.is_on("accumulate_tokens"),
+        )
 
 
 def _request(

@@ -85,7 +85,7 @@ class Traffic:
         with self._lock:
             self._harvest.first_token_s.append(delay_s)
 
-    def hear_end(self, duration_s: float, update: Update) -> None:
+    def hear_end(self, duration_s: float, update: Update, num_output_tokens: int) -> None:
         with self._lock:
             self.num_in_flight -= 1
             harvest = self._harvest
@@ -93,20 +93,22 @@ class Traffic:
             if update.error is None:
                 harvest.duration_s.append(duration_s)
                 harvest.input_tokens.append(update.num_input_tokens)
-                harvest.output_tokens.append(update.num_output_tokens)
+                harvest.output_tokens.append(num_output_tokens)
 
 
 class RequestClock:
     """The times of one engine request. Its updates come one after another.
 
     A request that does not stream hears of its tokens only at its end: it then counts in no
-    histogram of the first token and of the gaps.
+    histogram of the first token and of the gaps. Of several answers to one request the first is
+    timed, and the tokens of all are counted.
     """
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
         self._start = time.perf_counter()
         self._latest: float | None = None
+        self._num_output_tokens = 0
         self._has_ended = False
 
     def hear(self, update: Update) -> None:
@@ -114,11 +116,14 @@ class RequestClock:
         if self._has_ended:
             return
         now = time.perf_counter()
-        if update.token_ids and (self._latest is not None or not update.is_final):
+        if update.finish_reason is not None:
+            self._num_output_tokens += update.num_output_tokens
+        is_streamed = self._latest is not None or not update.is_final
+        if update.token_ids and update.index == 0 and is_streamed:
             self._hear_tokens(now, len(update.token_ids))
         if update.is_final:
             self._has_ended = True
-            self._traffic.hear_end(now - self._start, update)
+            self._traffic.hear_end(now - self._start, update, self._num_output_tokens)
 
     def _hear_tokens(self, now: float, num_tokens: int) -> None:
         if self._latest is None:

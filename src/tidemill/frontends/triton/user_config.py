@@ -1,7 +1,7 @@
 """Adapts one model directory that a user wrote for TensorRT-LLM, in a staged copy.
 
-In: config.pbtxt with `platform: "tensorrt_llm"` and the packed-token tensors, and version
-directories with engines. Out: the same served by the Python backend, on the device that is there,
+In: config.pbtxt with `platform: "tensorrt_llm"` or with upstream's Python code, and version
+directories. Out: the same served by our models in the Python backend, on the device that is there,
 with ranks for instances; every change is said. protobuf reads and writes the config, so nothing
 else that the user wrote is lost.
 """
@@ -17,8 +17,10 @@ from tritonclient.grpc import model_config_pb2
 
 from tidemill.base.errors import ServerError
 from tidemill.frontends.triton.config_pbtxt import TensorConfig
-from tidemill.frontends.triton.deploy import model_py
+from tidemill.frontends.triton.deploy_layouts import model_py
+from tidemill.frontends.triton.known_models import Outline, find_module
 from tidemill.frontends.triton.repository import CONFIG_NAME
+from tidemill.frontends.triton.staged_repository import is_foreign_code
 from tidemill.frontends.triton.tensors import TOKENS_INPUTS, TOKENS_OUTPUTS
 
 Say = Callable[[str], None]
@@ -32,12 +34,25 @@ def stage_model(model: Path, staged: Path, say: Say) -> None:
     Raises: ServerError when the config cannot be read or has other tensors.
     """
     config = read_user_config(model / CONFIG_NAME)
-    for change in adapt_config(config, model):
-        say(f"{model.name}: {change}")
+    module = find_module(outline_of(config))
+    if config.platform:
+        for change in adapt_config(config, model):
+            say(f"{model.name}: {change}")
     staged.mkdir()
     (staged / CONFIG_NAME).write_text(text_format.MessageToString(config), encoding="utf-8")
     for version in sorted(path for path in model.iterdir() if path.is_dir()):
-        _stage_version(version, staged / version.name)
+        if _stage_version(version, staged / version.name, module):
+            say(f"{model.name}: {version.name}/model.py -> {module} of tidemill")
+
+
+def outline_of(config: Any) -> Outline:
+    """Return what of a parsed config tells its kind."""
+    return Outline(
+        name=config.name,
+        inputs={tensor.name for tensor in config.input},
+        outputs={tensor.name for tensor in config.output},
+        parameters=set(config.parameters),
+    )
 
 
 def read_user_config(path: Path) -> Any:
@@ -48,7 +63,7 @@ def read_user_config(path: Path) -> Any:
     config = model_config_pb2.ModelConfig()
     try:
         return text_format.Parse(path.read_text("utf-8"), config)
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError, OSError) as error:
         raise ServerError(
             "a config.pbtxt cannot be read",
             where=str(path),
@@ -63,7 +78,8 @@ def adapt_config(config: Any, model: Path) -> list[str]:
 
     Raises: ServerError when its tensors are not the packed-token ones.
     """
-    _check_tensors(config, model)
+    if find_module(outline_of(config)) in (None, "tokens_model"):
+        _check_tensors(config, model)
     changes = [f'platform "{config.platform}" -> backend "python"']
     config.platform, config.backend = "", "python"
     kind_name = model_config_pb2.ModelInstanceGroup.Kind.Name
@@ -76,9 +92,10 @@ def adapt_config(config: Any, model: Path) -> list[str]:
     if config.HasField("dynamic_batching"):
         config.ClearField("dynamic_batching")
         changes.append("dynamic_batching removed: the engine batches in flight")
-    added = _declare(config.input, TOKENS_INPUTS) + _declare(config.output, TOKENS_OUTPUTS)
-    if added:
-        changes.append("optional tensors declared: " + ", ".join(added))
+    if find_module(outline_of(config)) == "tokens_model":
+        added = _declare(config.input, TOKENS_INPUTS) + _declare(config.output, TOKENS_OUTPUTS)
+        if added:
+            changes.append("optional tensors declared: " + ", ".join(added))
     return changes
 
 
@@ -118,10 +135,16 @@ def _declare(tensors: Any, wanted: tuple[TensorConfig, ...]) -> list[str]:
     return added
 
 
-def _stage_version(version: Path, staged: Path) -> None:
-    """Link a version's files; a model.py of the user's own stays, a missing one is written."""
+def _stage_version(version: Path, staged: Path, module: str | None) -> bool:
+    """Link a version's files; say whether ours stands in for a model.py that upstream wrote.
+
+    A model.py of the user's own stays, a missing one is written.
+    """
     staged.mkdir()
+    is_ours = module is not None and is_foreign_code(version / "model.py")
     for path in version.iterdir():
-        (staged / path.name).symlink_to(path.resolve())
-    if not (staged / "model.py").exists():
-        (staged / "model.py").write_text(model_py("tokens"), encoding="utf-8")
+        if not (is_ours and path.name == "model.py"):
+            (staged / path.name).symlink_to(path.resolve())
+    if module is not None and is_ours:
+        (staged / "model.py").write_text(model_py(module), encoding="utf-8")
+    return is_ours and (version / "model.py").exists()

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import UnsupportedError
+from tidemill.checkpoint.rope_scaling import is_positive_number
 from tidemill.ir.builder import GraphBuilder
 from tidemill.ir.graph import TensorType, Value
 
@@ -65,10 +66,10 @@ def read_scaling(values: Mapping[str, Any] | None) -> Scaling:
 
     Raises: UnsupportedError for other kinds, or llama3 or linear without their numbers.
     """
-    kind = "default" if values is None else values.get("rope_type", values.get("type", "default"))
+    kind = "" if values is None else str(values.get("rope_type", values.get("type", "default")))
     if values is None or kind == "default":
         return None
-    kinds: dict[object, type[Llama3Scaling] | type[LinearScaling]] = {
+    kinds: dict[str, type[Llama3Scaling] | type[LinearScaling]] = {
         "llama3": Llama3Scaling,
         "linear": LinearScaling,
     }
@@ -76,12 +77,12 @@ def read_scaling(values: Mapping[str, Any] | None) -> Scaling:
         raise UnsupportedError(
             "rotary scaling is not supported",
             where="config.json, rotary_scaling",
-            expected="null, " + ", ".join(map(str, kinds)),
-            got=str(kind),
+            expected="null, " + ", ".join(kinds),
+            got=kind,
             hint="within the original context length it is often not needed: set it to null",
         )
     names = list(kinds[kind].__dataclass_fields__)
-    missing = [name for name in names if not isinstance(values.get(name), int | float)]
+    missing = [name for name in names if not is_positive_number(values.get(name))]
     if missing:
         raise UnsupportedError(
             f"rotary scaling {kind} lacks its numbers",

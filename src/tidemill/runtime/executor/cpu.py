@@ -59,16 +59,18 @@ class NativeExecutor:
         engine_dir: Path,
         *,
         kv_cache_tokens: int | None = None,
+        kv_cache_fraction: float | None = None,
         num_threads: int | None = None,
         is_checked: bool = False,
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
-        Units: `kv_cache_tokens` is the size of the cache; None computes a modest one.
+        Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
+        `kv_cache_fraction` of the free memory at most.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
-        tokens = kv_cache_tokens or choose_cache_tokens(engine)
+        tokens = kv_cache_tokens or choose_cache_tokens(engine, kv_cache_fraction)
         return NativeExecutor(engine, tokens, num_threads or num_physical_cores())
 
     def execute(self, plan: StepPlan) -> StepResult:

@@ -25,7 +25,7 @@ class EditsDesk:
     def __init__(self, words: Array, top_p: Array, row_elements: int) -> None:
         self._words, self._top_p, self._row_elements = words, top_p, row_elements
         self._editors: WeakKeyDictionary[TokenHistory, LogitsEditor] = WeakKeyDictionary()
-        self._row_to_edits: dict[int, RowEdits] = {}
+        self.rows: dict[int, RowEdits] = {}
 
     def write(self, row: int, history: TokenHistory) -> None:
         """Write the edits of a row."""
@@ -33,7 +33,7 @@ class EditsDesk:
         if editor is None:
             editor = self._editors[history] = LogitsEditor(history, self._row_elements)
         edits = editor.edits()
-        self._row_to_edits[row] = edits
+        self.rows[row] = edits
         self._words[row] = (
             address_of(edits.records) if len(edits.records) else 0,
             len(edits.records),
@@ -44,5 +44,5 @@ class EditsDesk:
 
     def clear(self, row: int) -> None:
         """Take a row's edits back: its next request has none."""
-        self._row_to_edits.pop(row, None)
+        del self.rows[row]
         self._words[row] = 0

@@ -54,9 +54,8 @@ class LogitsEditor:
     def edits(self) -> RowEdits:
         """Catch up with the history and return the next row's edits."""
         self._catch_up()
-        num_output = len(self._history.output_tokens)
         banned = self._bans.after(self._tokens)
-        if num_output < self._rules.min_tokens:
+        if self._history.num_output < self._rules.min_tokens:
             banned.extend(self._history.request.end_ids)
         parts = [self._fixed, self._penalties.records(), _ban_records(banned)]
         records = np.concatenate([part for part in parts if len(part)] or [NO_RECORDS])
@@ -70,13 +69,10 @@ class LogitsEditor:
         return np.append(words, np.zeros(self._mask_words - len(words), np.uint32))
 
     def _catch_up(self) -> None:
-        request, output = self._history.request, self._history.output_tokens
-        prompt = request.prompt_tokens
-        known = self._tokens
-        if not known:
-            self._take(prompt)
-        new_output = output[len(known) - len(prompt) :]
-        self._take(new_output)
+        request, tokens = self._history.request, self._history.tokens
+        first, num_prompt = len(self._tokens), len(request.prompt_tokens)
+        self._take(tokens[first:])
+        new_output = tokens[max(first, num_prompt) :]
         if request.guide is not None:
             for token in new_output:
                 request.guide.take(token)

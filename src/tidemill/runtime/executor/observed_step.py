@@ -117,7 +117,7 @@ class ObservedStep:
             if request.processor is None or not plan.entries[watched.index].samples:
                 continue
             row = self._logits[watched.logit_row]
-            tokens = [*request.prompt_tokens, *watched.history.output_tokens]
+            tokens = list(watched.history.tokens)
             try:
                 request.processor(request.request_id, row[None, None], [tokens], None, None)
             except Exception as error:

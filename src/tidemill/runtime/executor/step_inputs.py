@@ -140,10 +140,13 @@ class StepInputs:
         self._logit_rows[logit_row] = end - num_behind
         self._sampled_positions[logit_row] = entry.start + len(entry.tokens) - num_behind
         sampling = entry.sampling
+        # Requests may share their sampling values and differ in what edits their logits.
+        if self._desk.rows and entry.history is None and logit_row in self._desk.rows:
+            self._desk.clear(logit_row)
+            self._sampling_of_row[logit_row] = None
         if self._sampling_of_row[logit_row] is sampling:
             return
         self._sampling_of_row[logit_row] = sampling
-        self._desk.clear(logit_row)
         self._temperature[logit_row] = 0.0 if sampling.is_greedy else sampling.temperature
         self._top_k[logit_row] = sampling.top_k
         self._top_p[logit_row] = sampling.top_p

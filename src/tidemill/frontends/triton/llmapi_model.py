@@ -1,0 +1,98 @@
+"""TensorRT-LLM's llmapi model: one text in, text out, with `sampling_param_*` for names.
+
+Its habits differ from the classic models': no batch dimension, a stream's texts are cumulative,
+and a stopped request ends with the error CANCELLED, as does the request that stops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidemill.base.errors import CancelledError, InvalidRequestError, TidemillError
+from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
+from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
+from tidemill.frontends.triton.stub_api import FINAL, ResponseSender, make_error, strings
+from tidemill.frontends.triton.text_model import FINISH_WORDS
+from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
+from tidemill.host.messages import GenerateRequest, Update
+
+CANCELLED = "Request cancelled by client"
+NOT_ONE_DIMENSION = "The current implementation only supports text_input being a 1D tensor."
+
+
+class LlmapiAnswer(Answer):
+    """Sends the whole text so far with every piece."""
+
+    def __init__(self, sender: ResponseSender, extras: Sequence[str]) -> None:
+        super().__init__(sender, 1)
+        self._extras = extras
+        self._text = ""
+
+    def take(self, row: int, update: Update, is_last: bool) -> None:
+        if update.finish_reason == "cancelled":
+            self.fail(CancelledError(CANCELLED))
+            return
+        self._text += update.text
+        if not (update.text or is_last):
+            return
+        outputs = {"text_output": strings(self._text)}
+        if update.finish_reason is not None and "finish_reason" in self._extras:
+            outputs["finish_reason"] = strings(FINISH_WORDS[update.finish_reason])
+        if is_last and "stop_reason" in self._extras:
+            reason = update.stop_reason
+            outputs["stop_reason"] = strings("None" if reason is None else str(reason))
+        self.send(outputs, is_final=is_last)
+
+    def fail(self, error: Exception) -> None:
+        super().fail(error if isinstance(error, CancelledError) else in_llmapi_words(error))
+
+
+class LlmapiModel(ServedModel):
+    """Serves one prompt as text."""
+
+    def read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
+        try:
+            return self._read(arrays, sender)
+        except TidemillError as error:
+            raise in_llmapi_words(error) from error
+
+    def _read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
+        text_input = arrays["text_input"]
+        if text_input.ndim != 1 or text_input.size == 0:
+            raise InvalidRequestError(NOT_ONE_DIMENSION, got=f"shape {list(text_input.shape)}")
+        is_streaming = is_set(arrays, "streaming")
+        self.check_streaming(is_streaming)
+        inputs = RequestInputs(arrays, 1)
+        refuse_unsupported(inputs)
+        request = GenerateRequest(
+            request_id="",
+            prompt=as_text(text_input.tolist()[0]),
+            max_tokens=inputs.integers("sampling_param_max_tokens")[0] or 32,
+            temperature=inputs.numbers("sampling_param_temperature")[0],
+            top_k=inputs.integers("sampling_param_top_k")[0],
+            top_p=inputs.numbers("sampling_param_top_p")[0],
+            seed=inputs.integers("sampling_param_seed")[0],
+            stop=list(inputs.text_lists("sampling_param_stop")[0]),
+            exclude_input_in_output=inputs.flag("sampling_param_exclude_input_from_output"),
+            streaming=is_streaming,
+        )
+        wishes = ("finish_reason", "stop_reason")
+        extras = [name for name in wishes if inputs.flag(f"return_{name}")]
+        return [request], LlmapiAnswer(sender, extras)
+
+    def answer_stop(self, sender: ResponseSender) -> None:
+        sender.send(make_error(CancelledError(CANCELLED)), flags=FINAL)
+
+
+def in_llmapi_words(error: Exception) -> TidemillError:
+    """Return an error that begins as llmapi's do, with what was wrong behind."""
+    if not isinstance(error, TidemillError):
+        return TidemillError(f"Error generating request: {error}")
+    return type(error)(
+        f"Error generating request: {error.what}",
+        where=error.where,
+        expected=error.expected,
+        got=error.got,
+        hint=error.hint,
+    )

@@ -1,0 +1,157 @@
+"""What a model's config.pbtxt says beside its tensors: where the engine lies and how it is run.
+
+In: the model's parameters, under TensorRT-LLM's names. Out: the engine directory and the session's
+settings. An empty value and an unfilled `${...}` of a template mean unset; where a value is
+needed, the error names the placeholder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tidemill.base.errors import ConfigError
+from tidemill.host.config import SessionConfig
+from tidemill.host.runtime_settings import read_fraction, read_runtime_config
+
+ENGINE_FILE = "rank0.engine"
+ENGINE_PARAMETERS = ("gpt_model_path", "engine_dir")
+PLACEHOLDER = re.compile(r"\$\{\w+\}")
+BATCHING_TYPES = ("v1", "inflight_batching", "inflight_fused_batching")
+# The words of TensorRT-LLM's backend.
+WRONG_TYPE = "Invalid gpt_model_type. Must be v1/inflight_batching/inflight_fused_batching."
+DECODING_MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "auto")
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where a model lies in its repository."""
+
+    model_dir: Path
+    version: str
+
+    @property
+    def version_dir(self) -> Path:
+        return self.model_dir / self.version
+
+
+class ModelParameters:
+    """The parameters of one model; `get` returns None for what is unset."""
+
+    def __init__(self, name_to_text: Mapping[str, str]) -> None:
+        self._name_to_text = name_to_text
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> ModelParameters:
+        """Take the parameters out of the configuration that Triton hands to a model."""
+        rows = config.get("parameters", {}).items()
+        return cls({name: str(value.get("string_value", "")) for name, value in rows})
+
+    def get(self, name: str) -> str | None:
+        text = self._name_to_text.get(name, "").strip()
+        return None if not text or PLACEHOLDER.fullmatch(text) else text
+
+    def filled(self) -> dict[str, str]:
+        """Return all parameters that are set."""
+        texts = {name: self.get(name) for name in self._name_to_text}
+        return {name: text for name, text in texts.items() if text is not None}
+
+    def with_value(self, name: str, text: str) -> ModelParameters:
+        """Return these parameters with another value of one."""
+        return ModelParameters({**self._name_to_text, name: text})
+
+    def is_on(self, name: str, default: bool = False) -> bool:
+        """Return a switch; as upstream, what is no clear answer leaves the default."""
+        text = (self.get(name) or "").lower()
+        if text in ("true", "yes", "1", "t"):
+            return True
+        return False if text in ("false", "no", "0", "f") else default
+
+    def whole_number(self, name: str) -> int | None:
+        """Return a number.
+
+        Raises: ConfigError naming a value that is not a whole number.
+        """
+        text = self.get(name)
+        if text is None:
+            return None
+        if not text.isdecimal():
+            raise self._fault(name, "a whole number", "remove it to have the default")
+        return int(text)
+
+    def choice(self, name: str, choices: tuple[str, ...], what: str = "") -> str | None:
+        """Return one of several words, in lower case.
+
+        Raises: ConfigError naming a value that is none of them.
+        """
+        text = self.get(name)
+        if text is not None and text.lower() not in choices:
+            raise self._fault(name, " or ".join(choices), "one of these, or none", what)
+        return None if text is None else text.lower()
+
+    def unfilled(self, *names: str) -> list[str]:
+        """Say which of these parameters still have a template's placeholder."""
+        texts = {name: self._name_to_text.get(name, "").strip() for name in names}
+        return [f"{name}: {text}" for name, text in texts.items() if PLACEHOLDER.fullmatch(text)]
+
+    def _fault(self, name: str, expected: str, hint: str, what: str = "") -> ConfigError:
+        return ConfigError(
+            what or "a parameter of the model's config.pbtxt cannot be read",
+            where=name,
+            expected=expected,
+            got=repr(self.get(name)),
+            hint=hint,
+        )
+
+
+def find_engine_dir(place: ModelPlace, parameters: ModelParameters) -> Path:
+    """Return where the engine lies: beside the model, or where its parameters say.
+
+    Deployments that link one engine share its host. A relative path counts from the repository.
+
+    Raises: ConfigError when there is none, naming the placeholder that was not filled.
+    """
+    for name in ENGINE_PARAMETERS:
+        given = parameters.get(name)
+        if given is not None:
+            return resolve_path(place, given)
+    engine = place.version_dir / ENGINE_FILE
+    if engine.is_symlink():
+        return engine.resolve().parent
+    if engine.exists():
+        return place.version_dir
+    unfilled = parameters.unfilled(*ENGINE_PARAMETERS)
+    raise ConfigError(
+        "the model has no engine",
+        where=str(place.model_dir / "config.pbtxt"),
+        expected=f"parameter gpt_model_path with an engine directory, or {engine}",
+        got="unfilled " + ", ".join(unfilled) if unfilled else "neither",
+        hint="compat/fill_template.py -i config.pbtxt engine_dir:ENGINE",
+    )
+
+
+def resolve_path(place: ModelPlace, text: str) -> Path:
+    """Return a path of a parameter; relative ones count from the repository."""
+    return place.model_dir.parent / text
+
+
+def read_session_config(parameters: ModelParameters) -> SessionConfig:
+    """Return how the engine is run, from the parameters of config.pbtxt.
+
+    Names are TensorRT-LLM's where it has them; those of the runtime's policies are listed in
+    `host.runtime_settings`. `num_threads` is ours.
+
+    Raises: ConfigError naming a value that cannot be accepted.
+    """
+    parameters.choice("gpt_model_type", BATCHING_TYPES, WRONG_TYPE)
+    parameters.choice("decoding_mode", DECODING_MODES)
+    filled = parameters.filled()
+    return SessionConfig(
+        kv_cache_tokens=parameters.whole_number("max_tokens_in_paged_kv_cache"),
+        num_threads=parameters.whole_number("num_threads"),
+        kv_cache_fraction=read_fraction(filled, "kv_cache_free_gpu_mem_fraction"),
+        runtime=read_runtime_config(filled),
+    )

@@ -1,0 +1,53 @@
+"""Several answers to one prompt: num_return_sequences as requests of the engine.
+
+In: one engine request for each prompt. Out: one for each answer, and where each belongs. The first
+answer to a prompt is the one it has alone; the others draw from seeds of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from tidemill.host.messages import GenerateRequest
+
+SEED_RANGE = 2**64
+
+
+@dataclass(frozen=True)
+class AnswerPlace:
+    """Which prompt an answer is for, and which of its answers it is; None where there is one."""
+
+    batch_index: int | None
+    sequence_index: int | None
+
+    def outputs(self) -> dict[str, int]:
+        """Return what a response says of its place, by the names of the contract."""
+        named = {"batch_index": self.batch_index, "sequence_index": self.sequence_index}
+        return {name: index for name, index in named.items() if index is not None}
+
+
+def expand_sequences(
+    requests: Sequence[GenerateRequest], counts: Sequence[int | None]
+) -> tuple[list[GenerateRequest], list[AnswerPlace]]:
+    """Repeat each request as often as it was asked for."""
+    expanded, places = [], []
+    for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
+        for sequence in range(max(1, count or 1)):
+            expanded.append(_with_own_seed(request, sequence))
+            places.append(
+                AnswerPlace(
+                    batch_index=row if len(requests) > 1 else None,
+                    sequence_index=sequence if (count or 1) > 1 else None,
+                )
+            )
+    return expanded, places
+
+
+def _with_own_seed(request: GenerateRequest, sequence: int) -> GenerateRequest:
+    if sequence == 0:
+        return request
+    seed = ((request.seed or 0) + sequence) % SEED_RANGE
+    return msgspec.structs.replace(request, seed=seed)

@@ -1,0 +1,258 @@
+"""What a client's request is made of: one answer, several of one prompt, or a beam search.
+
+A job gives the runtime requests to run and takes their token updates; it tells what the client is
+to know. In come `TokenUpdate`s, out goes `News`. Knows nothing of queues, steps or sockets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from tidemill.host.answer_text import AnswerText
+from tidemill.host.beam_search import Beam, BeamSearch
+from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.observation import Observation as Seen
+from tidemill.runtime.observation import OutputWishes, Sight
+from tidemill.runtime.request import FinishReason, Request, SamplingParams, TokenUpdate
+
+SEED_RANGE = 2**64
+
+
+@dataclass
+class News:
+    """What a step brought: updates for the client, numbers that ended, requests to run next."""
+
+    updates: list[Update] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+
+
+class Job(Protocol):
+    """One client request at work."""
+
+    request_id: str
+
+    def start(self) -> list[Request]:
+        """Return the first requests to run."""
+        ...
+
+    def take(self, update: TokenUpdate) -> News:
+        """Take what a step gave one of its requests."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A client's request, read: what to compute, and how its answer becomes text."""
+
+    wanted: GenerateRequest
+    computed: Request
+    make_answer: Callable[[], AnswerText]
+    numbers: Iterator[int]
+
+
+def make_job(reading: Reading) -> Job:
+    """Choose the kind of job."""
+    return BeamJob(reading) if reading.wanted.beams is not None else SamplesJob(reading)
+
+
+class SamplesJob:
+    """`best_of` answers to one prompt, drawn by seeds that follow one another; tells the best."""
+
+    def __init__(self, reading: Reading) -> None:
+        wanted = reading.wanted
+        self.request_id = wanted.request_id
+        self._reading = reading
+        self._num_told = wanted.n
+        self._num_drawn = max(wanted.n, wanted.best_of or 0)
+        self._number_to_place: dict[int, int] = {}
+        self._answers = [reading.make_answer() for _ in range(self._num_drawn)]
+        self._num_open = self._num_told
+        self._held: list[Update] = []
+
+    def start(self) -> list[Request]:
+        computed = self._reading.computed
+        if self._is_choosing and computed.wishes is None:
+            computed = replace(computed, wishes=OutputWishes(num_logprobs=0))
+        requests = []
+        for place in range(self._num_drawn):
+            number = next(self._reading.numbers)
+            self._number_to_place[number] = place
+            sampling = computed.sampling
+            if place:
+                seed = (sampling.seed + place) % SEED_RANGE
+                sampling = replace(sampling, seed=seed)
+            guide = computed.guide
+            requests.append(
+                replace(
+                    computed,
+                    request_id=number,
+                    sampling=sampling,
+                    guide=guide.copy() if guide is not None and place else guide,
+                )
+            )
+        return requests
+
+    def take(self, update: TokenUpdate) -> News:
+        place = self._number_to_place[update.request_id]
+        told = self._answers[place].push(update)
+        if told is None:
+            return News()
+        told.index = place
+        has_ended = told.error is not None or told.finish_reason is not None
+        news = News(ended=[update.request_id] if has_ended else [])
+        if told.error is not None:
+            news.ended = list(self._number_to_place)
+            news.updates = [told]
+        elif self._is_choosing:
+            self._held += [told] if has_ended else []
+            if len(self._held) == self._num_drawn:
+                news.updates = self._chosen()
+        else:
+            self._num_open -= has_ended
+            told.num_open = self._num_open
+            news.updates = [told]
+        return news
+
+    @property
+    def _is_choosing(self) -> bool:
+        return self._num_drawn > self._num_told
+
+    def _chosen(self) -> list[Update]:
+        """The best answers by cumulative log-probability, best first."""
+        self._held.sort(key=lambda each: -(each.cumulative_logprob or 0.0))
+        chosen = self._held[: self._num_told]
+        wishes = self._reading.wanted.wishes
+        for place, update in enumerate(chosen):
+            update.index, update.num_open = place, len(chosen) - place - 1
+            if wishes is None or wishes.num_logprobs is None:
+                update.logprobs = []
+        return chosen
+
+
+class BeamJob:
+    """A beam search: in each round every live beam is a request of one token.
+
+    A beam's request has its whole sequence as prompt: what the cache still holds of it is reused.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        wanted, computed = reading.wanted, reading.computed
+        assert wanted.beams is not None
+        self.request_id = wanted.request_id
+        self._reading = reading
+        self._search = BeamSearch(wanted.beams, computed.max_new_tokens, computed.end_ids)
+        self._number_to_seen: dict[int, Seen | None] = {}
+        self._is_over = False
+
+    def start(self) -> list[Request]:
+        self._number_to_seen = {}
+        computed, requests = self._reading.computed, []
+        wishes = OutputWishes(num_logprobs=self._search.num_candidates)
+        for beam in self._search.live:
+            number = next(self._reading.numbers)
+            self._number_to_seen[number] = None
+            requests.append(
+                replace(
+                    computed,
+                    request_id=number,
+                    prompt_tokens=computed.prompt_tokens + beam.tokens,
+                    max_new_tokens=1,
+                    sampling=SamplingParams(),
+                    end_ids=(),
+                    wishes=wishes,
+                    num_prior_output=len(beam.tokens),
+                )
+            )
+        return requests
+
+    def take(self, update: TokenUpdate) -> News:
+        if self._is_over or update.finish_reason is FinishReason.NOT_FINISHED:
+            return News()
+        if update.finish_reason is not FinishReason.LENGTH:
+            self._is_over = True
+            return News(self._told(update.finish_reason), list(self._number_to_seen))
+        self._number_to_seen[update.request_id] = update.observations[-1]
+        if None in self._number_to_seen.values():
+            return News(ended=[update.request_id])
+        ended = list(self._number_to_seen)
+        self._search.advance(
+            [
+                seen.output.logprobs[0]
+                for seen in self._number_to_seen.values()
+                if seen is not None and seen.output is not None
+            ]
+        )
+        if self._search.is_done:
+            self._is_over = True
+            return News(self._told(None), ended)
+        return News([], ended, self.start())
+
+    def _told(self, reason: FinishReason | None) -> list[Update]:
+        beams = self._search.best()[: self._reading.wanted.n]
+        updates = []
+        for place, beam in enumerate(beams):
+            update = self._reading.make_answer().push(self._as_update(beam, reason))
+            assert update is not None
+            update.index, update.num_open = place, len(beams) - place - 1
+            update.cumulative_logprob = beam.total
+            updates.append(update)
+        return updates
+
+    def _as_update(self, beam: Beam, reason: FinishReason | None) -> TokenUpdate:
+        ended = FinishReason.END_ID if beam.has_ended else FinishReason.LENGTH
+        wishes = self._reading.wanted.wishes
+        seen: tuple[Seen, ...] = ()
+        if wishes is not None and wishes.num_logprobs is not None:
+            logprobs = tuple(
+                ((token, logprob, 0),)
+                for token, logprob in zip(beam.tokens, beam.logprobs, strict=True)
+            )
+            seen = (Seen(output=Sight(logprobs)),)
+        return TokenUpdate(0, beam.tokens, reason or ended, observations=seen)
+
+
+def check_numbers(wanted: GenerateRequest) -> list[str]:
+    """List what is wrong with the numbers of answers and beams, in TensorRT-LLM's words."""
+    faults = []
+    n, best_of, beams = wanted.n, wanted.best_of, wanted.beams
+    if n < 1:
+        faults.append(f"require n >= 1, got n={n}")
+    if best_of is not None and best_of < n:
+        faults.append(f"best_of ({best_of}) cannot be less than n ({n})")
+    if wanted.streaming and max(n, best_of or 0) > n:
+        faults.append(f"a stream tells every answer: best_of ({best_of}) must be n ({n})")
+    if beams is not None:
+        if beams.width < 1:
+            faults.append(f"require beam_width >= 1, got beam_width={beams.width}")
+        if not (math.isfinite(beams.length_penalty) and math.isfinite(beams.diversity_rate)):
+            faults.append("require a finite length_penalty and beam_search_diversity_rate")
+        if wanted.streaming:
+            faults.append("a beam search cannot stream: its beams change to the end")
+        if max(n, best_of or 0) > beams.width:
+            faults.append(f"n ({n}) cannot exceed beam_width ({beams.width})")
+    return faults
+
+
+def check_together(wanted: GenerateRequest, computed: Request) -> list[str]:
+    """List what cannot be had together."""
+    if wanted.beams is not None:
+        extras = {
+            "penalties, bans and biases": computed.sampling.rules,
+            "guided decoding": computed.guide,
+            "a logits processor": computed.processor,
+            "stop words": computed.stop_words or wanted.stop,
+            "prompt log-probabilities and logits": computed.reads_prompt
+            or (wanted.wishes is not None and wanted.wishes.generation_logits),
+        }
+        return [f"a beam search takes no {name}" for name, given in extras.items() if given]
+    num_drawn = max(wanted.n, wanted.best_of or 0)
+    if num_drawn > 1 and computed.sampling.is_greedy:
+        return [
+            "Greedy decoding does not allow multiple returns. Please set best_of to 1,"
+            f" got best_of={num_drawn}"
+        ]
+    return []

@@ -1,0 +1,92 @@
+"""Reads the runtime's settings from text under TensorRT-LLM's parameter names.
+
+In come strings, as parameters of config.pbtxt or flags give them; out comes a `RuntimeConfig`. A
+name left out, or a value that NVIDIA's templates leave empty, means the default. Knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from tidemill.base.errors import ConfigError
+from tidemill.runtime.config import CapacityPolicy, ChunkingPolicy, RuntimeConfig
+
+Value = TypeVar("Value")
+
+SWITCHES = {"true": True, "1": True, "false": False, "0": False}
+POLICIES = {policy.value: policy for policy in CapacityPolicy}
+CHUNKINGS = {policy.value: policy for policy in ChunkingPolicy if policy is not ChunkingPolicy.OFF}
+WHOLE_NUMBERS = (
+    "max_queue_size",
+    "max_draft_len",
+    "max_matching_ngram_size",
+    "iter_stats_max_iterations",
+    "event_buffer_max_size",
+)
+NAMES = (
+    "batch_scheduler_policy",
+    "enable_chunked_context",
+    "context_chunking_policy",
+    "enable_kv_cache_reuse",
+    "enable_partial_reuse",
+    *WHOLE_NUMBERS,
+)
+
+
+def read_runtime_config(parameters: Mapping[str, str]) -> RuntimeConfig:
+    """Return the config that the parameters ask for; others than `NAMES` are not looked at.
+
+    Raises: ConfigError naming a value that cannot be read or is out of range.
+    """
+    chosen: dict[str, Any] = {
+        "policy": _one_of(parameters, "batch_scheduler_policy", POLICIES),
+        "chunking": _chunking(parameters),
+        "enable_block_reuse": _one_of(parameters, "enable_kv_cache_reuse", SWITCHES),
+        "enable_partial_reuse": _one_of(parameters, "enable_partial_reuse", SWITCHES),
+        **{name: _read(parameters, name, int, "a whole number") for name in WHOLE_NUMBERS},
+    }
+    return RuntimeConfig(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def read_fraction(parameters: Mapping[str, str], name: str) -> float | None:
+    """Return a share over 0, up to 1; None when it is left out.
+
+    Raises: ConfigError naming a value that is none.
+    """
+    fraction = _read(parameters, name, float, "a number over 0, up to 1")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise _unreadable(name, "a number over 0, up to 1", repr(parameters[name]))
+    return fraction
+
+
+def _chunking(parameters: Mapping[str, str]) -> ChunkingPolicy | None:
+    if _one_of(parameters, "enable_chunked_context", SWITCHES) is False:
+        return ChunkingPolicy.OFF
+    return _one_of(parameters, "context_chunking_policy", CHUNKINGS)
+
+
+def _one_of(parameters: Mapping[str, str], name: str, words: Mapping[str, Value]) -> Value | None:
+    return _read(parameters, name, lambda text: words[text.lower()], "one of " + ", ".join(words))
+
+
+def _read(
+    parameters: Mapping[str, str], name: str, read: Callable[[str], Value], expected: str
+) -> Value | None:
+    text = parameters.get(name, "").strip()
+    if not text or text.startswith("${"):
+        return None
+    try:
+        return read(text)
+    except (KeyError, ValueError):
+        raise _unreadable(name, expected, repr(text)) from None
+
+
+def _unreadable(name: str, expected: str, got: str) -> ConfigError:
+    return ConfigError(
+        "a setting of the runtime cannot be read",
+        where=name,
+        expected=expected,
+        got=got,
+        hint="remove it to have the default",
+    )
