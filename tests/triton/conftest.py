@@ -61,6 +61,7 @@ def served(sample_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     deploy_spelled(spelled, repository)
     deploy(DeployRequest(sample_engine, repository, "sample", link="symbolic"))
     deploy(DeployRequest(sample_engine, repository, "sample_tokens", "tokens", link="symbolic"))
+    deploy(DeployRequest(sample_engine, repository, "", "inflight_batcher_llm", link="symbolic"))
     write_users_own_model(repository, sample_engine)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY_ROOT))

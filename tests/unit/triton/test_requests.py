@@ -17,7 +17,7 @@ NEUTRAL = {
     "frequency_penalty": 0.0,
     "length_penalty": 1.0,
     "min_tokens": 1,
-    "min_length": 0,
+    "min_length": 1,
     "beam_width": 1,
     "num_return_sequences": 1,
     "return_log_probs": False,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from tidemill.base.errors import CancelledError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
@@ -16,6 +18,8 @@ from tidemill.frontends.triton.stub_api import FINAL, ResponseSender, make_error
 from tidemill.frontends.triton.text_model import FINISH_WORDS
 from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.logits_rules import LogitsRules
+from tidemill.runtime.observation import OutputWishes
 
 CANCELLED = "Request cancelled by client"
 NOT_ONE_DIMENSION = "The current implementation only supports text_input being a 1D tensor."
@@ -42,6 +46,8 @@ class LlmapiAnswer(Answer):
         if is_last and "stop_reason" in self._extras:
             reason = update.stop_reason
             outputs["stop_reason"] = strings("None" if reason is None else str(reason))
+        if update.cumulative_logprob is not None and "cumulative_logprob" in self._extras:
+            outputs["cumulative_logprob"] = np.array([update.cumulative_logprob], dtype=np.float32)
         self.send(outputs, is_final=is_last)
 
     def fail(self, error: Exception) -> None:
@@ -65,6 +71,7 @@ class LlmapiModel(ServedModel):
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, 1)
         refuse_unsupported(inputs)
+        wants_logprob = inputs.flag("return_cumulative_logprob")
         request = GenerateRequest(
             request_id="",
             prompt=as_text(text_input.tolist()[0]),
@@ -73,16 +80,28 @@ class LlmapiModel(ServedModel):
             top_k=inputs.integers("sampling_param_top_k")[0],
             top_p=inputs.numbers("sampling_param_top_p")[0],
             seed=inputs.integers("sampling_param_seed")[0],
+            rules=read_llmapi_rules(inputs),
+            best_of=inputs.integers("sampling_param_best_of")[0],
+            processor=inputs.texts("sampling_param_logits_post_processor_name")[0] or None,
+            wishes=OutputWishes(num_logprobs=0) if wants_logprob else None,
             stop=list(inputs.text_lists("sampling_param_stop")[0]),
             exclude_input_in_output=inputs.flag("sampling_param_exclude_input_from_output"),
             streaming=is_streaming,
         )
-        wishes = ("finish_reason", "stop_reason")
+        wishes = ("finish_reason", "stop_reason", "cumulative_logprob")
         extras = [name for name in wishes if inputs.flag(f"return_{name}")]
         return [request], LlmapiAnswer(sender, extras)
 
     def answer_stop(self, sender: ResponseSender) -> None:
         sender.send(make_error(CancelledError(CANCELLED)), flags=FINAL)
+
+
+def read_llmapi_rules(inputs: RequestInputs) -> LogitsRules:
+    """Return the penalties that were sent."""
+    return LogitsRules(
+        presence_penalty=inputs.numbers("sampling_param_presence_penalty")[0] or 0.0,
+        frequency_penalty=inputs.numbers("sampling_param_frequency_penalty")[0] or 0.0,
+    )
 
 
 def in_llmapi_words(error: Exception) -> TidemillError:

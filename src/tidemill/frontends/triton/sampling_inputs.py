@@ -1,16 +1,25 @@
 """Turns the sampling inputs of a request into what the engine samples by.
 
-In: named tensors of either style. Out: one `RowOptions` for each prompt. Greedy unless top_k or
-top_p is given, as in TensorRT-LLM: a temperature alone changes nothing.
+In: named tensors of any style. Out: for each prompt a request of the engine that lacks only the
+prompt. Greedy unless top_k or top_p is given, as in TensorRT-LLM: a temperature alone changes
+nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
+from tidemill.host.beam_search import BeamSettings
+from tidemill.host.messages import GenerateRequest
+from tidemill.runtime.logits_rules import LogitsRules
+from tidemill.runtime.observation import OutputWishes
+
+T = TypeVar("T")
 
 GREEDY_TOP_K = 1
 ALL_TOKENS = 0
@@ -24,30 +33,18 @@ class InputNames:
     max_tokens: str
     top_k: str
     top_p: str
+    length_penalty: str
 
 
-TEXT_NAMES = InputNames("max_tokens", "top_k", "top_p")
-TOKENS_NAMES = InputNames("request_output_len", "runtime_top_k", "runtime_top_p")
+TEXT_NAMES = InputNames("max_tokens", "top_k", "top_p", "length_penalty")
+TOKENS_NAMES = InputNames("request_output_len", "runtime_top_k", "runtime_top_p", "len_penalty")
 
 
-@dataclass(frozen=True)
-class RowOptions:
-    """How one prompt's answer is made.
+def read_options(inputs: RequestInputs, names: InputNames) -> list[GenerateRequest]:
+    """Return each row's request without its prompt.
 
     `max_tokens` unset means the engine's own limit, `end_id` unset the model's own end token and
     -1 none.
-    """
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
-    end_id: int | None
-
-
-def read_options(inputs: RequestInputs, names: InputNames) -> list[RowOptions]:
-    """Return the options of each row.
 
     Raises: InvalidRequestError for inputs that ask for what this version cannot do, all of them
     at once, and for aliases that contradict each other.
@@ -56,26 +53,34 @@ def read_options(inputs: RequestInputs, names: InputNames) -> list[RowOptions]:
     columns = zip(
         inputs.integers(names.max_tokens),
         inputs.numbers("temperature"),
-        inputs.integers(names.top_k),
-        inputs.numbers(names.top_p),
+        zip(inputs.integers(names.top_k), inputs.numbers(names.top_p), strict=True),
         _either(inputs, "seed", "random_seed"),
         inputs.integers("end_id"),
+        read_rules(inputs),
+        read_beams(inputs, names),
+        read_guides(inputs),
         strict=True,
     )
-    rows = []
-    for max_tokens, temperature, given_top_k, given_top_p, seed, end_id in columns:
-        top_k, top_p = choose_top(given_top_k, given_top_p)
-        rows.append(
-            RowOptions(
+    requests = []
+    for max_tokens, temperature, given_top, seed, end_id, rules, beams, guide in columns:
+        top_k, top_p = choose_top(*given_top)
+        requests.append(
+            GenerateRequest(
+                request_id="",
                 max_tokens=max_tokens,
                 temperature=1.0 if temperature is None else temperature,
                 top_k=top_k,
                 top_p=top_p,
                 seed=seed,
                 end_id=end_id,
+                rules=rules,
+                beams=beams,
+                n=1 if beams is None else beams.width,
+                guide=guide,
+                wishes=read_output_wishes(inputs),
             )
         )
-    return rows
+    return requests
 
 
 def choose_top(top_k: int | None, top_p: float | None) -> tuple[int, float]:
@@ -85,6 +90,71 @@ def choose_top(top_k: int | None, top_p: float | None) -> tuple[int, float]:
     if top_k is None:
         top_k = GREEDY_TOP_K if top_p is None else ALL_TOKENS
     return top_k, ALL_MASS if top_p is None else top_p
+
+
+def read_rules(inputs: RequestInputs) -> list[LogitsRules]:
+    """Return each row's penalties and bans; what was not sent is neutral."""
+    neutral = LogitsRules()
+    columns = zip(
+        _or(inputs.numbers("repetition_penalty"), neutral.repetition_penalty),
+        _or(inputs.numbers("presence_penalty"), neutral.presence_penalty),
+        _or(inputs.numbers("frequency_penalty"), neutral.frequency_penalty),
+        _or(_either(inputs, "min_tokens", "min_length"), neutral.min_tokens),
+        _or(inputs.numbers("runtime_top_p_min"), neutral.top_p_min),
+        _or(inputs.numbers("runtime_top_p_decay"), neutral.top_p_decay),
+        _or(inputs.integers("runtime_top_p_reset_ids"), neutral.top_p_reset_ids),
+        strict=True,
+    )
+    return [
+        LogitsRules(
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+            min_tokens=min_tokens,
+            top_p_min=top_p_min,
+            top_p_decay=decay,
+            top_p_reset_ids=reset_ids,
+        )
+        for repetition, presence, frequency, min_tokens, top_p_min, decay, reset_ids in columns
+    ]
+
+
+def read_beams(inputs: RequestInputs, names: InputNames) -> list[BeamSettings | None]:
+    """Return how each row is searched for; None where no beams were asked for."""
+    columns = zip(
+        _or(inputs.integers("beam_width"), 1),
+        _or(inputs.numbers(names.length_penalty), 0.0),
+        _or(inputs.integers("early_stopping"), 1),
+        _or(inputs.numbers("beam_search_diversity_rate"), 0.0),
+        strict=True,
+    )
+    return [
+        BeamSettings(width, length_penalty, early_stopping, diversity) if width > 1 else None
+        for width, length_penalty, early_stopping, diversity in columns
+    ]
+
+
+def read_guides(inputs: RequestInputs) -> list[tuple[str, str] | None]:
+    """Return the kind and text of what each row's answer must follow."""
+    kinds = inputs.texts("guided_decoding_guide_type")
+    guides = inputs.texts("guided_decoding_guide")
+    return [
+        (kind, guide or "") if kind else None for kind, guide in zip(kinds, guides, strict=True)
+    ]
+
+
+def read_output_wishes(inputs: RequestInputs) -> OutputWishes | None:
+    """Return what the request wants to see beside tokens."""
+    wishes = OutputWishes(
+        num_logprobs=0 if inputs.flag("return_log_probs") else None,
+        context_logits=inputs.flag("return_context_logits"),
+        generation_logits=inputs.flag("return_generation_logits"),
+    )
+    return None if wishes.is_empty else wishes
+
+
+def _or(values: Sequence[T | None], default: T) -> list[T]:
+    return [default if value is None else value for value in values]
 
 
 def _either(inputs: RequestInputs, name: str, alias: str) -> list[int | None]:

@@ -35,6 +35,10 @@ def expand_sequences(
     """Repeat each request as often as it was asked for."""
     expanded, places = [], []
     for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
+        if request.beams is not None:  # a search tells its beams in one response
+            expanded.append(msgspec.structs.replace(request, n=count or request.n))
+            places.append(AnswerPlace(row if len(requests) > 1 else None, None))
+            continue
         for sequence in range(max(1, count or 1)):
             expanded.append(_with_own_seed(request, sequence))
             places.append(

@@ -7,8 +7,8 @@ that knows one response alone breaks none; and `output_text` has the engine's ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import msgspec
@@ -16,13 +16,15 @@ import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.gathered_answer import Gathered, GatheredAnswer, pad_rows
 from tidemill.frontends.triton.model import Arrays, ServedModel, check_batch, is_set
 from tidemill.frontends.triton.request_inputs import RequestInputs
-from tidemill.frontends.triton.sampling_inputs import TOKENS_NAMES, RowOptions, read_options
+from tidemill.frontends.triton.sampling_inputs import TOKENS_NAMES, read_options
 from tidemill.frontends.triton.sequences import AnswerPlace, expand_sequences
 from tidemill.frontends.triton.stub_api import Array, ResponseSender, strings
 from tidemill.frontends.triton.word_lists import unpack_words
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.text.detokenizer import IncrementalDetokenizer
 from tidemill.text.tokenizer import Tokenizer
 
@@ -40,7 +42,7 @@ class TokenWishes:
     returns_num_output_tokens: bool
 
 
-class TensorrtLlmAnswer(Answer):
+class TensorrtLlmAnswer(GatheredAnswer):
     """Sends tokens as they come when streaming, otherwise each answer whole."""
 
     def __init__(
@@ -50,47 +52,32 @@ class TensorrtLlmAnswer(Answer):
         wishes: TokenWishes,
         tokenizer: Tokenizer | None,
     ) -> None:
-        super().__init__(sender, len(places))
-        self._places = places
+        super().__init__(sender, places)
         self._wishes = wishes
-        self._tokens = [list(prompt) for prompt in wishes.prompts]
-        self._texts = [""] * len(places)
-        is_text_stream = tokenizer is not None and wishes.is_streaming
-        self._borders = (
-            [IncrementalDetokenizer(tokenizer) for _ in places]
-            if tokenizer is not None and is_text_stream
-            else None
-        )
+        self._borders: list[IncrementalDetokenizer] | None = None
+        if tokenizer is not None and wishes.is_streaming:
+            self._borders = [IncrementalDetokenizer(tokenizer) for _ in places]
 
-    def take(self, row: int, update: Update, is_last: bool) -> None:
-        self._tokens[row] += update.token_ids
-        self._texts[row] += update.text
-        if not update.is_final:
-            if not (self._tokens[row] or self._texts[row]):
-                return
-            if self._borders is not None:
-                self._borders[row].push(update.token_ids)
-                if self._borders[row].holds_back:
-                    return
-        tokens, self._tokens[row] = self._tokens[row], []
-        text, self._texts[row] = self._texts[row], ""
-        self.send(self._outputs(row, update, tokens, text), is_final=is_last)
+    def is_due(self, row: int, update: Update, gathered: Gathered) -> bool:
+        if self._borders is None:
+            return True
+        self._borders[row].push(update.token_ids)
+        has_news = bool(gathered.tokens or gathered.text)
+        return has_news and not self._borders[row].holds_back
 
-    def _outputs(
-        self, row: int, update: Update, tokens: list[int], text: str
-    ) -> Mapping[str, Array]:
+    def outputs(self, row: int, beams: Sequence[Gathered]) -> dict[str, Array]:
         wishes = self._wishes
+        prompt = list(wishes.prompts[row])
+        rows = [prompt + beam.tokens for beam in beams]
         outputs = {
-            "output_ids": _integers(*tokens)[:, np.newaxis],
-            "sequence_length": _integers(len(tokens)),
-            "output_text": strings(text)[np.newaxis],
+            "output_ids": pad_rows(rows, np.int32),
+            "sequence_length": _integers(*map(len, rows)),
+            "output_text": strings(*(beam.text for beam in beams))[np.newaxis],
         }
         if wishes.returns_num_input_tokens:
-            outputs["num_input_tokens"] = _integers(update.num_input_tokens)
+            outputs["num_input_tokens"] = _integers(beams[0].num_input_tokens)
         if wishes.returns_num_output_tokens:
-            outputs["num_output_tokens"] = _integers(len(tokens) - len(wishes.prompts[row]))
-        for name, index in self._places[row].outputs().items():
-            outputs[name] = _integers(index)
+            outputs["num_output_tokens"] = _integers(sum(len(beam.tokens) for beam in beams))
         return outputs
 
 
@@ -115,27 +102,32 @@ class TensorrtLlmModel(ServedModel):
         is_streaming = is_set(arrays, "streaming")
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, len(prompts))
-        rows = zip(
-            prompts,
-            read_options(inputs, TOKENS_NAMES),
-            unpack_words("stop_words_list", inputs.array("stop_words_list"), len(prompts)),
-            inputs.texts("prompt_text"),
-            strict=True,
-        )
         default_exclude = self.parameters.is_on("exclude_input_in_output")
         excludes = is_streaming or inputs.flag("exclude_input_in_output", default_exclude)
+        words = (self._words(inputs, name) for name in ("stop_words_list", "bad_words_list"))
+        rows = zip(
+            read_options(inputs, TOKENS_NAMES),
+            prompts,
+            inputs.texts("prompt_text"),
+            *words,
+            strict=True,
+        )
         requests, places = expand_sequences(
             [
                 msgspec.structs.replace(
-                    self._request(prompt, options, words),
+                    request,
+                    prompt_tokens=prompt,
                     prompt=text,
+                    stop=stop,
+                    bad_words=bad,
                     exclude_input_in_output=excludes,
                     streaming=is_streaming,
                 )
-                for prompt, options, words, text in rows
+                for request, prompt, text, stop, bad in rows
             ],
             inputs.integers("num_return_sequences"),
         )
+        add_bias(requests, places, inputs.array("embedding_bias"))
         check_batch(self.is_decoupled, len(prompts), len(places))
         wishes = TokenWishes(
             prompts=[() if excludes else request.prompt_tokens or () for request in requests],
@@ -150,33 +142,37 @@ class TensorrtLlmModel(ServedModel):
         has_tokenizer = (self.engine_dir / "tokenizer.json").is_file()
         return Tokenizer.from_directory(self.engine_dir) if has_tokenizer else None
 
-    def _request(
-        self, prompt: list[int], options: RowOptions, stop_words: list[list[int]]
-    ) -> GenerateRequest:
-        return GenerateRequest(
-            request_id="",
-            prompt_tokens=prompt,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-            end_id=options.end_id,
-            stop=[self._stop_text(word) for word in stop_words],
-        )
+    def _words(self, inputs: RequestInputs, name: str) -> list[list[str]]:
+        """Return words as texts, which are found however the model spells them."""
+        rows = unpack_words(name, inputs.array(name), inputs.num_rows)
+        return [[self._word_text(name, word) for word in words] for words in rows]
 
-    def _stop_text(self, word: list[int]) -> str:
-        """Return a stop word as text, which ends an answer however the model spells it."""
+    def _word_text(self, name: str, word: list[int]) -> str:
         text = self._tokenizer.decode(word, skip_special_tokens=False) if self._tokenizer else ""
         if not text:
             raise InvalidRequestError(
-                "a stop word has no text",
-                where="stop_words_list",
+                "a word has no text",
+                where=name,
                 expected="tokens of a tokenizer beside the engine",
                 got=str(word),
                 hint="copy the model's tokenizer.json into the engine directory",
             )
         return text
+
+
+def add_bias(
+    requests: list[GenerateRequest], places: Sequence[AnswerPlace], bias: Array | None
+) -> None:
+    """Give each request its row of what is added to the logits."""
+    if bias is None:
+        return
+    rows = np.ascontiguousarray(bias, dtype=np.float32).reshape(-1, bias.shape[-1])
+    for number, place in enumerate(places):
+        rules = requests[number].rules or LogitsRules()
+        row = rows[place.batch_index or 0].tobytes()
+        requests[number] = msgspec.structs.replace(
+            requests[number], rules=replace(rules, embedding_bias=row)
+        )
 
 
 def unpad_prompts(arrays: Arrays) -> list[list[int]]:

@@ -52,6 +52,10 @@ TEXT_OUTPUTS: tuple[TensorConfig, ...] = (
     TensorConfig("sequence_length", DataType.INT32, ANY),
     TensorConfig("batch_index", DataType.INT32),
     TensorConfig("sequence_index", DataType.INT32),
+    TensorConfig("cum_log_probs", DataType.FP32, ANY),
+    TensorConfig("output_log_probs", DataType.FP32, (-1, -1)),
+    TensorConfig("context_logits", DataType.FP32, (-1, -1)),
+    TensorConfig("generation_logits", DataType.FP32, (-1, -1, -1)),
 )
 
 TOKENS_INPUTS: tuple[TensorConfig, ...] = (

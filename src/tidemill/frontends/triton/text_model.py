@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.gathered_answer import Gathered, GatheredAnswer, pad_rows
 from tidemill.frontends.triton.model import Arrays, ServedModel, check_batch, is_set
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
-from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, RowOptions, read_options
+from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, read_options
 from tidemill.frontends.triton.sequences import AnswerPlace, expand_sequences
 from tidemill.frontends.triton.stub_api import Array, ResponseSender, strings
 from tidemill.host.messages import GenerateRequest, Update
@@ -44,49 +46,48 @@ class OutputWishes:
     accumulates: bool = False
 
 
-class TextAnswer(Answer):
+class TextAnswer(GatheredAnswer):
     """Sends text as it comes: for streams every piece, otherwise each row whole."""
 
     def __init__(
         self, sender: ResponseSender, places: Sequence[AnswerPlace], wishes: OutputWishes
     ) -> None:
-        super().__init__(sender, len(places))
-        self._places = places
+        super().__init__(sender, places)
         self._wishes = wishes
-        self._held_tokens: list[list[int]] = [[] for _ in places]
         self._texts = [""] * len(places)
 
-    def take(self, row: int, update: Update, is_last: bool) -> None:
-        tokens = self._held_tokens[row]
-        tokens.extend(update.token_ids)
+    def is_due(self, row: int, update: Update, gathered: Gathered) -> bool:
         # Half a character is no response of its own; its tokens count with the next piece.
-        if update.text or update.is_final:
-            self._held_tokens[row] = []
-            self.send(self._outputs(row, update, tokens), is_final=is_last)
+        return bool(gathered.text)
 
-    def _outputs(self, row: int, update: Update, tokens: list[int]) -> Mapping[str, Array]:
-        wishes = self._wishes
-        text = update.text
-        if wishes.accumulates:
-            text = self._texts[row] = self._texts[row] + text
-        outputs = {"text_output": strings(text)}
-        if update.finish_reason is not None:
-            outputs["finish_reason"] = strings(FINISH_WORDS[update.finish_reason])
+    def outputs(self, row: int, beams: Sequence[Gathered]) -> dict[str, Array]:
+        wishes, first = self._wishes, beams[0]
+        texts = [beam.text for beam in beams]
+        if wishes.accumulates and len(beams) == 1:
+            texts[0] = self._texts[row] = self._texts[row] + first.text
+        outputs = {"text_output": strings(*texts)}
+        if first.finish_reason is not None:
+            reasons = [FINISH_WORDS.get(beam.finish_reason or "", "") for beam in beams]
+            outputs["finish_reason"] = strings(*reasons)
         if wishes.returns_num_input_tokens:
-            outputs["num_input_tokens"] = self._integers(update.num_input_tokens)
+            outputs["num_input_tokens"] = _integer(first.num_input_tokens)
         if wishes.returns_num_output_tokens:
-            outputs["num_output_tokens"] = self._integers(len(tokens))
+            outputs["num_output_tokens"] = _integer(sum(len(beam.tokens) for beam in beams))
         if wishes.returns_output_ids:
-            outputs["output_ids"] = self._integers(*tokens)[..., np.newaxis, :]
-            outputs["sequence_length"] = self._integers(len(tokens))
-        for name, index in self._places[row].outputs().items():
-            outputs[name] = self._integers(index)
+            outputs["output_ids"] = pad_rows([beam.tokens for beam in beams], np.int32)
+            lengths = [len(beam.tokens) for beam in beams]
+            outputs["sequence_length"] = np.array([lengths], dtype=np.int32)
         return outputs
 
-    def _integers(self, *values: int) -> Array:
-        """Return integers as (1, n) where the model has a batch dimension, as (n,) otherwise."""
-        array = np.array(values, dtype=np.int32)
-        return array[np.newaxis] if self._wishes.has_batch else array
+    def shaped(self, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Drop the batch dimension where the model has none; texts never have one."""
+        if self._wishes.has_batch:
+            return outputs
+        return {name: array[0] if array.ndim > 1 else array for name, array in outputs.items()}
+
+
+def _integer(value: int) -> Array:
+    return np.array([[value]], dtype=np.int32)
 
 
 class TextModel(ServedModel):
@@ -107,12 +108,25 @@ class TextModel(ServedModel):
         default_exclude = self.parameters.is_on("exclude_input_in_output")
         excludes_prompt = inputs.flag("exclude_input_in_output", default_exclude)
         rows = zip(
-            prompts, read_options(inputs, TEXT_NAMES), inputs.text_lists("stop_words"), strict=True
+            read_options(inputs, TEXT_NAMES),
+            prompts,
+            inputs.text_lists("stop_words"),
+            inputs.text_lists("bad_words"),
+            read_bias_words(inputs),
+            strict=True,
         )
         requests, places = expand_sequences(
             [
-                _request(prompt, options, stop, is_streaming, excludes_prompt)
-                for prompt, options, stop in rows
+                msgspec.structs.replace(
+                    request,
+                    prompt=prompt,
+                    stop=list(stop),
+                    bad_words=list(bad),
+                    bias_words=bias,
+                    exclude_input_in_output=excludes_prompt,
+                    streaming=is_streaming,
+                )
+                for request, prompt, stop, bad, bias in rows
             ],
             inputs.integers("num_return_sequences"),
         )
@@ -129,23 +143,21 @@ class TextModel(ServedModel):
         )
 
 
-def _request(
-    prompt: str,
-    options: RowOptions,
-    stop: tuple[str, ...],
-    is_streaming: bool,
-    excludes_prompt: bool,
-) -> GenerateRequest:
-    return GenerateRequest(
-        request_id="",
-        prompt=prompt,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        end_id=options.end_id,
-        stop=list(stop),
-        exclude_input_in_output=excludes_prompt,
-        streaming=is_streaming,
-    )
+def read_bias_words(inputs: RequestInputs) -> list[list[tuple[str, float]]]:
+    """Return each row's words with what they add to the logits of their tokens.
+
+    Raises: InvalidRequestError when there are not as many weights as words.
+    """
+    rows = inputs.text_lists("embedding_bias_words")
+    weights = inputs.array("embedding_bias_weights")
+    given = [] if weights is None else weights.reshape(-1).tolist()
+    num_words = sum(map(len, rows))
+    if num_words and len(given) != num_words:
+        raise InvalidRequestError(
+            "biased words and their weights differ in number",
+            where="embedding_bias_weights",
+            expected=f"{num_words} weights",
+            got=str(len(given)),
+        )
+    left = iter(given)
+    return [[(word, next(left)) for word in words] for words in rows]

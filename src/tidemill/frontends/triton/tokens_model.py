@@ -7,6 +7,7 @@ responses hold what is new, with length 0 for prompts that have nothing new.
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
@@ -69,17 +70,23 @@ class TokensModel(ServedModel):
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, len(prompts))
         requests = [
-            GenerateRequest(
-                request_id="",
-                prompt_tokens=prompt,
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                seed=options.seed,
-                end_id=options.end_id,
-                streaming=is_streaming,
-            )
-            for prompt, options in zip(prompts, read_options(inputs, TOKENS_NAMES), strict=True)
+            msgspec.structs.replace(request, prompt_tokens=prompt, streaming=is_streaming)
+            for prompt, request in zip(prompts, read_options(inputs, TOKENS_NAMES), strict=True)
         ]
+        refuse_details(requests)
         return requests, TokensAnswer(sender, len(prompts), is_streaming)
+
+
+def refuse_details(requests: list[GenerateRequest]) -> None:
+    """Refuse what the two tensors of this style have no room for.
+
+    Raises: InvalidRequestError.
+    """
+    if any(request.beams is not None or request.wishes is not None for request in requests):
+        raise InvalidRequestError(
+            "the packed-token layout gives one answer a prompt, as tokens alone",
+            where="beam_width, return_log_probs, return_context_logits, return_generation_logits",
+            expected="1, false, false, false",
+            got="another value",
+            hint="tidemill deploy --style inflight_batcher_llm has tensors for them",
+        )

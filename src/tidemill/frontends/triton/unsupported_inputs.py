@@ -26,37 +26,16 @@ def _equals(value: float) -> Neutral:
 
 
 OFF = _equals(0)
-NONE = _equals(1.0)
-AT_MOST_ONE = Neutral(lambda got: got <= 1, "1")
 NEUTRAL_NUMBERS = {
-    "repetition_penalty": NONE,
-    "presence_penalty": OFF,
-    "frequency_penalty": OFF,
-    "sampling_param_presence_penalty": OFF,
-    "sampling_param_frequency_penalty": OFF,
-    "runtime_top_p_decay": NONE,
-    "beam_search_diversity_rate": OFF,
-    "min_tokens": AT_MOST_ONE,
-    "min_length": AT_MOST_ONE,
-    "beam_width": AT_MOST_ONE,
-    "sampling_param_best_of": AT_MOST_ONE,
     "lora_task_id": OFF,
     "lora_id": OFF,
     "prompt_vocab_size": OFF,
     "num_draft_tokens": OFF,
     "use_draft_logits": OFF,
-    "return_log_probs": OFF,
-    "return_cumulative_logprob": OFF,
-    "return_context_logits": OFF,
-    "return_generation_logits": OFF,
     "return_perf_metrics": OFF,
     "sampling_param_return_perf_metrics": OFF,
 }
 TEXTS = (
-    "bad_words",
-    "embedding_bias_words",
-    "guided_decoding_guide_type",
-    "guided_decoding_guide",
     "decoder_text_input",
     "DECODER_QUERY",
     "image_url_input",
@@ -64,15 +43,12 @@ TEXTS = (
     "image_url",
     "lora_name",
     "lora_path",
-    "sampling_param_logits_post_processor_name",
 )
 # Whatever they hold: with one element or more they ask for a feature.
 ARRAYS = (
     "encoder_input_features",
     "draft_input_ids",
     "draft_logits",
-    "bad_words_list",
-    "embedding_bias",
     "prompt_embedding_table",
     "prompt_table_extra_ids",
     "prompt_table_extra_id",
