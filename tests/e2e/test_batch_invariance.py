@@ -38,6 +38,16 @@ DTYPES = (
     ("bfloat16", "w4a16_g32"),
 )
 TARGETS = [target.name for target in host_targets()]
+ON_EVERY_TARGET = (("float32", "none"), ("bfloat16", "none"), ("bfloat16", "w8a8"))
+CASES = [
+    pytest.param(
+        target,
+        *types,
+        marks=() if target == TARGETS[0] or types in ON_EVERY_TARGET else pytest.mark.sweep,
+    )
+    for target in TARGETS
+    for types in DTYPES
+]
 MIX_SIZES = (32, 1, 2, 31, 13)
 # Around the attention's chunk of 64 positions, the blocks of 16, and the tiles of 14, 12 and 2.
 PROMPT_LENGTHS = (1, 2, 3, 13, 15, 16, 17, 31, 33, 63, 64, 65, 97, 129, 150)
@@ -123,8 +133,7 @@ def assert_same(alone: RecordingExecutor, crowd: RecordingExecutor, numbers: set
         assert_same_bits(crowd.logits[key], row, f"logits of request, position {key}")
 
 
-@pytest.mark.parametrize(("dtype", "quant"), DTYPES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("target", "dtype", "quant"), CASES)
 def test_crowd_chunks_and_threads_change_no_bit(
     target: str, dtype: str, quant: str, make_engine: MakeEngine
 ) -> None:

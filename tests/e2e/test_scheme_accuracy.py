@@ -44,7 +44,7 @@ BOUNDS = {
     "w4a8_g32": (0.27, 0.05),
     "w4a8_g64": (0.7, 0.7),
 }
-SLOW = {"w4a8_g64": pytest.mark.slow}  # six seconds each, and this one says nothing of kernels
+DEFAULT = ("w8a8", "w4a8_g32")  # a few seconds each; the others are a sweep
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def plain(make_sample: MakeSample) -> Answers:
 
 
 @pytest.mark.parametrize(
-    "scheme", [pytest.param(name, marks=SLOW.get(name, ())) for name in BOUNDS]
+    "scheme",
+    [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.sweep) for name in BOUNDS],
 )
 def test_scheme_loses_no_more_than_its_table_allows(
     scheme: str, plain: Answers, make_sample: MakeSample, tmp_path: Path

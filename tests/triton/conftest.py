@@ -19,6 +19,7 @@ from tidemill.frontends.triton.server import TritonServer
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
 
+ADMIN_KEY = "sesame"
 USERS_CONFIG = """
 name: "llama2_7b"   platform: "tensorrt_llm"   max_batch_size: 0
 input  [ { name: "input_ids" data_type: TYPE_INT32 dims: [ -1 ] }, { name: "input_lengths" data_type: TYPE_INT32 dims: [ -1 ] } ]
@@ -65,5 +66,5 @@ def served(sample_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     write_users_own_model(repository, sample_engine)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY_ROOT))
-        with TritonServer(ServeRequest(repository, 0, 0, 0)) as server:
+        with TritonServer(ServeRequest(repository, 0, 0, 0, admin_key=ADMIN_KEY)) as server:
             yield Served(server, spelled, sample_engine)

@@ -73,16 +73,25 @@ def find_or_build(
     source = _local(model)
     engine = cache / _key(source, options, cache)
     with _lock(engine.with_suffix(".lock")):
-        if not is_engine(engine):
+        if not any(engine.glob("*" + ENGINE_SUFFIX)):
             _make(source, engine, options, say)
     return engine
 
 
 def is_engine(path: Path) -> bool:
-    """Whether a path is an engine file or a directory that holds one."""
+    """Whether a path is an engine file, or a directory that holds or held one."""
     if path.is_file():
         return path.suffix == ENGINE_SUFFIX
-    return path.is_dir() and any(path.glob("*" + ENGINE_SUFFIX))
+    return path.is_dir() and (any(path.glob("*" + ENGINE_SUFFIX)) or _has_engine_config(path))
+
+
+def _has_engine_config(directory: Path) -> bool:
+    """Whether build wrote this directory, so that its missing engine file is an error to tell."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "build_config" in config
 
 
 def _was_engine(path: Path) -> bool:

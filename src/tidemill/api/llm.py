@@ -179,7 +179,7 @@ class LLM:
         return self.tokenizer.apply_chat_template(messages)
 
     def get_stats(self) -> list[dict[str, Any]]:
-        """Tell the latest iteration's statistics, unless they were told before."""
+        """Tell the statistics of each iteration since the last call."""
         return self._stats.read()
 
     def get_stats_async(self) -> AsyncIterator[dict[str, Any]]:
@@ -204,7 +204,7 @@ class LLM:
         self._shared = SharedSession(session)
         self._stepper = BackgroundStepper(self._shared)
         self._next_number = itertools.count()
-        self._stats = StatsReader(session)
+        self._stats = StatsReader(session, self._shared)
 
     def _ask(self, prompt: Prompt, params: SamplingParams) -> AskedPrompt:
         return read_prompt(next(self._next_number), prompt, params, self._session)

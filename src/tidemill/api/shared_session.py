@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator
+from typing import Protocol, TypeVar
 
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.session import Session
+
+_Answer = TypeVar("_Answer")
 
 
 class Inbox(Protocol):
@@ -31,6 +33,7 @@ class SharedSession:
         self._abandoned: deque[str] = deque()
         self._id_to_inbox: dict[str, Inbox] = {}
         self._is_stepping = False
+        self._num_visitors = 0
         self._stepped = threading.Condition()
 
     def start(self, request: GenerateRequest, inbox: Inbox | None = None) -> None:
@@ -68,6 +71,17 @@ class SharedSession:
         self._id_to_inbox.pop(request_id, None)
         self._abandoned.append(request_id)
 
+    def between_steps(self, call: Callable[[], _Answer]) -> _Answer:
+        """Call something while nobody steps; whoever would step next waits for it."""
+        with self._stepped:
+            self._num_visitors += 1
+            try:
+                self._stepped.wait_for(lambda: not self._is_stepping)
+                return call()
+            finally:
+                self._num_visitors -= 1
+                self._stepped.notify_all()
+
     def close(self) -> None:
         """Close the session."""
         with self._stepped:
@@ -76,7 +90,7 @@ class SharedSession:
 
     def _wait_or_step(self, inbox: Collection[Update]) -> None:
         with self._stepped:
-            if self._is_stepping:
+            if self._is_stepping or self._num_visitors:
                 self._stepped.wait()
                 return
             if inbox:

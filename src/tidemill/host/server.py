@@ -21,8 +21,6 @@ from tidemill.host.switchboard import Client, Switchboard
 
 # New prompts are tokenised between steps: a burst of them is spread over several.
 HEARING_SECONDS = 0.002
-# The next step would take every core from the frontend that carries a first token to its client.
-FIRST_TOKEN_PAUSE_SECONDS = 0.001
 
 
 class HostServer:
@@ -131,8 +129,6 @@ class HostServer:
                 del self._id_to_client[update.request_id]
         for client, its_updates in client_to_updates.items():
             self._switchboard.send(client, Tell(its_updates))
-        if any(map(_is_first, updates)):
-            time.sleep(FIRST_TOKEN_PAUSE_SECONDS)
 
     def _drop(self, client: Client) -> None:
         for request_id in [each for each, its in self._id_to_client.items() if its is client]:
@@ -152,9 +148,3 @@ class HostServer:
             ids = [each for each, its in self._id_to_client.items() if its is client]
             updates = [Update.failed(request_id, failure) for request_id in ids]
             self._switchboard.send(client, Tell(updates, is_leaving=True))
-
-
-def _is_first(update: Update) -> bool:
-    """Say whether an update is the first of a stream that goes on."""
-    is_news = not update.is_final and bool(update.token_ids)
-    return is_news and len(update.token_ids) == update.num_output_tokens

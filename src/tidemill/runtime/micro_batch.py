@@ -57,6 +57,8 @@ class MicroBatch:
     @property
     def num_started(self) -> int:
         """Contexts that draw their first token."""
+        if len(self._entries) == self.num_generation_requests:
+            return 0
         return sum(entry.samples for entry in self._entries[self.num_generation_requests :])
 
     def plan(self) -> StepPlan:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tidemill.runtime.iteration_stats import BatchStats, IterationStats, KvCacheStats
 from tidemill.runtime.kvcache.block_pool import BlockPool
@@ -16,20 +15,13 @@ from tidemill.runtime.request import FinishReason, TokenUpdate
 from tidemill.runtime.scheduler import Scheduler
 from tidemill.runtime.step import EngineLimits
 
-
-class _Step(NamedTuple):
-    """The raw counts of a step, cheap to keep; units as in `IterationStats`."""
-
-    time: float
-    iteration: int
-    latency_ms: float
-    queue_latency_ms: float
-    num_new: int
-    num_active: int
-    num_queued: int
-    num_completed: int
-    cache: tuple[int, int, int, int, int]
-    batch: tuple[int, int, int, int, int]
+_Step = tuple[
+    float, int, float, float, int, int, int, int,
+    int, int, int, int, int,
+    int, int, int, int, int,
+]  # fmt: skip
+"""A step's raw counts, cheap to keep: the first 8 fields of `IterationStats`, 5 of the cache after
+it (free, allocated, new, reused, missed), and the fields of `BatchStats`."""
 
 
 class StepLog:
@@ -59,11 +51,11 @@ class StepLog:
         batch, counters, pool = scheduler.latest, self._pool.counters, self._pool
         self.latency_ms = latency_ms
         self.total_prompt_tokens += batch.num_context_tokens
-        self.total_paused += len(scheduler.active.paused)
+        num_paused = len(scheduler.active.paused)
+        self.total_paused += num_paused
         num_new_tokens, num_completed = self._note_updates(updates)
-        num_started = batch.num_started
         self._steps.append(
-            _Step(
+            (
                 time.time(),
                 scheduler.iteration,
                 latency_ms,
@@ -72,20 +64,16 @@ class StepLog:
                 scheduler.num_active,
                 scheduler.num_queued,
                 num_completed,
-                (
-                    pool.num_free,
-                    counters.alloc_total,
-                    counters.alloc_new,
-                    counters.reused,
-                    counters.missed,
-                ),
-                (
-                    batch.num_context_requests,
-                    batch.num_generation_requests,
-                    len(scheduler.active.paused),
-                    batch.num_context_tokens,
-                    max(0, num_new_tokens - num_started),
-                ),
+                pool.num_free,
+                counters.alloc_total,
+                counters.alloc_new,
+                counters.reused,
+                counters.missed,
+                batch.num_context_requests,
+                batch.num_generation_requests,
+                num_paused,
+                batch.num_context_tokens,
+                max(0, num_new_tokens - batch.num_started),
             )
         )
 
@@ -101,13 +89,11 @@ class StepLog:
                 *step[:8],
                 limits.max_batch_size,
                 limits.max_num_tokens,
-                KvCacheStats(
-                    pool.num_blocks, step.cache[0], pool.tokens_per_block, *step.cache[1:]
-                ),
-                BatchStats(*step.batch),
+                KvCacheStats(pool.num_blocks, step[8], pool.tokens_per_block, *step[9:13]),
+                BatchStats(*step[13:]),
             )
             for step in self._steps
-            if step.iteration > iteration
+            if step[1] > iteration
         ]
 
     def _note_updates(self, updates: Sequence[TokenUpdate]) -> tuple[int, int]:

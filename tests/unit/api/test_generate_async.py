@@ -131,14 +131,26 @@ def test_broken_engine_is_told_to_all_who_wait(tmp_path: Path) -> None:
 def test_statistics_have_the_names_of_the_reference(llm: LLM) -> None:
     assert llm.get_stats() == []
     llm.generate(">hello")
-    (stats,) = llm.get_stats()
-    assert stats["numCompletedRequests"] == 1 and stats["numActiveRequests"] == 0
-    assert stats["kvCacheStats"]["usedNumBlocks"] == 0
-    assert stats["inflightBatchingStats"]["numGenRequests"] == 1
+    told = llm.get_stats()
+    assert [stats["iter"] for stats in told] == list(range(1, len(told) + 1)) and len(told) >= 5
+    assert sum(stats["numCompletedRequests"] for stats in told) == 1
+    assert told[0]["inflightBatchingStats"]["numContextRequests"] == 1
+    assert told[-1]["inflightBatchingStats"]["numGenRequests"] == 1
+    assert told[-1]["kvCacheStats"]["usedNumBlocks"] == 0
     assert llm.get_stats() == []
 
     async def collect() -> list[int]:
         return [stats["iter"] async for stats in llm.get_stats_async()]
 
     llm.generate(">again")
-    assert len(asyncio.run(collect())) == 1
+    assert asyncio.run(collect()) == list(range(len(told) + 1, len(told) + 7))
+
+
+def test_statistics_are_told_in_the_middle_of_the_work(llm: LLM) -> None:
+    result = llm.generate_async("endless", ENDLESS)
+    told: list[int] = []
+    for _ in range(20):
+        told += [stats["iter"] for stats in llm.get_stats()]
+        time.sleep(0.005)
+    result.abort()
+    assert told == list(range(1, len(told) + 1)) and len(told) > 5

@@ -69,7 +69,9 @@ def test_open_string_hides_nothing() -> None:
     [b"[" * 2**22, b"[]" * 2**21, b"[{}]" * 2**20, b'"[' * 2**21, b'"\\' * 2**21, b"[[" * 2**20],
     ids=["open", "flat", "pairs", "quotes", "escapes", "double"],
 )
-def test_four_mebibytes_meant_to_be_slow_are_judged_in_a_second(body: bytes) -> None:
-    start = time.perf_counter()
+def test_four_mebibytes_meant_to_be_slow_take_less_than_a_second_of_processor_time(
+    body: bytes,
+) -> None:
+    start = time.process_time()
     is_too_deep(body, 64)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0

@@ -50,7 +50,8 @@ class NativeExecutor:
         code = LoadedCode(native.image, native.section.entry_offsets)
         self.team = Team(code, self._make_records(code), num_threads)
         self._specs = {spec.name: spec for spec in manifest.buffers}
-        self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0]
+        # A view without NumPy: right after the native call, each cold line of code costs.
+        self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
         self._observed = ObservedStep(self.manifest, self.inputs, self.team, self.buffer)
         say(Level.DECISIONS, "runtime", self._describe(native.section.target, num_threads))
 
