@@ -31,6 +31,10 @@ _F32_MATH = Tolerance(2e-6, 1e-6, "polynomial exp and a few f32 roundings")
 _F16_CACHE = Tolerance(
     3e-4, 1e-4, "a key near the middle of two f16 may be rounded to either: 2^-11 of its weight"
 )
+_F32_GROUPS = Tolerance(
+    3e-5, 3e-5, "a group's scaled sum and its offset cancel: a few bits of f32 go each time"
+)
+_GROUPED = (DType.Q4G32, DType.Q4G64, DType.Q4G128)
 _BF16_STORE = Tolerance(0.0040, 0.0040, "bf16 keeps 8 bits: half a step is 2^-8 of an element")
 _BF16_PROBABILITIES = Tolerance(
     0.0079, 0.0060, "probabilities, then results, are rounded to bf16: two half steps of 2^-8"
@@ -43,6 +47,11 @@ TOLERANCES: dict[tuple[str, DType], Tolerance] = {
     **{("linear", dtype): _F32_SUM for dtype in DType},
     **{("linear_residual", dtype): _F32_SUM for dtype in DType},
     **{("linear_gated", dtype): _F32_GATED for dtype in (DType.F32, DType.F16, DType.Q8)},
+    **{
+        (kind, dtype): _F32_GROUPS
+        for kind in ("linear", "linear_residual", "linear_gated")
+        for dtype in _GROUPED
+    },
     ("linear_gated", DType.BF16): _BF16_STORE,
     **{("rms_norm", dtype): _F32_MATH for dtype in (DType.F32, DType.F16)},
     ("rms_norm", DType.BF16): _BF16_STORE,

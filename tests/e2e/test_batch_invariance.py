@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,15 @@ from tidemill.runtime.request import Request, SamplingParams
 
 SEED = 20261124
 TINY = TinyLlama(head_size=16)
+GROUPED_TINY = replace(TINY, hidden_size=96, intermediate_size=128)
 DTYPES = (
     ("float32", "none"),
     ("float16", "none"),
     ("bfloat16", "none"),
     ("bfloat16", "w8a8"),
     ("bfloat16", "w8a16"),
+    ("bfloat16", "w4a8_g32"),
+    ("bfloat16", "w4a16_g32"),
 )
 TARGETS = [target.name for target in host_targets()]
 MIX_SIZES = (32, 1, 2, 31, 13)
@@ -49,7 +53,8 @@ def make_engine(
     def make(dtype: str, target: str, quant: str) -> Path:
         directory = tmp_path_factory.mktemp(f"{dtype}_{target}_{quant}")
         checkpoint, engine = directory / "checkpoint", directory / "engine"
-        convert(ConvertRequest(make_tiny_llama(TINY), checkpoint, dtype=dtype))
+        shape = GROUPED_TINY if quant.startswith("w4") else TINY
+        convert(ConvertRequest(make_tiny_llama(shape), checkpoint, dtype=dtype))
         build(
             BuildRequest(
                 checkpoint,

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tidemill.api.build import BuildRequest, build
+from tidemill.api.convert import ConvertRequest, convert
 from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.frontends.cli import convert_checkpoint_flags
 from tidemill.frontends.cli.build import SCHEMES, resolve_max_seq_len
@@ -127,3 +129,18 @@ def test_unknown_scheme_names_the_known_ones() -> None:
 
 def test_help_of_build_names_every_scheme() -> None:
     assert tuple(NAME_TO_SCHEME) == SCHEMES
+
+
+def test_head_of_4_bits_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant_head="w4a8_g64")
+    with pytest.raises(ConfigError, match="cannot have 4-bit weights"):
+        build(request)
+
+
+def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant="w4a8_g64")
+    with pytest.raises(UnsupportedError, match="groups do not divide") as caught:
+        build(request)
+    assert "48" in str(caught.value) and not (tmp_path / "engine").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from tidemill.base.dtypes import DType
@@ -63,3 +64,16 @@ def test_q8_levels_and_scales_come_apart_and_together() -> None:
     levels, scales = split_q8(stored)
     assert levels.shape == (3, 17) and scales.shape == (3,) and (np.abs(levels).max(1) == 127).all()
     np.testing.assert_array_equal(join_q8(levels, scales), stored)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype.group_size])
+def test_4_bit_groups_keep_their_ends_and_are_half_a_step_from_all_between(dtype: DType) -> None:
+    values = np.random.default_rng(7).normal(size=(5, 2 * dtype.group_size)).astype(np.float32)
+    values[3] = 0.25  # a group of equal values
+    stored = narrow(values, dtype)
+    assert stored.shape == storage_shape(values.shape, dtype) and stored.dtype == np.uint8
+    groups = values.reshape(5, 2, -1)
+    step = np.ptp(groups, axis=-1, keepdims=True) / 15
+    error = np.abs(widen(stored, dtype).reshape(groups.shape) - groups)
+    # Scale and offset are f16: 2^-11 of the range and of the least value.
+    assert (error <= 0.5 * step + 2e-3 * np.abs(groups).max(-1, keepdims=True)).all()

@@ -30,6 +30,10 @@ from tidemill.ops.row import activation_dtype
 from tidemill.quant.packing import interleave_gate, pack_activations, pack_panels, pad_vector
 
 EXACT = Numerics(np.float64)
+# A multiple of each group size, and one more panel than whole.
+GROUPED = {DType.Q4G32: (96, 33), DType.Q4G64: (128, 96), DType.Q4G128: (256, 1)}
+GROUPED_FORMATS = [(dtype, DType.Q8) for dtype in GROUPED]
+GROUPED_FORMATS += [(DType.Q4G64, DType.BF16), (DType.Q4G64, DType.F32)]
 # (inputs, outputs): odd, one over a panel, exact multiples, a single output, a prime.
 SHAPES = ((37, 33), (64, 96), (101, 1))
 FORMATS = [(dtype, activation_dtype(dtype)) for dtype in WEIGHT_DTYPES]
@@ -106,6 +110,33 @@ def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: in
         operands = [x, weight, gate, *[bias, gate_bias] * has_bias]
         cases.append(Case(gated, operands, record, True))
     return cases
+
+
+@pytest.mark.parametrize(("dtype", "activation"), GROUPED_FORMATS)
+@pytest.mark.parametrize("target", HOST_TARGETS)
+def test_grouped_linear_layers_equal_their_references_and_their_crowd(
+    target: str, dtype: DType, activation: DType
+) -> None:
+    k, n = GROUPED[dtype]
+    rows_bits: list[Array] = []
+    for rows in (0, 1, 13, 29):
+        cases = draw_cases((dtype, activation), rows, k, n, seed=k)
+        expected = [case.expected() for case in cases]
+        run_cases(target, cases, 1 + rows % 2)
+        for case, reference in zip(cases, expected, strict=True):
+            tolerance = TOLERANCES[case.op.kind, case.tolerance]
+            assert_close(case.result(), reference, tolerance, f"{case.op.kind}, {rows} rows")
+        rows_bits.append(cases[0].result())
+    whole = draw_cases((dtype, activation), ROWS[-1], k, n, seed=k)[0]
+    for first, last in ((0, 1), (5, 19), (28, 29)):
+        part = draw_cases((dtype, activation), ROWS[-1], k, n, seed=k)[0]
+        x = part.record["x"]
+        assert isinstance(x, np.ndarray)
+        part.record["rows"], part.record["x"] = count(last - first), x[first:last].copy()
+        run_cases(target, [part], 1)
+        y = part.record["y"]
+        assert isinstance(y, np.ndarray)
+        assert_same_bits(y[: last - first, :n], rows_bits[-1][first:last, :n], whole.op.kind)
 
 
 def never_empty(rows: Array) -> Array:

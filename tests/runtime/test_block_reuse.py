@@ -8,9 +8,10 @@ import pytest
 
 from tests.runtime.watchful_executor import WatchfulExecutor, tokens_alone
 from tidemill.runtime.active_requests import ActiveRequests
-from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.config import CapacityPolicy, RuntimeConfig
 from tidemill.runtime.kvcache.retention import KvCacheRetention, TokenRangeRetention
 from tidemill.runtime.loop import Loop
+from tidemill.runtime.observation import OutputWishes
 from tidemill.runtime.request import Request, TokenUpdate
 from tidemill.runtime.request_state import RequestState
 from tidemill.runtime.step import EngineLimits
@@ -91,6 +92,15 @@ def test_reuse_can_be_switched_off() -> None:
     bench = Bench(RuntimeConfig(enable_block_reuse=False))
     bench.run(Request(1, prompt(8), 1))
     assert bench.num_computed(Request(2, prompt(8), 1)) == 8
+
+
+@pytest.mark.parametrize("config", [RuntimeConfig(), RuntimeConfig(CapacityPolicy.STATIC_BATCH)])
+def test_prompt_that_is_to_be_seen_is_computed_whole(config: RuntimeConfig) -> None:
+    bench = Bench(config)
+    bench.run(Request(1, prompt(9), 1))
+    wishes = OutputWishes(num_prompt_logprobs=0)
+    assert bench.num_computed(Request(2, prompt(9), 1, wishes=wishes)) == 9
+    assert bench.num_computed(Request(3, prompt(9), 1)) == 1
 
 
 def test_generated_tokens_are_found_by_a_prompt_that_continues_them() -> None:

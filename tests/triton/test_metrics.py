@@ -21,7 +21,8 @@ Samples = Mapping[tuple[str, str, str], float]
 UPSTREAM = {
     "nv_trt_llm_request_metrics": "request_type=active,max,scheduled,context,waiting",
     "nv_trt_llm_runtime_memory_metrics": "memory_type=cpu,gpu,pinned",
-    "nv_trt_llm_kv_cache_block_metrics": "kv_cache_block_type=max,free,used,tokens_per,fraction",
+    "nv_trt_llm_kv_cache_block_metrics": "kv_cache_block_type="
+    "max,free,used,tokens_per,reused,fraction",
     "nv_trt_llm_inflight_batcher_metrics": "inflight_batcher_specific_metric="
     "total_context_tokens,generation_requests,micro_batch_id,paused_requests",
     "nv_trt_llm_general_metrics": "general_type=timestamp,iteration_counter",
@@ -32,8 +33,11 @@ UPSTREAM = {
 
 def scrape(served: Served) -> Samples:
     """Return every sample of ours as (name, model, the label that is neither model nor version)."""
-    with urllib.request.urlopen(served.server.endpoints.metrics_url, timeout=10) as answer:
-        text = answer.read().decode()
+    try:
+        with urllib.request.urlopen(served.server.endpoints.metrics_url, timeout=10) as answer:
+            text = answer.read().decode()
+    except OSError:  # Triton opens this port last, a moment after it is ready
+        return {}
     samples: dict[tuple[str, str, str], float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -136,3 +140,15 @@ def test_gauges_agree_with_one_another(served: Served) -> None:
     assert kv("max") == kv("free") + kv("used") and kv("tokens_per") > 0
     assert kv("fraction") == pytest.approx(kv("used") / kv("max"))
     assert samples["nv_trt_llm_runtime_memory_metrics", "sample", "cpu"] > 1e6
+
+
+def test_prompt_that_comes_again_raises_the_hit_rate(served: Served) -> None:
+    reused = ("nv_trt_llm_kv_cache_block_metrics", "sample", "reused")
+    wait_for(rises(served, ("tidemill_engine_up", "sample", ""), 1), "metrics")
+    before = scrape(served).get(reused, 0.0)
+    url = f"{served.server.endpoints.http_url}/v2/models/sample/generate"
+    for _ in range(2):
+        body = {"text_input": "The mill by the sea turns with the tide. " * 20, "max_tokens": 2}
+        assert call(url, body)[0] == 200
+    wait_for(rises(served, reused, before + 1), "a block found again")
+    assert 0 < scrape(served)["tidemill_kv_cache_hit_rate", "sample", ""] <= 1

@@ -162,3 +162,9 @@ def test_dashboards_panels_are_complete_and_do_not_overlap() -> None:
         places.add((panel["gridPos"]["x"], panel["gridPos"]["y"]))
         assert all(target["expr"] and target["refId"] for target in panel["targets"])
     assert len(places) == len(dashboard["panels"]) == len({p["id"] for p in dashboard["panels"]})
+
+
+def test_deployment_guide_lists_every_family() -> None:
+    guide = (DEPLOY.parent / "docs" / "DEPLOY.md").read_text()
+    missing = [family.name for family in table.FAMILIES if f"| `{family.name}` |" not in guide]
+    assert not missing

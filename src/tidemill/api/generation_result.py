@@ -38,6 +38,7 @@ class GenerationResult:
 
     `await result`, `aresult()` and `result()` give the whole answer; `async for` gives what is
     known after each step of a streamed one. Leaving the iteration early does not abort.
+    `first_token_s` and `last_token_s` are on the clock of `time.perf_counter`, None before.
     """
 
     def __init__(self, asked: AskedPrompt, on_abort: Callable[[str], None]) -> None:
@@ -48,6 +49,8 @@ class GenerationResult:
         self._news: deque[RequestOutput] = deque()
         self._error: TidemillError | None = None
         self._is_done = False
+        self.first_token_s: float | None = None
+        self.last_token_s: float | None = None
         self._context_logits: Logits | None = None
         self._wakers: list[Callable[[], None]] = []
 
@@ -76,6 +79,9 @@ class GenerationResult:
                 empty = CompletionOutput(update.index, "", [], None)
                 answer = self._index_to_answer.get(update.index, empty)
                 self._index_to_answer[update.index] = extend(answer, update)
+                if update.token_ids:
+                    self.last_token_s = time.perf_counter()
+                    self.first_token_s = self.first_token_s or self.last_token_s
                 raw, num_prompt = update.context_logits, len(self._asked.prompt_token_ids)
                 if raw:
                     self._context_logits = to_logits(raw, num_prompt)

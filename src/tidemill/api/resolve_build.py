@@ -84,8 +84,18 @@ def _resolve_quantization(request: BuildRequest, has_int8_layers: bool) -> Quant
         )
     default = "w8a16" if has_int8_layers else NONE.name
     layers = find_scheme(request.quant or default, "--quant")
-    head = request.quant_head or (request.quant or NONE.name)
-    return Quantization(layers, find_scheme(head, "--quant_head"))
+    if request.quant_head is None:
+        return Quantization(layers, NONE if request.quant is None else layers.for_head)
+    head = find_scheme(request.quant_head, "--quant_head")
+    if head != head.for_head:
+        raise ConfigError(
+            "the head cannot have 4-bit weights",
+            where="--quant_head",
+            expected="none, w8a16 or w8a8",
+            got=head.name,
+            hint="it is the embedding of a tied model; leave --quant_head out for 8 bits",
+        )
+    return Quantization(layers, head)
 
 
 def _check(config: BuildConfig) -> None:

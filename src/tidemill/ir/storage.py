@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.base.dtypes import SCALE_BYTES, DType
+from tidemill.base.dtypes import GROUP_HEADER_BYTES, SCALE_BYTES, DType
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -24,6 +24,10 @@ def widen(array: Array, dtype: DType) -> npt.NDArray[np.float32]:
     if dtype is DType.Q8:
         levels, scales = split_q8(array)
         return levels.astype(np.float32) * scales[..., None]
+    if dtype.group_size:
+        nibbles, scales, offsets = split_q4(array, dtype)
+        values = scales[..., None] * nibbles - offsets[..., None]
+        return np.asarray(values.reshape(*array.shape[:-1], -1), np.float32)
     if dtype is DType.BF16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)
@@ -36,6 +40,8 @@ def narrow(values: FloatArray, dtype: DType) -> Array:
     """
     if dtype is DType.Q8:
         return _narrow_q8(values.astype(np.float32, copy=False))
+    if dtype.group_size:
+        return _narrow_q4(values.astype(np.float32, copy=False), dtype)
     if dtype is not DType.BF16:
         with np.errstate(over="ignore"):
             return values.astype(dtype.storage_name)
@@ -50,7 +56,7 @@ def narrow(values: FloatArray, dtype: DType) -> Array:
 
 def storage_shape(shape: tuple[int, ...], dtype: DType) -> tuple[int, ...]:
     """Return the shape of the storage array of a value of this shape."""
-    return (*shape[:-1], shape[-1] + SCALE_BYTES) if dtype is DType.Q8 else shape
+    return (*shape[:-1], dtype.row_bytes(shape[-1])) if dtype.is_quantized else shape
 
 
 def split_q8(array: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
@@ -76,6 +82,34 @@ def _narrow_q8(values: npt.NDArray[np.float32]) -> Array:
     inverse = np.where(is_zero, np.float32(0), np.float32(127) / np.where(is_zero, 1, largest))
     levels = np.rint(values * inverse[..., None].astype(np.float32)).astype(np.int8)
     return join_q8(levels, largest * np.float32(1 / 127))
+
+
+def split_q4(array: Array, dtype: DType) -> tuple[Array, FloatArray, FloatArray]:
+    """Take stored 4-bit rows apart.
+
+    Shapes: nibbles (..., groups, group size), f32 scales and offsets (..., groups).
+    """
+    size = dtype.group_size
+    groups = array.reshape(*array.shape[:-1], -1, GROUP_HEADER_BYTES + size // 2)
+    header = np.ascontiguousarray(groups[..., :GROUP_HEADER_BYTES]).view(np.float16)
+    packed = groups[..., GROUP_HEADER_BYTES:]
+    nibbles = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*groups.shape[:-1], size)
+    return nibbles, header[..., 0].astype(np.float32), header[..., 1].astype(np.float32)
+
+
+def _narrow_q4(values: npt.NDArray[np.float32], dtype: DType) -> Array:
+    """Quantise each group between its least and its largest value, rounded to f16 first."""
+    groups = values.reshape(*values.shape[:-1], -1, dtype.group_size)
+    low, high = groups.min(-1), groups.max(-1)
+    offsets = (-low).astype(np.float16)
+    scales = ((high - low) / 15).astype(np.float16)
+    wide = np.where(scales == 0, np.float32(1), scales.astype(np.float32))[..., None]
+    levels = np.rint((groups + offsets.astype(np.float32)[..., None]) / wide)
+    levels = levels.clip(0, 15).astype(np.uint8)
+    packed = levels[..., ::2] | levels[..., 1::2] << 4
+    header = np.stack([scales, offsets], axis=-1).view(np.uint8)
+    stored = np.concatenate([header, packed], axis=-1)
+    return np.asarray(stored.reshape(*values.shape[:-1], -1))
 
 
 def rounded(values: FloatArray, dtype: DType) -> FloatArray:

@@ -16,7 +16,7 @@ from tidemill.ir.storage import Array, storage_shape, widen
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.table import OPS
 
-_FLOATS = (DType.F32, DType.F16, DType.BF16, DType.Q8)
+_FLOATS = (DType.F32, DType.F16, DType.BF16, *(d for d in DType if d.is_quantized))
 DEFAULT_NUMERICS = Numerics()
 
 

@@ -4,8 +4,12 @@ Weights     panels of 32 outputs: [N/32][K/step][2][16][step]; one contiguous st
             `step` is 2 for bf16 and 4 for q8 (what a dot product takes at once), 1 otherwise.
             A panel of q8 begins with 32 f32 scales and 32 i32 starts (-128 * sum of levels): a
             sum that begins there makes up for activations being stored as level + 128.
+            A panel of 4 bits begins with 32 f32 starts (-128 * sum of values), then come groups:
+            32 f16 scales, 32 f16 offsets, and words of 8 inputs a output: nibble 2t is input t,
+            nibble 2t + 1 is input 4 + t, so that both halves of the bytes are 4 inputs in order.
 Activations plain rows whose stride is an odd number of cache lines, so that the rows of a register
-            tile fall into different cache sets. A q8 row is bytes of level + 128, then its scale.
+            tile fall into different cache sets. A q8 row is bytes of level + 128, then its f32
+            scale, then for every 32 columns the sum of their bytes as f32, exactly.
 Cache       k[block][head][D/step][BS][step], v[block][head][BS/step][D][step]: tokens (for k) and
             dimensions (for v) lie in vector lanes, so nothing is summed across lanes.
 All padding is zero and stays zero, or is multiplied by zeros. Units: elements unless named bytes.
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidemill.base.dtypes import DType
+from tidemill.base.dtypes import GROUP_HEADER_BYTES, SCALE_BYTES, DType
 
 LANES = 16  # floats of the kernels' working vector
 PANEL = 32  # outputs of a panel: two vectors of 16
@@ -32,16 +36,25 @@ def round_up(count: int, unit: int) -> int:
 
 def k_step(weight: DType) -> int:
     """Inputs that one element of a packed row covers."""
-    return _K_STEP.get(weight, 1)
+    return 8 if weight.group_size else _K_STEP.get(weight, 1)
 
 
 def panel_header_bytes(weight: DType) -> int:
     """Bytes of scales and starts before a panel's rows."""
+    if weight.group_size:
+        return 4 * PANEL
     return 8 * PANEL if weight is DType.Q8 else 0
+
+
+def group_bytes(weight: DType) -> int:
+    """Bytes of one packed group of a panel: scales, offsets and nibbles."""
+    return PANEL * (GROUP_HEADER_BYTES + weight.group_size // 2)
 
 
 def panel_bytes(k: int, weight: DType) -> int:
     """Bytes of one packed panel of a weight with k inputs."""
+    if weight.group_size:
+        return panel_header_bytes(weight) + k // weight.group_size * group_bytes(weight)
     return panel_header_bytes(weight) + padded_k(k, weight) * PANEL * weight.itemsize_bytes
 
 
@@ -62,7 +75,8 @@ def wide_row(columns: int) -> int:
 
 def activation_row(columns: int, dtype: DType) -> int:
     """Stored elements of an activation row: an odd number of cache lines."""
-    row_bytes = dtype.row_bytes(padded_n(columns))
+    padded = padded_n(columns)
+    row_bytes = sums_at(columns) + padded // 8 if dtype is DType.Q8 else dtype.row_bytes(padded)
     lines = -(-row_bytes // CACHE_LINE_BYTES) | 1
     return lines * CACHE_LINE_BYTES // dtype.itemsize_bytes
 
@@ -70,6 +84,11 @@ def activation_row(columns: int, dtype: DType) -> int:
 def scale_at(columns: int) -> int:
     """Byte of a q8 activation row where its f32 scale lies."""
     return padded_n(columns)
+
+
+def sums_at(columns: int) -> int:
+    """Byte of a q8 activation row where the sums of each 32 columns begin."""
+    return scale_at(columns) + SCALE_BYTES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
-from tidemill.ir.storage import join_q8, split_q8
+from tidemill.ir.storage import join_q8, split_q4, split_q8
 from tidemill.ops.layout import (
     PANEL,
     activation_row,
@@ -23,6 +23,7 @@ from tidemill.ops.layout import (
     padded_n,
     round_up,
     scale_at,
+    sums_at,
 )
 
 Array = npt.NDArray[Any]
@@ -37,6 +38,8 @@ def pack_panels(weight_NK: Array, dtype: DType) -> Array:
     """
     if dtype is DType.Q8:
         return _pack_q8(weight_NK)
+    if dtype.group_size:
+        return _pack_q4(weight_NK, dtype)
     num_outputs, num_inputs = weight_NK.shape
     rows, columns = padded_n(num_outputs), padded_k(num_inputs, dtype)
     if (rows, columns) != weight_NK.shape:
@@ -75,6 +78,27 @@ def _pack_q8(weight_NK: Array) -> Array:
     return packed
 
 
+def _pack_q4(stored: Array, dtype: DType) -> Array:
+    """Pack 4-bit rows. Shapes: stored (N, row bytes) -> (N padded / 32, panel bytes)."""
+    missing = padded_n(len(stored)) - len(stored)
+    nibbles, scales, offsets = split_q4(np.pad(stored, ((0, missing), (0, 0))), dtype)
+    panels, groups, size = len(nibbles) // PANEL, nibbles.shape[1], dtype.group_size
+    values = scales * nibbles.sum(-1, dtype=np.float32) - size * offsets
+    starts = (-128 * values.astype(np.float64).sum(-1)).astype(np.float32)
+    header = np.stack([scales, offsets], axis=1).astype(np.float16)
+    header = header.reshape(panels, PANEL, 2, groups).transpose(0, 3, 2, 1)
+    # Inputs t and 4 + t of each eight share a byte.
+    eights = nibbles.reshape(panels, PANEL, groups, size // 8, 2, 4)
+    rows = (eights[..., 0, :] | eights[..., 1, :] << 4).transpose(0, 2, 3, 1, 4)
+    body = [
+        np.ascontiguousarray(header).view(np.uint8).reshape(panels, groups, -1),
+        rows.reshape(panels, groups, -1),
+    ]
+    grouped = np.concatenate(body, axis=-1).reshape(panels, -1)
+    packed: Array = np.concatenate([starts.view(np.uint8).reshape(panels, -1), grouped], axis=-1)
+    return packed
+
+
 def _unpack_q8(packed: Array, num_outputs: int, num_inputs: int) -> Array:
     scales = np.ascontiguousarray(packed[:, 0]).view(np.float32).reshape(-1)
     words = np.ascontiguousarray(packed[:, 2:].transpose(0, 2, 1))
@@ -95,6 +119,13 @@ def pack_activations(stored_TK: Array, dtype: DType) -> Array:
     padded[:, : padded_n(columns)] = 128
     padded[:, :columns] = levels.view(np.uint8) + np.uint8(128)
     padded[:, scale_at(columns) :][:, :4] = scales[:, None].view(np.uint8)
+    sums = (
+        padded[:, : padded_n(columns)]
+        .reshape(rows, padded_n(columns) // PANEL, PANEL)
+        .sum(-1)
+        .astype(np.float32)
+    )
+    padded[:, sums_at(columns) :][:, : 4 * sums.shape[1]] = sums.view(np.uint8)
     return padded
 
 

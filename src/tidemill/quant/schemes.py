@@ -22,12 +22,25 @@ class Scheme:
     weight: DType | None
     activation: DType | None
 
+    @property
+    def for_head(self) -> Scheme:
+        """The scheme that a head takes beside these layers: 8 bits where they have 4."""
+        if self.weight is None or not self.weight.group_size:
+            return self
+        return NAME_TO_SCHEME["w8a16" if self.activation is None else "w8a8"]
+
 
 NONE = Scheme("none", None, None)
 SCHEMES = (
     NONE,
     Scheme("w8a16", DType.Q8, None),
     Scheme("w8a8", DType.Q8, DType.Q8),
+    Scheme("w4a16_g32", DType.Q4G32, None),
+    Scheme("w4a16_g64", DType.Q4G64, None),
+    Scheme("w4a16_g128", DType.Q4G128, None),
+    Scheme("w4a8_g32", DType.Q4G32, DType.Q8),
+    Scheme("w4a8_g64", DType.Q4G64, DType.Q8),
+    Scheme("w4a8_g128", DType.Q4G128, DType.Q8),
 )
 NAME_TO_SCHEME = {scheme.name: scheme for scheme in SCHEMES}
 

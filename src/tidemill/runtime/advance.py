@@ -25,7 +25,19 @@ def advance(
     if not drawn:
         return None
     if state.has_failed:
-        return state.ended(FinishReason.CANCELLED)
+        return state.tell(FinishReason.CANCELLED)
+    metrics = state.metrics
+    metrics.last_token_time = now
+    if metrics.first_token_time is None:
+        metrics.first_token_time = now
+    if not entry.num_drafts:
+        reason = state.accept(drawn[0])
+        new_tokens = () if reason is FinishReason.END_ID else (drawn[0],)
+        return state.tell(reason, new_tokens)
+    return _advance_by_guesses(state, entry, drawn)
+
+
+def _advance_by_guesses(state: RequestState, entry: PlanEntry, drawn: Sequence[int]) -> TokenUpdate:
     reason, num_kept = FinishReason.NOT_FINISHED, 0
     num_known = len(state.tokens)
     for index, token in enumerate(drawn):
@@ -36,13 +48,5 @@ def advance(
             break
         num_kept += 1
     state.num_computed += num_kept
-    metrics = state.metrics
-    metrics.num_accepted_draft_tokens += num_kept
-    metrics.last_token_time = now
-    if metrics.first_token_time is None:
-        metrics.first_token_time = now
-    new_tokens = tuple(state.tokens[num_known:])
-    if reason is FinishReason.NOT_FINISHED:
-        seen = state.take_observations()
-        return TokenUpdate(entry.request_id, new_tokens, reason, metrics, seen)
-    return state.ended(reason, new_tokens)
+    state.metrics.num_accepted_draft_tokens += num_kept
+    return state.tell(reason, tuple(state.tokens[num_known:]))

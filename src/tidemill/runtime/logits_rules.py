@@ -42,9 +42,10 @@ class LogitsRules:
 
     @property
     def is_neutral(self) -> bool:
-        """Whether nothing would ever be edited."""
+        """Whether nothing would ever be edited, and nothing is wrong either."""
         return not (
-            self.has_penalties
+            rules_faults(self)
+            or self.has_penalties
             or self.min_tokens > 0
             or self.bans_ngrams
             or self.bad_words

@@ -28,6 +28,18 @@ class MicroBatch:
     Units: `num_*` count requests and tokens.
     """
 
+    __slots__ = (
+        "_active",
+        "_budget",
+        "_config",
+        "_entries",
+        "_limits",
+        "_pool",
+        "num_context_tokens",
+        "num_generation_requests",
+        "states",
+    )
+
     def __init__(self, limits: EngineLimits, active: ActiveRequests, config: RuntimeConfig) -> None:
         self._limits = limits
         self._active, self._pool = active, active.pool
@@ -43,8 +55,9 @@ class MicroBatch:
         return len(self.states) - self.num_generation_requests
 
     @property
-    def context_entries(self) -> list[PlanEntry]:
-        return self._entries[self.num_generation_requests :]
+    def num_started(self) -> int:
+        """Contexts that draw their first token."""
+        return sum(entry.samples for entry in self._entries[self.num_generation_requests :])
 
     def plan(self) -> StepPlan:
         """Freeze what was added, with the block copies that it relies on."""

@@ -58,7 +58,7 @@ class Register:
 
     def end(self, state: RequestState, reason: FinishReason) -> None:
         """End a request between steps, wherever it is."""
-        update = state.ended(reason)
+        update = state.tell(reason)
         if state.table is NO_TABLE:
             self.queue.remove(state)
             self._forget(state, reason)
@@ -75,11 +75,14 @@ class Register:
 
     def end_overdue(self) -> None:
         """End requests whose time is over."""
-        for state in self._deadlines.pop_due(self.clock(), self.id_to_state):
-            self.end(state, FinishReason.TIMED_OUT)
+        if self._deadlines:
+            for state in self._deadlines.pop_due(self.clock(), self.id_to_state):
+                self.end(state, FinishReason.TIMED_OUT)
 
     def take_untold(self) -> list[TokenUpdate]:
         """Hand over the last updates that were not told yet."""
+        if not self._untold:
+            return []
         untold, self._untold = self._untold, []
         return untold
 

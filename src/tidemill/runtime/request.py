@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tidemill.runtime.choice_hooks import LogitsProcessor, TokenGuide
 from tidemill.runtime.kvcache.retention import KvCacheRetention
@@ -91,8 +92,7 @@ class Request:
         return self.wishes is not None and self.wishes.is_of_prompt
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUpdate:
+class TokenUpdate(NamedTuple):
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
     `metrics` is the request's live record, complete in its last update. `observations` holds what

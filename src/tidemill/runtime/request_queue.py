@@ -54,6 +54,9 @@ class Deadlines:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, RequestState]] = []
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def add(self, deadline: float, state: RequestState) -> None:
         """Note when a request's time is over."""
         heapq.heappush(self._heap, (deadline, state.order[1], state))

@@ -86,8 +86,8 @@ class RequestState:
             return FinishReason.LENGTH
         return FinishReason.NOT_FINISHED
 
-    def ended(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
-        """Make the request's last update."""
+    def tell(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
+        """Make the update that tells new tokens, what was seen, and perhaps the end."""
         seen = self.take_observations()
         if reason is FinishReason.END_ID:
             seen = tuple(replace(each, output=None) for each in seen)
@@ -101,7 +101,7 @@ class RequestState:
     @property
     def has_failed(self) -> bool:
         """Whether the request's own logits processor failed in the step."""
-        return any(each.error for each in self._observations)
+        return bool(self._observations) and any(each.error for each in self._observations)
 
     def observe(self, observation: Observation) -> None:
         """Keep what a step showed until its next token is told."""

@@ -142,13 +142,14 @@ class Scheduler:
         updates: list[TokenUpdate] = []
         ended: list[tuple[RequestState, FinishReason]] = []
         started: list[RequestState] = []
-        num_generation = self.latest.num_generation_requests
+        num_generation, unit = self.latest.num_generation_requests, self._limits.tokens_per_block
         for index, (state, entry) in enumerate(zip(self.latest.states, plan.entries, strict=True)):
             drawn = result.sampled_tokens[position : position + entry.num_draws]
             position += entry.num_draws
             num_before = state.num_computed
             update = advance(state, entry, drawn, now)
-            self._active.publish(state, num_before)
+            if num_before // unit != state.num_computed // unit:
+                self._active.publish(state, num_before)
             if state.is_cancelled or update is None:
                 continue
             updates.append(update)
@@ -161,7 +162,8 @@ class Scheduler:
             fresh = [each for each in started if each.metrics.first_token_time == now]
             self._register.note(EventKind.FIRST_TOKEN, fresh, now)
             self._active.enter_generation(started)
-        self._register.end_active(ended)
+        if ended:
+            self._register.end_active(ended)
         return updates
 
     def _end_cancelled(self) -> None:

@@ -1,23 +1,25 @@
 """The two messages of a step: the plan that the scheduler makes and the result that comes back.
 
-Both are frozen. A plan says how many tokens each request advances; prefill, a chunk of it and
-decode are then the same thing. An `Executor` is anything that turns a plan into a result: the
-native engine, or a fake in simulations.
+Both are tuples, cheap to make in every step. A plan says how many tokens each request advances;
+prefill, a chunk of it and decode are then the same thing. An `Executor` is anything that turns a
+plan into a result: the native engine, or a fake in simulations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.token_history import TokenHistory
 
+NO_OBSERVATIONS: Mapping[int, Observation] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class PlanEntry:
+
+class PlanEntry(NamedTuple):
     """One request's share of a step.
 
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
@@ -42,8 +44,7 @@ class PlanEntry:
         return self.num_drafts + 1 if self.samples else 0
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """Entries in execution order: generation first, then context chunks.
 
     Before anything is written, cache blocks are copied: `copies` holds (source, destination), to
@@ -58,15 +59,14 @@ class StepPlan:
         return sum(len(entry.tokens) for entry in self.entries)
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """Drawn tokens, `num_draws` for each entry, in the order of the plan's entries.
 
     `observations` has what requests asked to see, by the index of their entry.
     """
 
     sampled_tokens: tuple[int, ...]
-    observations: Mapping[int, Observation] = field(default_factory=dict)
+    observations: Mapping[int, Observation] = NO_OBSERVATIONS
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class StepLog:
         self.total_prompt_tokens += batch.num_context_tokens
         self.total_paused += len(scheduler.active.paused)
         num_new_tokens, num_completed = self._note_updates(updates)
-        num_started = sum(entry.num_draws > 0 for entry in batch.context_entries)
+        num_started = batch.num_started
         self._steps.append(
             _Step(
                 time.time(),

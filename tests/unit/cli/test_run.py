@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tidemill.frontends.cli.run import answer, converse
+from tests.unit.host.fake_engine import open_session, write_tokenizer
+from tidemill.api.llm import LLM, SamplingParams
+from tidemill.frontends.cli.prompts import Prompt
+from tidemill.frontends.cli.run import answer, answer_together, converse
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class _Echo:
         yield _Update(f"<{prompt}", (1,))
         yield _Update(">", (2, 3), "length")
 
-    def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+    def chat_tokens(self, messages: list[dict[str, str]]) -> str:
         return "|".join(f"{each['role'][0]}:{each['content']}" for each in messages)
 
 
@@ -49,3 +53,16 @@ def test_conversation_carries_its_history(capsys: pytest.CaptureFixture[str]) ->
     llm: Any = _Echo()
     converse(llm, llm, io.StringIO("one\ntwo\n"))
     assert capsys.readouterr().out.splitlines() == ["<u:one>", "<u:one|a:<u:one>|u:two>"]
+
+
+def test_several_prompts_are_answered_together_in_their_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tokenizer(tmp_path)
+    prompts: list[Prompt] = [">one", ">", ">three"]
+    with LLM.from_session(open_session(tmp_path, step_seconds=0.001)) as llm:
+        answers = answer_together(llm, prompts, SamplingParams())
+    assert [each.text for each in answers] == ["one", "", "three"]
+    assert [each.num_tokens for each in answers] == [3, 0, 5]
+    assert answers[0].first_token_ms > 0 and answers[2].tokens_per_s > 0
+    assert "3 prompts, 8 tokens" in capsys.readouterr().err

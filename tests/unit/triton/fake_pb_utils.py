@@ -66,6 +66,7 @@ class Sender:
         self.sent.append((response, flags))
 
     def is_cancelled(self) -> bool:
+        assert not self.is_complete, "tritonserver dies of being asked after the final flag"
         return self.cancelled
 
     @property

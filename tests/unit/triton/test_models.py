@@ -21,7 +21,8 @@ from tests.unit.triton.fake_pb_utils import (
 )
 from tidemill.base.errors import HostError, QueueFullError
 from tidemill.frontends.triton.model import ServedModel
-from tidemill.frontends.triton.text_model import TextModel
+from tidemill.frontends.triton.sequences import AnswerPlace
+from tidemill.frontends.triton.text_model import OutputWishes, TextAnswer, TextModel
 from tidemill.frontends.triton.tokens_model import TokensModel
 from tidemill.host.messages import GenerateRequest, HostInfo, Update
 
@@ -329,3 +330,22 @@ def test_packed_stream_tells_what_is_new_of_each_prompt(load: Load, client: Fake
     ]
     assert news == [([7], [1, 0]), ([8], [0, 1]), ([9], [1, 0])]
     assert sender.is_complete
+
+
+def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
+    class SlowSender(Sender):
+        """Takes its time for the final flag, as the stub does."""
+
+        def send(self, response: object = None, flags: int = 0) -> None:
+            super().send(response, flags)
+            time.sleep(0.05)
+
+    sender = SlowSender()
+    wishes = OutputWishes(True, False, False, False)
+    answer = TextAnswer(sender, [AnswerPlace(None, None)], wishes)
+    end = Update("r", [1], "a", "length", 4, 1)
+    thread = threading.Thread(target=lambda: answer.update(0, end))
+    thread.start()
+    while thread.is_alive():
+        answer.is_unwanted()
+    assert sender.is_complete and not answer.is_unwanted()

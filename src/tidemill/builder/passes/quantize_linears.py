@@ -4,7 +4,8 @@
 
 Layers have one scheme, the head (the product outside of layers) another. The constant w' is w,
 quantised when it is loaded; a table that head and embedding share changes for both. Weights that
-the checkpoint holds quantised stay as they are. One quantize serves all products of one x.
+the checkpoint holds quantised stay as they are. One quantize serves all products of one x. Groups
+must divide a matrix's inputs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tidemill.base.dtypes import DType
+from tidemill.base.errors import UnsupportedError
 from tidemill.builder.pass_contract import PassResult
 from tidemill.ir.graph import Constant, Graph, Op, TensorType, Value
 from tidemill.ir.storage import Array, narrow, widen
@@ -75,6 +77,15 @@ class _Rewrite:
 def _quantized(constant: Constant, dtype: DType) -> Constant:
     """Return the constant in a quantised type, quantised when it is loaded."""
     source = constant.value.type
+    columns = int(source.shape[1])
+    if dtype.group_size and columns % dtype.group_size:
+        raise UnsupportedError(
+            "groups do not divide a matrix's inputs",
+            where=f"{constant.value}, --quant",
+            expected=f"a multiple of {dtype.group_size}",
+            got=str(columns),
+            hint="choose a scheme with smaller groups, such as w4a8_g32, or w8a8",
+        )
     value = Value(constant.value.name, TensorType(dtype, source.shape))
     load = constant.load
     return Constant(

@@ -19,7 +19,10 @@ from tidemill.frontends.cli.shell import given, print_json, say, say_notes
 # trtllm-build's default; it matters only when --max_output_len is given without --max_input_len.
 DEFAULT_MAX_INPUT_LEN = 1024
 # Spelled out here, so that help imports nothing; a test holds them against quant/schemes.py.
-SCHEMES = ("none", "w8a16", "w8a8")
+SCHEMES = (
+    "none", "w8a16", "w8a8", "w4a16_g32", "w4a16_g64", "w4a16_g128", "w4a8_g32", "w4a8_g64",
+    "w4a8_g128",
+)  # fmt: skip
 
 HELP = """Build an engine for this machine from a checkpoint.
 
@@ -102,7 +105,7 @@ def build(
     ] = None,
     quant_head: Annotated[
         str | None,
-        typer.Option("--quant_head", help="Scheme of the head; that of --quant by default."),
+        typer.Option("--quant_head", help="Scheme of the head; by default as --quant, in 8 bits."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tidemill.api.llm import LLM, SamplingParams, TextUpdate
 
 HELP = """Generate text with an engine, in this process.
+
+Several prompts are answered together; with --streaming one after the other.
 
 \b
 Examples:
@@ -92,9 +94,12 @@ def run(
     sampling = SamplingParams(max_tokens=max_output_len, **chosen)
     with LLM(engine_dir, tokenizer=tokenizer_dir) as llm:
         if is_chat:
-            converse(llm, sampling, sys.stdin)
+            converse(llm, sampling, typed_lines())
             return
-        answers = [answer(llm, prompt, sampling, is_streaming) for prompt in prompts]
+        if is_streaming or len(prompts) == 1:
+            answers = [answer(llm, prompt, sampling, is_streaming) for prompt in prompts]
+        else:
+            answers = answer_together(llm, prompts, sampling)
     if as_json:
         print_json(answers)
     elif not is_streaming:
@@ -106,13 +111,43 @@ def answer(llm: LLM, prompt: Prompt, sampling: SamplingParams, is_streaming: boo
     return _follow(prompt, llm.generate_stream(prompt, sampling), is_streaming)
 
 
+def answer_together(llm: LLM, prompts: list[Prompt], sampling: SamplingParams) -> list[Answer]:
+    """Answer prompts in one batch and report the speed of each and of all on stderr."""
+    start = time.perf_counter()
+    running = [llm.generate_async(prompt, sampling, streaming=True) for prompt in prompts]
+    answers = []
+    for prompt, result in zip(prompts, running, strict=True):
+        (output,) = result.result().outputs
+        times = (start, result.first_token_s or start, result.last_token_s or start)
+        reason = str(output.finish_reason or "")
+        answers.append(_timed(Answer(prompt, output.text, output.length, reason, 0, 0), times))
+    seconds = time.perf_counter() - start
+    num_tokens = sum(each.num_tokens for each in answers)
+    say(
+        f"{len(answers)} prompts, {num_tokens} tokens, {num_tokens / seconds:.1f} tokens/s together"
+    )
+    return answers
+
+
+def typed_lines() -> Iterator[str]:
+    """Read lines from stdin, asking for each where a person types them."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
 def converse(llm: LLM, sampling: SamplingParams, lines: Iterable[str]) -> None:
     """Answer each line in turn, with the whole conversation so far as the prompt."""
     messages: list[dict[str, str]] = []
     say("One line is one message; end with Ctrl-D.")
     for line in lines:
         messages.append({"role": "user", "content": line.rstrip("\n")})
-        prompt = llm.apply_chat_template(messages)
+        # As tokens: the template has written the special ones, and text would get them twice.
+        prompt = llm.chat_tokens(messages)
         reply = _follow(prompt, llm.generate_stream(prompt, sampling), is_streaming=True)
         messages.append({"role": "assistant", "content": reply.text})
 
@@ -131,8 +166,15 @@ def _follow(prompt: Prompt, updates: Iterable[TextUpdate], is_streaming: bool) -
             print(update.text, end="", flush=True)
     if is_streaming:
         print()
+    return _timed(Answer(prompt, text, num_tokens, reason, 0, 0), (start, first, last))
+
+
+def _timed(answer: Answer, times: tuple[float, float, float]) -> Answer:
+    """Add what the moments of start, first and last token say, and report it."""
+    start, first, last = times
     # The first token's time is the prompt's; the rate is that of the tokens after it.
-    rate = (num_tokens - 1) / (last - first) if num_tokens > 1 and last > first else 0.0
+    after = answer.num_tokens - 1
+    rate = after / (last - first) if after > 0 and last > first else 0.0
     first_ms = (first - start) * 1e3
-    say(f"{num_tokens} tokens, {rate:.1f} tokens/s, first token after {first_ms:.1f} ms")
-    return Answer(prompt, text, num_tokens, reason, first_ms, rate)
+    say(f"{answer.num_tokens} tokens, {rate:.1f} tokens/s, first token after {first_ms:.1f} ms")
+    return replace(answer, first_token_ms=first_ms, tokens_per_s=rate)

@@ -71,6 +71,9 @@ QUEUE_DEPTH = Family(
 )
 IN_FLIGHT = Family("tidemill_requests_in_flight", GAUGE, "This model's requests under way")
 ENGINE_UP = Family("tidemill_engine_up", GAUGE, "1 while the engine host answers, 0 otherwise")
+HIT_RATE = Family(
+    "tidemill_kv_cache_hit_rate", GAUGE, "Share of the prompts' blocks found in the cache"
+)
 STEP_LATENCY = Family("tidemill_step_seconds", GAUGE, "Duration of the engine's latest step")
 FINISHED = Family(
     "tidemill_requests_total", COUNTER, "Requests that ended, by the reason", "finish_reason"
@@ -106,7 +109,8 @@ INTER_TOKEN_COUNT = Family(
 
 FAMILIES = (
     *(REQUESTS, MEMORY, KV_BLOCKS, BATCHER, GENERAL, DISAGGREGATED, INPUT_LENGTH, OUTPUT_LENGTH),
-    *(QUEUE_DEPTH, IN_FLIGHT, ENGINE_UP, STEP_LATENCY, FINISHED, PROMPT_TOKENS, OUTPUT_TOKENS),
+    *(QUEUE_DEPTH, IN_FLIGHT, ENGINE_UP, HIT_RATE, STEP_LATENCY),
+    *(FINISHED, PROMPT_TOKENS, OUTPUT_TOKENS),
     *(FIRST_TOKEN, DURATION, INTER_TOKEN_BUCKET, INTER_TOKEN_SUM, INTER_TOKEN_COUNT),
 )
 FINISH_REASONS = ("end_id", "stop_words", "length", "timed_out", "cancelled", "error")
@@ -140,16 +144,18 @@ def gauge_values(stats: LoopStats, host_bytes: int) -> Values:
             "free": stats.free_blocks,
             "used": stats.used_blocks,
             "tokens_per": stats.tokens_per_block,
+            "reused": stats.reused_blocks,
             "fraction": stats.used_blocks / max(1, stats.max_blocks),
         },
         BATCHER: {
             "total_context_tokens": 0 if is_idle else stats.num_context_tokens,
             "generation_requests": num_generation,
             "micro_batch_id": 0,
-            "paused_requests": 0,
+            "paused_requests": stats.total_paused_requests,
         },
         GENERAL: {"timestamp": time.time() * 1e6, "iteration_counter": stats.iteration},
         QUEUE_DEPTH: {"": stats.num_queued_requests},
+        HIT_RATE: {"": stats.reused_blocks / max(1, stats.reused_blocks + stats.missed_blocks)},
         STEP_LATENCY: {"": stats.latency_ms / 1e3},
         ENGINE_UP: {"": 1},
     }

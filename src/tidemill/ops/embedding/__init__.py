@@ -15,7 +15,7 @@ from tidemill.ir.graph import Op, TensorType
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
-    MATRIX_DTYPES,
+    TABLE_DTYPES,
     Attrs,
     Types,
     expect_count,
@@ -30,7 +30,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     expect_count(types, 2)
     tokens, table = types
     expect_dtype("tokens", tokens, DType.I32)
-    expect_dtype("table", table, *MATRIX_DTYPES)
+    expect_dtype("table", table, *TABLE_DTYPES)
     (rows,) = expect_dims("tokens", tokens, 1)
     _, hidden = expect_dims("table", table, 2)
     return (TensorType(DType.F32, (rows, hidden)),)

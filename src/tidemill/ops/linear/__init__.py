@@ -3,7 +3,7 @@
     out[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]
 
 Legend: T rows, K inputs, N outputs. bf16 weights meet bf16 activations, f16 and f32 weights meet
-f32 activations, q8 weights meet any of f32, bf16 and q8; the result is f32. `product` and
+f32 activations, quantised weights meet any of f32, bf16 and q8; the result is f32. `product` and
 `linear_type` also serve the fused forms.
 """
 

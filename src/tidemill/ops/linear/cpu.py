@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Function, Pointer, Value
+from tidemill.base.dtypes import GROUP_HEADER_BYTES, DType
+from tidemill.codegen.emitter import Function, Pointer, Registers, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
 from tidemill.codegen.module import Module
@@ -27,6 +27,7 @@ from tidemill.ops.layout import (
     K_UNROLL,
     PANEL,
     activation_row,
+    group_bytes,
     k_step,
     padded_k,
     panel_bytes,
@@ -34,6 +35,7 @@ from tidemill.ops.layout import (
     scale_at,
 )
 from tidemill.ops.linear.formats import Format
+from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
 
 PREFETCH_BYTES = 8192
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
@@ -70,12 +72,47 @@ class LinearKernels:
         name = f"tile_{self.format.name}_k{self.k}_m{rows}"
         f = self.module.function(name, x=PTR, w=PTR, out=PTR)
         x, w, out = (arg.as_pointer(F32) for arg in f.args)
+        if isinstance(self.format, Q4Format | Q4WidenedFormat):
+            self._emit_groups(f, self.format, rows)
+            return f
         form, acc = self.format, f.registers(self.format.sum_type)
         tile = [(m, j) for m in range(rows) for j in range(2)]
         for m, j in tile:
             acc[m, j] = form.start(w, j)
         first = w.bytes(panel_header_bytes(form.weight))
-        with f.loop(0, self.k_steps, K_UNROLL) as s:
+        self._emit_steps(acc, rows, self.k_steps, x, first)
+        to = out.of(form.sum_type.scalar)
+        for m, j in tile:
+            to.put(m * PANEL + j * LANES, acc[m, j])
+        return f
+
+    def _emit_groups(self, f: Function, form: Q4Format | Q4WidenedFormat, rows: int) -> None:
+        """The tile of a grouped format: each group's sums are scaled and added to out."""
+        x, w, out = (arg.as_pointer(F32) for arg in f.args)
+        acc, tile = f.registers(form.sum_type), [(m, j) for m in range(rows) for j in range(2)]
+        size = form.weight.group_size
+        for m, j in tile:
+            out.put(m * PANEL + j * LANES, form.start(w, j))
+        groups = w.bytes(panel_header_bytes(form.weight))
+        with f.loop(0, self.k // size) as g:
+            header = groups.bytes(g * group_bytes(form.weight))
+            for key in (*tile, *(("x", m) for m in range(rows))):
+                acc[key] = f.zero(form.sum_type)
+            x_at = x.bytes(g * (size // k_step(form.weight) * form.x_step_bytes))
+            body = header.bytes(PANEL * GROUP_HEADER_BYTES)
+            self._emit_steps(acc, rows, size // k_step(form.weight), x_at, body)
+            for m in range(rows):
+                x_sum = form.sum_of_x(acc["x", m], x.bytes(m * self.x_row_bytes), self.k, g)
+                for j in range(2):
+                    at = m * PANEL + j * LANES
+                    out.put(at, form.add_group(out.vec(at, LANES), acc[m, j], header, j, x_sum))
+
+    def _emit_steps(
+        self, acc: Registers, rows: int, num_steps: int, x: Pointer, first: Pointer
+    ) -> None:
+        """acc[m, j] += the products of `num_steps` words of w from `first` on."""
+        f, form = acc.f, self.format
+        with f.loop(0, num_steps, K_UNROLL) as s:
             for u in range(K_UNROLL):
                 at = first.bytes((s + u) * (2 * form.vector_bytes))
                 words = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
@@ -87,12 +124,10 @@ class LinearKernels:
                     for m in range(rows):
                         word = x.bytes((s + u) * form.x_step_bytes).bytes(m * self.x_row_bytes)
                         broadcast = form.load_x(word, part)
+                        if isinstance(form, Q4WidenedFormat):
+                            acc["x", m] = form.dot(acc["x", m], form.ones(f), broadcast)
                         for j in range(2):
                             acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
-        to = out.of(form.sum_type.scalar)
-        for m, j in tile:
-            to.put(m * PANEL + j * LANES, acc[m, j])
-        return f
 
     def emit(
         self, symbol: str, tiles: dict[int, Function], epilogue: Epilogue, has_bias: bool
@@ -127,7 +162,8 @@ class LinearKernels:
     def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:
         """Vector j of one row's products, from its raw sums."""
         form = self.format
-        raw = sums.of(form.sum_type.scalar).vec(j * LANES, LANES)
+        is_float = bool(form.weight.group_size)
+        raw = sums.of(F32 if is_float else form.sum_type.scalar).vec(j * LANES, LANES)
         x_scale = x_row.bytes(scale_at(self.k)) if form.activation is DType.Q8 else None
         return form.finish(raw, w, j, x_scale)
 

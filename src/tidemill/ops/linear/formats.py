@@ -17,6 +17,7 @@ from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F32, I16, I32, Type
 from tidemill.ops.cpu_elements import PairMath
 from tidemill.ops.layout import PANEL, k_step
+from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
 
 _HIGH_HALF = -65536
 _SUMS = I32.x(LANES)
@@ -219,6 +220,9 @@ def _level(word: Value, index: int) -> Value:
 
 def format_for(isa: Isa, weight: DType, activation: DType) -> Format:
     """Choose the format of a pair of types."""
+    if weight.group_size:
+        is_leveled = activation is DType.Q8
+        return Q4Format(isa, weight) if is_leveled else Q4WidenedFormat(isa, weight, activation)
     if weight is not DType.Q8:
         plain = PlainFormat(isa, weight)
         assert activation is plain.activation, (weight, activation)

@@ -3,7 +3,8 @@
 Legend: rows over threads, K columns. Two passes over a row: the largest magnitude, then the
 levels. f32 throughout, in the reference's order of operations, so that levels agree bit for bit.
 Only whole vectors of columns are touched: what pads the last one must be zero, what lies behind it
-may be anything. `quantize_row` also serves RMS norm.
+may be anything. Whole blocks of 32 columns also get the sum of their bytes. `quantize_row` also
+serves RMS norm.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, V
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
-from tidemill.codegen.types import F32, I8, I32
+from tidemill.codegen.types import F32, I8, I32, I64
 from tidemill.ops.cpu_elements import load_f32
-from tidemill.ops.layout import activation_row, round_up, scale_at
+from tidemill.ops.layout import PANEL, activation_row, round_up, scale_at, sums_at
 
 FIELDS = ("rows", "x", "y")
 _OFFSET = 128
@@ -31,9 +32,18 @@ def quantize_row(f: Function, load: Callable[[Value], Value], columns: int, y: P
         largest[0] = largest[0].max(load(c).call("fabs"))
     most = largest[0].lanes_max()
     inverse = f.select(most.eq(0.0), f.zero(V), f.constant(127.0, V) / most)
-    with f.loop(0, row, LANES) as c:
+
+    def level(c: Value) -> Value:
         levels = (load(c) * inverse).call("rint").to(I32) + _OFFSET
         y.of(I8).put(c, levels.to(I8))
+        return levels
+
+    sums = y.bytes(sums_at(columns)).of(F32)
+    with f.loop(0, columns // PANEL * PANEL, PANEL) as c:
+        total = (level(c) + level(c + LANES)).lanes_sum().to(F32)
+        sums[c // PANEL] = total.lane(0)
+    for at in range(columns // PANEL * PANEL, row, LANES):
+        level(f.constant(at, I64))
     y.bytes(scale_at(columns)).of(F32)[0] = most.lane(0) * (1 / 127)
 
 

@@ -1,0 +1,174 @@
+"""4-bit weights by group of inputs: how their words multiply, and what a group adds to an output.
+
+    value = scale * nibble - offset, both f16, for each group and output
+
+Sums over a group are exact integers (x of q8) or f32 (x widened); then, once a group and in order,
+out += scale * sum(nibble * x) - offset * sum(x). A word is 8 inputs (ops/layout.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.base.dtypes import DType
+from tidemill.codegen.emitter import Function, Pointer, Value
+from tidemill.codegen.isa import LANES, Isa, V
+from tidemill.codegen.types import F16, F32, I16, I32, Type
+from tidemill.ops.layout import PANEL, sums_at
+
+_SUMS = I32.x(LANES)
+_NIBBLES = 0x0F0F0F0F
+_BF16_ONES = 0x3F803F80
+
+
+def _header(header: Pointer, j: int) -> tuple[Value, Value]:
+    """Scales and offsets of vector j of a group."""
+    scales, offsets = (header.of(F16).vec(at + j * LANES, LANES) for at in (0, PANEL))
+    return scales.to(F32), offsets.to(F32)
+
+
+@dataclass(frozen=True)
+class Q4Format:
+    """4-bit weights with q8 activations, whose stored bytes are level + 128.
+
+    The panel's starts make up for the 128; the quantiser left the sums of x's bytes in its row.
+    """
+
+    isa: Isa
+    weight: DType
+    activation: DType = DType.Q8
+    num_parts: int = 2
+    sum_type: Type = _SUMS
+    vector_bytes: int = 4 * LANES
+    x_step_bytes: int = 8
+
+    @property
+    def name(self) -> str:
+        return f"{self.weight.value}_q8"
+
+    @property
+    def tile_rows(self) -> int:
+        """Two rows fewer than plain weights: a word stays in registers beside its halves."""
+        return max(2, self.isa.tile_rows - 2)
+
+    def start(self, panel: Pointer, j: int) -> Value:
+        return panel.vec(j * LANES, LANES)
+
+    def load_w(self, pointer: Pointer) -> Value:
+        return pointer.of(I32).vec(0, LANES)
+
+    def part_of_w(self, word: Value, part: int) -> Value:
+        return (word >> (4 * part)) & _NIBBLES
+
+    def load_x(self, pointer: Pointer, part: int) -> Value:
+        return pointer.of(I32)[part].splat(LANES)
+
+    def dot(self, total: Value, w: Value, x: Value) -> Value:
+        return self.isa.dot_quad(total, w, x)
+
+    def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
+        """The sum of the group's bytes: whole numbers, exact in any order."""
+        num = self.weight.group_size // 32
+        sums = x_row.bytes(sums_at(k)).at(group * num)
+        total = sums[0]
+        for i in range(1, num):
+            total = total + sums[i]
+        return total
+
+    def add_group(self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value) -> Value:
+        scales, offsets = _header(header, j)
+        return out + (scales * total.to(F32) - offsets * x_sum)
+
+    def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
+        assert x_scale is not None
+        return total * x_scale[0]
+
+
+@dataclass(frozen=True)
+class Q4WidenedFormat:
+    """4-bit weights, widened in registers, with f32 or bf16 activations; sums in f32.
+
+    Nibbles are exact in bf16: two make the index of a table of bf16 numbers for a dot product. The
+    sum of x comes from a product with ones.
+    """
+
+    isa: Isa
+    weight: DType
+    activation: DType
+    sum_type: Type = V
+    vector_bytes: int = 4 * LANES
+
+    @property
+    def name(self) -> str:
+        return f"{self.weight.value}_{self.activation.value}"
+
+    @property
+    def _takes_pairs(self) -> bool:
+        return self.activation is DType.BF16 and self.isa.has_bf16_dot
+
+    @property
+    def num_parts(self) -> int:
+        return 4 if self._takes_pairs else 8
+
+    @property
+    def tile_rows(self) -> int:
+        """Three sums a row: two of outputs, one of x."""
+        return max(2, self.isa.tile_rows * 4 // 7)
+
+    @property
+    def x_step_bytes(self) -> int:
+        return 8 * self.activation.itemsize_bytes
+
+    def start(self, panel: Pointer, j: int) -> Value:
+        return panel.f.zero(V)
+
+    def load_w(self, pointer: Pointer) -> Value:
+        return pointer.of(I32).vec(0, LANES)
+
+    def part_of_w(self, word: Value, part: int) -> Value:
+        if not self._takes_pairs:
+            return ((word >> _bit(part)) & 15).to(F32)
+        low, high = _bit(2 * part), _bit(2 * part + 1)
+        upper = word >> (high - 16) if high >= 16 else word << (16 - high)
+        pair = ((word >> low) & 15) | (upper & (15 << 16))
+        table = word.f.table([_bf16_bits(i % 16) for i in range(2 * LANES)], I16)
+        name = "llvm.x86.avx512.permvar.hi.512"
+        found = word.f.intrinsic(name, table.type, table, pair.bits_as(table.type))
+        return found.bits_as(_SUMS)
+
+    def load_x(self, pointer: Pointer, part: int) -> Value:
+        if self.activation is DType.F32:
+            return pointer.of(F32)[part].splat(LANES)
+        if self._takes_pairs:
+            return pointer.of(I32)[part].splat(LANES)
+        bits = pointer.of(I16)[part].to(I32, signed=False) << 16
+        return bits.bits_as(F32).splat(LANES)
+
+    def ones(self, f: Function) -> Value:
+        return f.constant(_BF16_ONES, _SUMS) if self._takes_pairs else f.constant(1.0, V)
+
+    def dot(self, total: Value, w: Value, x: Value) -> Value:
+        return self.isa.dot_pair(total, w, x) if self._takes_pairs else w.fma(x, total)
+
+    def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
+        return summed
+
+    def add_group(self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value) -> Value:
+        scales, offsets = _header(header, j)
+        return out + (scales * total - offsets * x_sum)
+
+    def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
+        return total
+
+
+def _bit(k: int) -> int:
+    """The lowest bit of input k's nibble in its word."""
+    return 4 * (2 * (k % 4) + k // 4)
+
+
+def _bf16_bits(number: int) -> int:
+    """The bits of a small whole number as bf16."""
+    if number == 0:
+        return 0
+    exponent = number.bit_length() - 1
+    return (127 + exponent) << 7 | (number << 7 >> exponent) & 0x7F
