@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import tritonclient.grpc.aio as grpc_aio
 from aiohttp import ClientSession, TCPConnector
 
+from bench.parts.sample_engine import build_sample
 from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
 from tidemill.frontends.triton.door_config import DoorConfig
@@ -254,16 +256,18 @@ def measure_first_token(ways: dict[str, Callable[[], float]]) -> None:
 def main() -> None:
     """Serve, compare, time, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine_dir", type=Path, required=True)
+    parser.add_argument("--engine_dir", type=Path, help="default: the sample, built anew")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
     load, short = Load(flags.streams, flags.tokens), Load(1, 4)
     with ExitStack() as stack:
-        server, door = stack.enter_context(serving(flags.engine_dir))
-        client = stack.enter_context(HostClient.connect_or_start(flags.engine_dir))
-        session = Session.open(flags.engine_dir)
+        scratch = Path(stack.enter_context(TemporaryDirectory()))
+        engine_dir = flags.engine_dir or build_sample(scratch)
+        server, door = stack.enter_context(serving(engine_dir))
+        client = stack.enter_context(HostClient.connect_or_start(engine_dir))
+        session = Session.open(engine_dir)
         stack.callback(session.close)
         url, address = server.endpoints.http_url, server.endpoints.grpc_url
         measure_throughput(

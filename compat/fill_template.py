@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tidemill.base.errors import TidemillError
+from tidemill.base.errors import ConfigError, TidemillError
 from tidemill.frontends.triton.template import fill_template, parse_substitutions
 
 
@@ -15,15 +15,24 @@ def main() -> None:
     parser.add_argument("substitutions", help="name:value,name:value; a comma in a value is \\,")
     parser.add_argument("-i", "--in_place", action="store_true")
     given = parser.parse_args()
-    text = fill_template(given.file_path, parse_substitutions(given.substitutions))
-    if given.in_place:
-        given.file_path.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    try:
+        text = fill_template(given.file_path, parse_substitutions(given.substitutions))
+        if given.in_place:
+            given.file_path.write_text(text, encoding="utf-8")
+        else:
+            print(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "the template cannot be filled",
+            where=str(given.file_path),
+            expected="a text file that can be read, and written with -i",
+            got=str(error),
+            hint="give the config.pbtxt of a model",
+        ) from error
 
 
 if __name__ == "__main__":
     try:
         main()
     except TidemillError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")

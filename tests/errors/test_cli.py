@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +147,43 @@ def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_
     with pytest.raises(UnsupportedError, match="groups do not divide") as caught:
         build(request)
     assert "48" in str(caught.value) and not (tmp_path / "engine").exists()
+
+
+def test_streamed_tokens_and_json_on_one_output(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", "--engine_dir", "engine", "--input_text", "x", "--json", "--streaming"]
+    assert run_app(app, command) == EXIT_USAGE
+    assert "cannot share one output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["empty", "checkpoint", "org/name"])
+def test_run_is_given_something_that_is_no_engine(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / kind
+    if kind != "org/name":
+        place.mkdir()
+    if kind == "checkpoint":
+        (place / "config.json").write_text('{"architecture": "LlamaForCausalLM"}')
+    assert run_app(app, ["run", "--engine_dir", str(place), "--input_text", "x"]) == EXIT_FAILED
+    shown = capsys.readouterr().err
+    assert "there is no engine" in shown and "tidemill build" in shown
+
+
+def test_port_of_the_demo_is_in_use(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = ["demo", "--once", "--http_port", str(port), "--work_dir", str(tmp_path / "d")]
+        assert run_app(app, command) == EXIT_FAILED
+    assert "the demo's port cannot be opened" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+def test_template_that_is_not_there(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "compat" / "fill_template.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "none.pbtxt", "a:b"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the template cannot be filled\n  where: ")

@@ -18,8 +18,10 @@ from typing import Any
 import numpy.typing as npt
 
 from tidemill.api.resolve_build import ResolvedBuild, choose_target, resolve_build
+from tidemill.base.debug import Level, say
 from tidemill.base.version import __version__
 from tidemill.builder.cpu_plan import CpuPlan, lower_for_cpu
+from tidemill.builder.pass_contract import PassResult
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
 from tidemill.checkpoint.checkpoint import Checkpoint
 from tidemill.codegen.compile import compile_ir, compiler_version
@@ -91,6 +93,7 @@ class _Stages:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+        say(Level.TIMINGS, "build", f"{name} {self.seconds[name]:.3f} s")
 
 
 def build(request: BuildRequest, progress: Progress | None = None) -> BuildReport:
@@ -146,7 +149,14 @@ def _draw(checkpoint: Checkpoint, resolved: ResolvedBuild) -> Graph:
     config = checkpoint.config
     model = find_architecture(config.architecture, "config.json of the checkpoint")
     graph = model.draw(config, checkpoint, resolved.config.max_seq_len)
-    return run_cpu_pipeline(graph, resolved.quantization)
+    return run_cpu_pipeline(graph, resolved.quantization, _show_pass)
+
+
+def _show_pass(name: str, result: PassResult) -> None:
+    if result.is_changed:
+        say(Level.PLANS, "builder", f"after pass {name}:\n{print_graph(result.graph)}")
+    else:
+        say(Level.REWRITES, "builder", f"pass {name} changed nothing")
 
 
 def _settings(resolved: ResolvedBuild) -> dict[str, int | str]:
@@ -181,6 +191,7 @@ def _stored_bytes(value_type: TensorType) -> int:
 def _compile(plan: CpuPlan, isa: Isa) -> CodeImage:
     target = isa.target
     text = plan.module.text(target.triple, target.cpu, target.features, isa.vector_bits)
+    say(Level.CODE, "codegen", text)
     return link_object(compile_ir(text, target))
 
 

@@ -65,7 +65,7 @@ def find_or_build(
     options that a built engine cannot follow; what convert and build raise.
     """
     path = Path(model)
-    if is_engine(path) or _was_engine(path):
+    if is_engine(path):
         _refuse_options(path, options)
         return path
     cache = cache_dir or default_cache_dir()
@@ -92,12 +92,6 @@ def _has_engine_config(directory: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "build_config" in config
-
-
-def _was_engine(path: Path) -> bool:
-    """Whether an engine's file alone is missing: loading says so, a conversion would not."""
-    config = path / "config.json"
-    return config.is_file() and b'"build_config"' in config.read_bytes()
 
 
 def _refuse_options(path: Path, options: EngineOptions) -> None:

@@ -38,7 +38,7 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
     """Fill in what the user left open, and check what was given.
 
     Prompts are taken in chunks, so by default a prompt may be as long as the sequence allows.
-    Raises: ConfigError naming the flag, UnsupportedError for beams.
+    Raises: ConfigError naming the flag.
     """
     longest = model.max_position_embeddings
     max_seq_len = request.max_seq_len or longest
@@ -122,14 +122,6 @@ def _check(config: BuildConfig) -> None:
             expected="limits that fit together",
             got="; ".join(faults),
             hint="leave a flag out to have it chosen for you",
-        )
-    if config.max_beam_width > 1:
-        raise UnsupportedError(
-            "beam search is not supported yet",
-            where="--max_beam_width",
-            expected="1",
-            got=str(config.max_beam_width),
-            hint="build with --max_beam_width 1 and sample instead",
         )
 
 

@@ -50,10 +50,10 @@ class Switch:
 LADDER = (
     Rung(Level.QUIET, "Results, warnings and errors without traceback."),
     Rung(Level.DECISIONS, "Choices with who made them (user, default, measured); tracebacks."),
-    Rung(Level.TIMINGS, "How long each stage took: convert, pass, compile, load, step."),
-    Rung(Level.PLANS, "The graph after each pass, the memory plan, each step's plan."),
-    Rung(Level.CODE, "Generated LLVM IR, written where the stage says."),
-    Rung(Level.REWRITES, "Every single rewrite of every pass."),
+    Rung(Level.TIMINGS, "How long each stage of a build took."),
+    Rung(Level.PLANS, "The graph after each pass that changed it, and the memory plan."),
+    Rung(Level.CODE, "Generated LLVM IR."),
+    Rung(Level.REWRITES, "Passes that changed nothing, too."),
 )
 
 CHECK_STATE = Switch(

@@ -55,6 +55,7 @@ def demo(
     from tidemill.api.convert import ConvertRequest, convert
     from tidemill.api.sample import fetch_sample
 
+    _check_port(http_port)
     checkpoint, engine, repository = (work_dir / part for part in ("ckpt", "engine", "models"))
     with _step("sample"):
         model = fetch_sample()
@@ -75,7 +76,7 @@ def demo(
         say(f"try: {_curl_line(http_port)}")
         if not is_once:
             say("serving until Ctrl-C")
-            server.wait()
+            raise _ended(server.wait(), work_dir / "server.log")
 
 
 @contextmanager
@@ -103,6 +104,32 @@ def _server(repository: Path, http_port: int, log: Path) -> Iterator[subprocess.
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that another server has: the demo would ask that one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServerError(
+                "the demo's port cannot be opened",
+                where=f"127.0.0.1:{port}",
+                expected="a free port",
+                got=error.strerror or str(error),
+                hint="another --http_port, or stop what listens there",
+            ) from error
+
+
+def _ended(code: int, log: Path) -> ServerError:
+    return ServerError(
+        "the server ended by itself",
+        where=str(log),
+        expected="a server until Ctrl-C",
+        got=f"exit code {code}",
+        hint="the log says why; run the demo again",
+    )
 
 
 def _free_port() -> int:
@@ -145,7 +172,16 @@ def _ask(http_port: int) -> Iterator[str]:
     with urllib.request.urlopen(request, timeout=60) as events:
         for line in events:
             if line.startswith(b"data:"):
-                yield json.loads(line[len(b"data:") :])["text_output"]
+                event = json.loads(line[len(b"data:") :])
+                if "text_output" not in event:
+                    raise ServerError(
+                        "the answer broke off",
+                        where=request.full_url,
+                        expected="events with text_output",
+                        got=str(event.get("error", event)),
+                        hint="run the demo again; server.log in its directory may say more",
+                    )
+                yield event["text_output"]
 
 
 def _curl_line(http_port: int) -> str:

@@ -47,10 +47,10 @@ def inspect(
     ] = 1,
     threads: Annotated[int | None, typer.Option("--threads", help="Default: all cores.")] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write the profile as a page, too.")
+        Path | None, typer.Option("--html", help="Write the profile as a page; implies --profile.")
     ] = None,
 ) -> None:
-    if is_profiled:
+    if is_profiled or html is not None:
         from tidemill.api.profile import ProfileRequest
 
         request = ProfileRequest(engine_dir, batch_size, position, num_tokens, num_threads=threads)

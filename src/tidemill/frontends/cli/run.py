@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tidemill.base.errors import ConfigError, EngineFormatError
 from tidemill.frontends.cli import run_flags
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.prompts import Prompt, read_prompts
@@ -83,7 +84,9 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args))
-    prompts = [] if is_chat else read_prompts(input_text or [], input_file, end_id)
+    is_typed = is_chat and not input_text and input_file is None
+    prompts = [] if is_typed else read_prompts(input_text or [], input_file, end_id)
+    _check_output(is_streaming or is_chat, as_json)
 
     from tidemill.api.llm import LLM, SamplingParams
 
@@ -92,9 +95,11 @@ def run(
         stop=stop_words,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=max_output_len, **chosen)
+    _check_engine(engine_dir)
     with LLM(engine_dir, tokenizer=tokenizer_dir) as llm:
         if is_chat:
-            converse(llm, sampling, typed_lines())
+            texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+            converse(llm, sampling, typed_lines() if is_typed else texts)
             return
         if is_streaming or len(prompts) == 1:
             answers = [answer(llm, prompt, sampling, is_streaming) for prompt in prompts]
@@ -104,6 +109,31 @@ def run(
         print_json(answers)
     elif not is_streaming:
         print("\n".join(each.text for each in answers))
+
+
+def _check_output(is_streaming: bool, as_json: bool) -> None:
+    if is_streaming and as_json:
+        raise ConfigError(
+            "tokens as they come and JSON cannot share one output",
+            where="command line of run",
+            expected="--json, or --streaming or --chat",
+            got="both",
+            hint="leave one out; --json has the timings of each answer, too",
+        )
+
+
+def _check_engine(engine_dir: Path) -> None:
+    """Refuse what build did not write; only `LLM` builds models by itself."""
+    from tidemill.api.engine_cache import is_engine
+
+    if not is_engine(engine_dir):
+        raise EngineFormatError(
+            "there is no engine",
+            where=str(engine_dir),
+            expected="an engine directory that build wrote",
+            got="another directory" if engine_dir.is_dir() else "no such directory",
+            hint=f"tidemill build --checkpoint_dir CHECKPOINT --output_dir {engine_dir}",
+        )
 
 
 def answer(llm: LLM, prompt: Prompt, sampling: SamplingParams, is_streaming: bool) -> Answer:
@@ -131,6 +161,7 @@ def answer_together(llm: LLM, prompts: list[Prompt], sampling: SamplingParams) -
 
 def typed_lines() -> Iterator[str]:
     """Read lines from stdin, asking for each where a person types them."""
+    say("One line is one message; end with Ctrl-D.")
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
@@ -143,7 +174,6 @@ def typed_lines() -> Iterator[str]:
 def converse(llm: LLM, sampling: SamplingParams, lines: Iterable[str]) -> None:
     """Answer each line in turn, with the whole conversation so far as the prompt."""
     messages: list[dict[str, str]] = []
-    say("One line is one message; end with Ctrl-D.")
     for line in lines:
         messages.append({"role": "user", "content": line.rstrip("\n")})
         # As tokens: the template has written the special ones, and text would get them twice.

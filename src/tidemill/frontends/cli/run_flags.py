@@ -10,7 +10,7 @@ from tidemill.frontends.cli.foreign_flags import ForeignFlag, Kind
 
 TOOL = "run"
 
-_BEAMS = "beam search"
+_BEAMS = "beam search in run; the Python API and Triton have it"
 _PENALTY = "penalties"
 _SPECULATION = "tokens are decoded one by one, with the same result"
 _KERNEL = "one attention kernel, which accumulates in float32, serves every case"
