@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tidemill.base.errors import InvalidRequestError, RequestError
@@ -56,17 +57,7 @@ class Session:
         """
         config = config or SessionConfig()
         path = Path(engine_dir)
-        executor = NativeExecutor.load(
-            path,
-            kv_cache_tokens=config.kv_cache_tokens,
-            kv_cache_fraction=config.kv_cache_fraction,
-            num_threads=config.num_threads,
-        )
-        try:
-            tokenizer = _load_tokenizer(path, tokenizer_dir)
-        except BaseException:
-            executor.close()
-            raise
+        executor, tokenizer = _load(path, config, tokenizer_dir)
         return cls(executor, tokenizer, config.runtime, str(path.resolve()))
 
     @property
@@ -178,6 +169,25 @@ class Session:
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text("ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _load(
+    path: Path, config: SessionConfig, tokenizer_dir: Path | str | None
+) -> tuple[NativeExecutor, Tokenizer | None]:
+    """Load both side by side: a large vocabulary takes longer to read than an engine to load."""
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(_load_tokenizer, path, tokenizer_dir)
+        executor = NativeExecutor.load(
+            path,
+            kv_cache_tokens=config.kv_cache_tokens,
+            kv_cache_fraction=config.kv_cache_fraction,
+            num_threads=config.num_threads,
+        )
+        try:
+            return executor, reading.result()
+        except BaseException:
+            executor.close()
+            raise
 
 
 def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:
