@@ -71,10 +71,9 @@ def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = 
             where=f"request {request.request_id}",
             expected=f"a prompt of at most {limits.max_input_len} tokens, with its answer at most "
             f"{limits.max_seq_len}, and sampling values within their bounds",
-            got=f"{len(request.prompt_tokens)} prompt tokens, max_tokens {request.max_new_tokens}, "
-            f"{request.sampling}",
-            hint="shorten the prompt or the answer, or build with a larger --max_input_len and "
-            "--max_seq_len",
+            got=f"{len(request.prompt_tokens)} prompt tokens, max_tokens {request.max_new_tokens}",
+            hint="correct what is named above; longer prompts and answers need an engine built "
+            "with a larger --max_input_len and --max_seq_len",
         )
 
 
