@@ -14,10 +14,11 @@ from typing import Protocol
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
-from tidemill.codegen.types import F32, I16, I32, Type
+from tidemill.codegen.types import F32, I32, Type
 from tidemill.ops.cpu_elements import PairMath
 from tidemill.ops.layout import PANEL, k_step
 from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
+from tidemill.ops.linear.widened import WidenedFormat
 
 _HIGH_HALF = -65536
 _SUMS = I32.x(LANES)
@@ -153,29 +154,19 @@ class Q8Format:
 
 
 @dataclass(frozen=True)
-class Q8WidenedFormat:
+class Q8WidenedFormat(WidenedFormat):
     """q8 weights, widened in registers, with f32 or bf16 activations; sums in f32.
 
     Levels are exact in bf16, so that a bf16 dot product takes two of a word at once.
     """
-
-    isa: Isa
-    activation: DType
-    weight: DType = DType.Q8
-    sum_type: Type = V
-    vector_bytes: int = 4 * LANES
 
     @property
     def name(self) -> str:
         return f"q8_{self.activation.value}"
 
     @property
-    def _takes_pairs(self) -> bool:
-        return self.activation is DType.BF16 and self.isa.has_bf16_dot
-
-    @property
     def num_parts(self) -> int:
-        return 2 if self._takes_pairs else 4
+        return 2 if self.takes_pairs else 4
 
     @property
     def tile_rows(self) -> int:
@@ -186,28 +177,11 @@ class Q8WidenedFormat:
     def x_step_bytes(self) -> int:
         return k_step(self.weight) * self.activation.itemsize_bytes
 
-    def start(self, panel: Pointer, j: int) -> Value:
-        return panel.f.zero(V)
-
-    def load_w(self, pointer: Pointer) -> Value:
-        return pointer.of(I32).vec(0, LANES)
-
     def part_of_w(self, word: Value, part: int) -> Value:
-        if not self._takes_pairs:
+        if not self.takes_pairs:
             return _level(word, part)
         even, odd = (_level(word, 2 * part + i).bits_as(I32.x(LANES)) for i in range(2))
         return (even >> 16) | (odd & _HIGH_HALF)
-
-    def load_x(self, pointer: Pointer, part: int) -> Value:
-        if self.activation is DType.F32:
-            return pointer.of(F32)[part].splat(LANES)
-        if self._takes_pairs:
-            return pointer.of(I32)[part].splat(LANES)
-        bits = pointer.of(I16)[part].to(I32, signed=False) << 16
-        return bits.bits_as(F32).splat(LANES)
-
-    def dot(self, total: Value, w: Value, x: Value) -> Value:
-        return self.isa.dot_pair(total, w, x) if self._takes_pairs else w.fma(x, total)
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         return total * panel.vec(j * LANES, LANES)
@@ -227,4 +201,4 @@ def format_for(isa: Isa, weight: DType, activation: DType) -> Format:
         plain = PlainFormat(isa, weight)
         assert activation is plain.activation, (weight, activation)
         return plain
-    return Q8Format(isa) if activation is DType.Q8 else Q8WidenedFormat(isa, activation)
+    return Q8Format(isa) if activation is DType.Q8 else Q8WidenedFormat(isa, weight, activation)

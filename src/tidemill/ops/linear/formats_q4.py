@@ -15,6 +15,7 @@ from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F16, F32, I16, I32, Type
 from tidemill.ops.layout import PANEL, sums_at
+from tidemill.ops.linear.widened import WidenedFormat
 
 _SUMS = I32.x(LANES)
 _NIBBLES = 0x0F0F0F0F
@@ -85,30 +86,20 @@ class Q4Format:
 
 
 @dataclass(frozen=True)
-class Q4WidenedFormat:
+class Q4WidenedFormat(WidenedFormat):
     """4-bit weights, widened in registers, with f32 or bf16 activations; sums in f32.
 
     Nibbles are exact in bf16: two make the index of a table of bf16 numbers for a dot product. The
     sum of x comes from a product with ones.
     """
 
-    isa: Isa
-    weight: DType
-    activation: DType
-    sum_type: Type = V
-    vector_bytes: int = 4 * LANES
-
     @property
     def name(self) -> str:
         return f"{self.weight.value}_{self.activation.value}"
 
     @property
-    def _takes_pairs(self) -> bool:
-        return self.activation is DType.BF16 and self.isa.has_bf16_dot
-
-    @property
     def num_parts(self) -> int:
-        return 4 if self._takes_pairs else 8
+        return 4 if self.takes_pairs else 8
 
     @property
     def tile_rows(self) -> int:
@@ -119,14 +110,8 @@ class Q4WidenedFormat:
     def x_step_bytes(self) -> int:
         return 8 * self.activation.itemsize_bytes
 
-    def start(self, panel: Pointer, j: int) -> Value:
-        return panel.f.zero(V)
-
-    def load_w(self, pointer: Pointer) -> Value:
-        return pointer.of(I32).vec(0, LANES)
-
     def part_of_w(self, word: Value, part: int) -> Value:
-        if not self._takes_pairs:
+        if not self.takes_pairs:
             return ((word >> _bit(part)) & 15).to(F32)
         low, high = _bit(2 * part), _bit(2 * part + 1)
         upper = word >> (high - 16) if high >= 16 else word << (16 - high)
@@ -136,19 +121,8 @@ class Q4WidenedFormat:
         found = word.f.intrinsic(name, table.type, table, pair.bits_as(table.type))
         return found.bits_as(_SUMS)
 
-    def load_x(self, pointer: Pointer, part: int) -> Value:
-        if self.activation is DType.F32:
-            return pointer.of(F32)[part].splat(LANES)
-        if self._takes_pairs:
-            return pointer.of(I32)[part].splat(LANES)
-        bits = pointer.of(I16)[part].to(I32, signed=False) << 16
-        return bits.bits_as(F32).splat(LANES)
-
     def ones(self, f: Function) -> Value:
-        return f.constant(_BF16_ONES, _SUMS) if self._takes_pairs else f.constant(1.0, V)
-
-    def dot(self, total: Value, w: Value, x: Value) -> Value:
-        return self.isa.dot_pair(total, w, x) if self._takes_pairs else w.fma(x, total)
+        return f.constant(_BF16_ONES, _SUMS) if self.takes_pairs else f.constant(1.0, V)
 
     def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
         return summed

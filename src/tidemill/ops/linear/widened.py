@@ -1,0 +1,47 @@
+"""What formats share whose quantised weights are widened in registers to meet plain activations.
+
+In: words of weights, rows of f32 or bf16 activations. Out: f32 sums. On targets with a bf16 dot
+product two inputs are taken at once, otherwise each is a multiply-add in f32. How a word is taken
+apart is each format's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.base.dtypes import DType
+from tidemill.codegen.emitter import Pointer, Value
+from tidemill.codegen.isa import LANES, Isa, V
+from tidemill.codegen.types import F32, I16, I32, Type
+
+
+@dataclass(frozen=True)
+class WidenedFormat:
+    """Weights of `weight` in 32-bit words, activations in f32 or bf16."""
+
+    isa: Isa
+    weight: DType
+    activation: DType
+    sum_type: Type = V
+    vector_bytes: int = 4 * LANES
+
+    @property
+    def takes_pairs(self) -> bool:
+        return self.activation is DType.BF16 and self.isa.has_bf16_dot
+
+    def start(self, panel: Pointer, j: int) -> Value:
+        return panel.f.zero(V)
+
+    def load_w(self, pointer: Pointer) -> Value:
+        return pointer.of(I32).vec(0, LANES)
+
+    def load_x(self, pointer: Pointer, part: int) -> Value:
+        if self.activation is DType.F32:
+            return pointer.of(F32)[part].splat(LANES)
+        if self.takes_pairs:
+            return pointer.of(I32)[part].splat(LANES)
+        bits = pointer.of(I16)[part].to(I32, signed=False) << 16
+        return bits.bits_as(F32).splat(LANES)
+
+    def dot(self, total: Value, w: Value, x: Value) -> Value:
+        return self.isa.dot_pair(total, w, x) if self.takes_pairs else w.fma(x, total)
