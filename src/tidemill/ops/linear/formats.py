@@ -9,10 +9,10 @@ tiles, panels' order or epilogues.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Pointer, Value
+from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F32, I32, Type
 from tidemill.ops.cpu_elements import PairMath
@@ -65,6 +65,22 @@ class Format(Protocol):
     def dot(self, total: Value, w: Value, x: Value) -> Value: ...
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value: ...
+
+
+@runtime_checkable
+class GroupedFormat(Format, Protocol):
+    """A format whose weights have a scale and an offset for each group of inputs.
+
+    `ones` is what x is multiplied with to sum it, or None where x's row holds the sums.
+    """
+
+    def ones(self, f: Function) -> Value | None: ...
+
+    def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value: ...
+
+    def add_group(
+        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value
+    ) -> Value: ...
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,9 @@ class Q4Format:
     def dot(self, total: Value, w: Value, x: Value) -> Value:
         return self.isa.dot_quad(total, w, x)
 
+    def ones(self, f: Function) -> Value | None:
+        return None
+
     def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
         """The sum of the group's bytes: whole numbers, exact in any order."""
         num = self.weight.group_size // 32
@@ -121,7 +124,7 @@ class Q4WidenedFormat(WidenedFormat):
         found = word.f.intrinsic(name, table.type, table, pair.bits_as(table.type))
         return found.bits_as(_SUMS)
 
-    def ones(self, f: Function) -> Value:
+    def ones(self, f: Function) -> Value | None:
         return f.constant(_BF16_ONES, _SUMS) if self.takes_pairs else f.constant(1.0, V)
 
     def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
