@@ -6,7 +6,8 @@ Formula: online softmax base 2 over chunks 0, 1, ... : m' = max(m, max s), o = o
 2^(s - m') v. Work items are (tile, key-value head), dealt to threads in turn.
 Promise: batch-invariant and deterministic. Chunks always start at multiples of 64 of the sequence,
 a row's operations depend on its position alone, and positions beyond a row's own contribute exact
-zeros, so decode, prefill and any chunking give the same bits.
+zeros, so decode, prefill and any chunking give the same bits. With a window, a tile starts at the
+chunk of the first position that any of its rows sees; chunks before it would change nothing.
 f32 accumulation; probabilities are rounded to the activation type. Cost is 4*H FLOPs for each
 (query head, position) and the cache read once for a tile.
 """
@@ -41,11 +42,12 @@ def tile_tokens(group: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """Shapes of one model's heads."""
+    """Shapes of one model's heads; a row sees its last `window` positions, 0 means all."""
 
     isa: Isa
     num_heads: int
     cache: CacheLayout
+    window: int = 0
 
     @property
     def math(self) -> PairMath:
@@ -58,6 +60,10 @@ class AttentionKernel:
     @property
     def group(self) -> int:
         return self.num_heads // self.cache.num_kv_heads
+
+    @property
+    def _suffix(self) -> str:
+        return f"_w{self.window}" if self.window else ""
 
     @property
     def _row_bytes(self) -> int:
@@ -96,7 +102,7 @@ class AttentionKernel:
 
     def _emit_tile(self, module: Module, tokens: int) -> Function:
         f = module.function(
-            f"attention_tile_{tokens}", q=PTR, k=PTR, v=PTR, table=PTR, y=PTR,
+            f"attention_tile_{tokens}{self._suffix}", q=PTR, k=PTR, v=PTR, table=PTR, y=PTR,
             position=I64, tokens=I64,
         )  # fmt: skip
         _Tile(self, f, tokens).emit()
@@ -176,7 +182,7 @@ class _Tile:
         for i in range(0, self.num_rows * self.width, LANES):
             self.o.put(i, f.zero(V))
         end = self.position + self.count
-        with f.loop(0, end, ATTENTION_CHUNK) as start:
+        with f.loop(self._first_chunk(), end, ATTENTION_CHUNK) as start:
             chunk = _Chunk(
                 start, end, self.head.places(start), self.head.places(start + ATTENTION_CHUNK)
             )
@@ -187,6 +193,14 @@ class _Tile:
             for rows in self.row_groups:
                 self._accumulate(rows, chunk)
         self._store()
+
+    def _first_chunk(self) -> Value | int:
+        """Where the chunk starts that holds the first position seen by the tile's first token."""
+        window = self.kernel.window
+        if not window:
+            return 0
+        first = (self.position - (window - 1)).max(0)
+        return first // ATTENTION_CHUNK * ATTENTION_CHUNK
 
     def _token(self, t: int) -> Value:
         """Token t of the tile; beyond the last one, the last again (its result is not stored)."""
@@ -227,7 +241,10 @@ class _Tile:
         f, activation = self.f, self.kernel.activation
         limit = self.position + self._token(r // self.group) + 1
         lanes = f.table(list(range(LANES)), I32)
-        seen = [lanes < (limit - start - c * LANES).to(I32).splat(LANES) for c in range(_COLUMNS)]
+        ends = [(limit - start - c * LANES).to(I32).splat(LANES) for c in range(_COLUMNS)]
+        seen = [lanes < end for end in ends]
+        if window := self.kernel.window:
+            seen = [s & (lanes >= end - window) for s, end in zip(seen, ends, strict=True)]
         scores = [f.select(seen[c], self.scores[r, c], MASKED) for c in range(_COLUMNS)]
         peak = scores[0].max(scores[1]).max(scores[2].max(scores[3])).lanes_max()
         new_top = self.top[r].max(peak)
