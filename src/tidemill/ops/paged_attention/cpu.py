@@ -70,6 +70,19 @@ class AttentionKernel:
         width = self.num_heads * self.cache.head_size
         return activation_row(width, self.activation) * self.activation.itemsize_bytes
 
+    def first_chunk(self, position: Value) -> Value | int:
+        """Where the chunk starts that holds the first position that a row's window reaches."""
+        if not self.window:
+            return 0
+        first = (position - (self.window - 1)).max(0)
+        return first // ATTENTION_CHUNK * ATTENTION_CHUNK
+
+    def is_seen(self, lanes: Value, end: Value) -> Value:
+        """Which lanes lie in a window that ends before lane `end`."""
+        if not self.window:
+            return lanes < end
+        return (lanes < end) & (lanes >= end - self.window)
+
     def emit(self, module: Module, symbol: str) -> Kernel:
         """Emit the kernel and one body for each tile height."""
         bodies = {n: self._emit_tile(module, n) for n in sorted({1, tile_tokens(self.group)})}
@@ -182,7 +195,7 @@ class _Tile:
         for i in range(0, self.num_rows * self.width, LANES):
             self.o.put(i, f.zero(V))
         end = self.position + self.count
-        with f.loop(self._first_chunk(), end, ATTENTION_CHUNK) as start:
+        with f.loop(self.kernel.first_chunk(self.position), end, ATTENTION_CHUNK) as start:
             chunk = _Chunk(
                 start, end, self.head.places(start), self.head.places(start + ATTENTION_CHUNK)
             )
@@ -193,14 +206,6 @@ class _Tile:
             for rows in self.row_groups:
                 self._accumulate(rows, chunk)
         self._store()
-
-    def _first_chunk(self) -> Value | int:
-        """Where the chunk starts that holds the first position seen by the tile's first token."""
-        window = self.kernel.window
-        if not window:
-            return 0
-        first = (self.position - (window - 1)).max(0)
-        return first // ATTENTION_CHUNK * ATTENTION_CHUNK
 
     def _token(self, t: int) -> Value:
         """Token t of the tile; beyond the last one, the last again (its result is not stored)."""
@@ -242,9 +247,7 @@ class _Tile:
         limit = self.position + self._token(r // self.group) + 1
         lanes = f.table(list(range(LANES)), I32)
         ends = [(limit - start - c * LANES).to(I32).splat(LANES) for c in range(_COLUMNS)]
-        seen = [lanes < end for end in ends]
-        if window := self.kernel.window:
-            seen = [s & (lanes >= end - window) for s, end in zip(seen, ends, strict=True)]
+        seen = [self.kernel.is_seen(lanes, end) for end in ends]
         scores = [f.select(seen[c], self.scores[r, c], MASKED) for c in range(_COLUMNS)]
         peak = scores[0].max(scores[1]).max(scores[2].max(scores[3])).lanes_max()
         new_top = self.top[r].max(peak)
