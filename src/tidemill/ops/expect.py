@@ -63,6 +63,14 @@ def expect_int(attrs: Attrs, name: str) -> int:
     return value
 
 
+def expect_window(attrs: Attrs) -> int:
+    """Expect how many of the last positions a row attends to, its own included; 0 means all."""
+    value = attrs["window"]
+    if not isinstance(value, int) or value < 0:
+        raise TypeFault(f"attribute window: expected a number from 0, got {value!r}")
+    return value
+
+
 def expect_dtype_attr(attrs: Attrs, name: str, *dtypes: DType) -> DType:
     """Expect an attribute that names one of the element types."""
     for dtype in dtypes:
