@@ -39,8 +39,8 @@ TINY = TinyLlama(head_size=16)
 # Sizes that groups divide; two layers, so that a pause comes between caches that are filled.
 GROUPED_TINY = {
     32: replace(TINY, hidden_size=96, intermediate_size=160),
-    64: replace(TINY, hidden_size=64, intermediate_size=192),
-    128: replace(TINY, hidden_size=128, intermediate_size=256),
+    64: replace(TINY, hidden_size=192, intermediate_size=128),
+    128: replace(TINY, hidden_size=384, intermediate_size=256),
 }
 TYPES = (
     ("float32", "none"),
