@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
 from tidemill.runtime.config import ChunkingPolicy, RuntimeConfig
@@ -25,6 +27,11 @@ MS_PER_STEP, MS_PER_TOKEN = 8.0, 0.5
 NUM_PROMPT = 1500
 
 
+class Step(NamedTuple):
+    num_generation_requests: int
+    num_context_tokens: int
+
+
 def steps_while_a_prompt_enters(config: RuntimeConfig, slowdown: float = 1.0) -> list[float]:
     """Return what each step took on a machine of those costs, from the long prompt's first on."""
     pool = BlockPool(LIMITS.num_blocks, LIMITS.tokens_per_block)
@@ -40,7 +47,7 @@ def steps_while_a_prompt_enters(config: RuntimeConfig, slowdown: float = 1.0) ->
         counts = {entry.request_id: len(entry.tokens) for entry in plan.entries}
         assert counts[0] == 1 or step == 0, "a running request was left out"
         step_ms = MS_PER_STEP + MS_PER_TOKEN * plan.num_tokens * (slowdown if step > 20 else 1.0)
-        scheduler.note_time(step_ms)
+        scheduler.pace.note(scheduler.latest, step_ms)
         if step >= 3:
             took_ms.append(step_ms)
             num_left -= counts.get(1, 0)
@@ -72,22 +79,22 @@ def test_time_too_short_for_any_prompt_still_lets_a_block_enter() -> None:
 
 
 def test_prompts_may_take_as_long_as_the_running_requests() -> None:
-    pace = StepPace(max_step_ms=10.0, least_tokens=1)
-    pace.note(0, 100, 50.0)
-    pace.note(8, 0, 30.0)
+    pace = StepPace(RuntimeConfig(max_step_ms=10.0), least_tokens=1)
+    pace.note(Step(0, 100), 50.0)
+    pace.note(Step(8, 0), 30.0)
     assert pace.max_context_tokens(8) == 60
 
 
 def test_nothing_running_means_no_bound() -> None:
-    pace = StepPace(max_step_ms=10.0, least_tokens=1)
-    pace.note(0, 100, 50.0)
+    pace = StepPace(RuntimeConfig(max_step_ms=10.0), least_tokens=1)
+    pace.note(Step(0, 100), 50.0)
     assert pace.max_context_tokens(0) is None
 
 
 def test_few_tokens_do_not_spoil_what_is_known() -> None:
-    pace = StepPace(max_step_ms=10.0, least_tokens=16)
-    pace.note(0, 100, 50.0)
-    pace.note(0, 2, 9.0)
+    pace = StepPace(RuntimeConfig(max_step_ms=10.0), least_tokens=16)
+    pace.note(Step(0, 100), 50.0)
+    pace.note(Step(0, 2), 9.0)
     assert pace.max_context_tokens(1) == 20
 
 
@@ -98,6 +105,6 @@ def test_prompts_that_are_never_cut_are_not_cut_for_the_pace(max_step_ms: float)
     scheduler, executor = Scheduler(LIMITS, pool, config), FakeExecutor(LIMITS)
     scheduler.add(Request(0, (5, 6, 7), 9))
     scheduler.commit(executor.execute(scheduler.plan()))
-    scheduler.note_time(50.0)
+    scheduler.pace.note(scheduler.latest, 50.0)
     scheduler.add(Request(1, (9,) * 300, 2))
     assert [len(entry.tokens) for entry in scheduler.plan().entries] == [1, 300]

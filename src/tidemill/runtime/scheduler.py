@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.advance import advance
 from tidemill.runtime.capacity import POLICIES
-from tidemill.runtime.config import DEFAULT_CONFIG, ChunkingPolicy, RuntimeConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.events import EventKind, RequestEvent
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.micro_batch import Drafter, MicroBatch
@@ -46,9 +46,7 @@ class Scheduler:
         self._apply_policy = POLICIES[config.policy]
         self._plan: StepPlan | None = None
         self._is_cancelling = False
-        # Prompts that are never cut take their step whole, however long it is.
-        max_step_ms = 0.0 if config.chunking is ChunkingPolicy.OFF else config.max_step_ms
-        self._pace = StepPace(max_step_ms, limits.tokens_per_block)
+        self.pace = StepPace(config, limits.tokens_per_block)
         self.latest = MicroBatch(limits, self._active, config)
 
     @property
@@ -98,7 +96,7 @@ class Scheduler:
         self._decide_active()
         batch = self.latest = MicroBatch(self._limits, self._active, self._config)
         batch.add_generation(self._drafter)
-        batch.add_context(self._pace.max_context_tokens(batch.num_generation_requests))
+        batch.add_context(self.pace.max_context_tokens(batch.num_generation_requests))
         plan = batch.plan()
         if plan.entries:
             self._plan = plan
@@ -114,11 +112,6 @@ class Scheduler:
             self._end_cancelled()
             self._register.end_overdue()
         return updates + self._register.take_untold()
-
-    def note_time(self, step_ms: float) -> None:
-        """Take in how long the step that was committed last took, for the pace of the next."""
-        batch = self.latest
-        self._pace.note(batch.num_generation_requests, batch.num_context_tokens, step_ms)
 
     def events_since(self, number: int) -> list[RequestEvent]:
         """Tell what happened to requests after an event, as far as it is kept."""

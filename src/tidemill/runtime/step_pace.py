@@ -9,15 +9,32 @@ same bits however a prompt is cut (docs/decisions/095). Knows nothing of request
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from tidemill.runtime.config import ChunkingPolicy, RuntimeConfig
+
 _NEWEST_SHARE = 0.5
+
+
+class StepContents(Protocol):
+    """What of a step its time depends on."""
+
+    @property
+    def num_generation_requests(self) -> int: ...
+
+    @property
+    def num_context_tokens(self) -> int: ...
 
 
 class StepPace:
     """Learns what steps cost on this machine. Units: milliseconds, tokens."""
 
-    def __init__(self, max_step_ms: float, least_tokens: int) -> None:
-        """Keep steps under `max_step_ms` (0: no bound), but for `least_tokens` of a prompt."""
-        self._max_step_ms, self._least_tokens = max_step_ms, least_tokens
+    def __init__(self, config: RuntimeConfig, least_tokens: int) -> None:
+        """Keep steps under the stated time, but for `least_tokens` of a prompt."""
+        # Prompts that are never cut take their step whole, however long it is.
+        is_bounded = config.chunking is not ChunkingPolicy.OFF
+        self._max_step_ms = config.max_step_ms if is_bounded else 0.0
+        self._least_tokens = least_tokens
         self._generation_ms = 0.0
         self._ms_per_token = 0.0
         self._guessed_ms_per_token = 0.0
@@ -34,8 +51,9 @@ class StepPace:
         left_ms = max(self._max_step_ms - self._generation_ms, self._generation_ms)
         return max(int(left_ms / ms_per_token), self._least_tokens)
 
-    def note(self, num_generation: int, num_context_tokens: int, step_ms: float) -> None:
+    def note(self, step: StepContents, step_ms: float) -> None:
         """Take in what a step held and how long it took."""
+        num_generation, num_context_tokens = step.num_generation_requests, step.num_context_tokens
         if not num_context_tokens:
             self._generation_ms = _blend(self._generation_ms, step_ms)
             return
