@@ -29,7 +29,7 @@ from tidemill.ir.storage import widen
 from tidemill.ops.linear.tactics import default_table
 from tidemill.ops.row import activation_dtype
 
-FORMATS = ("bf16", "q8_bf16", "q8_q8", "q4g64_bf16", "q4g64_q8")
+FORMATS = ("bf16", "q8_bf16", "q8_q8", "f8_bf16", "q4g64_bf16", "q4g64_q8", "q4s64_q8")
 # SmolLM2-135M's layers and those of a Llama of 1.1 billion, inputs x outputs.
 SHAPES = ("576x960", "576x576", "576x3072", "1536x576", "2048x2560", "2048x11264", "5632x2048")
 ROWS = (1, 4, 8, 14, 16, 32, 64, 128, 512)

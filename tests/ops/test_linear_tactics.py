@@ -20,6 +20,8 @@ FORMATS = (
     (DType.Q8, DType.F32),
     (DType.Q4G64, DType.Q8),
     (DType.Q4G64, DType.BF16),
+    (DType.Q4S64, DType.BF16),
+    (DType.F8, DType.BF16),
 )
 # One under and at a tile, a prime, several tiles.
 ROWS = (1, 7, 14, 31)

@@ -34,7 +34,7 @@ from tidemill.ops.layout import (
 from tidemill.ops.linear.formats import Format
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import LinearTactic, TacticTable, merged
-from tidemill.ops.linear.tile import HEADER_BYTES, Tiles
+from tidemill.ops.linear.tile import Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
@@ -137,7 +137,8 @@ class UnitLoop:
                 return to
             prepared_bytes = self.tiles.num_steps(size) * self.tiles.step_bytes
             with f.loop(0, k // size) as g:
-                words = packed.bytes(g * group_bytes(form.weight)).bytes(HEADER_BYTES)
+                header = packed.bytes(g * group_bytes(form.weight))
+                words = header.bytes(PANEL * form.weight.group_header_bytes)
                 emit_prepare(f, form, words, to.bytes(g * prepared_bytes), num_words)
         return to
 

@@ -87,10 +87,12 @@ class PreparedGroups(PreparedFormat):
     def ones(self, f: Function) -> Value | None:
         return self.inner.ones(f)
 
-    def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
+    def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value | None:
         return self.inner.sum_of_x(summed, x_row, k, group)
 
-    def add_group(self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value) -> Value:
+    def add_group(
+        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+    ) -> Value:
         return self.inner.add_group(out, total, header, j, x_sum)
 
 

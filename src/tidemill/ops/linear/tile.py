@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidemill.base.dtypes import GROUP_HEADER_BYTES
 from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.module import Module
@@ -29,8 +28,6 @@ from tidemill.ops.layout import (
 )
 from tidemill.ops.linear.formats import Format, GroupedFormat
 from tidemill.ops.linear.prepared import PreparedFormat
-
-HEADER_BYTES = PANEL * GROUP_HEADER_BYTES  # of a group
 
 
 @dataclass(frozen=True)
@@ -116,15 +113,17 @@ class _Tile:
             sums.put(m * PANEL + j * LANES, form.start(self.panel, j))
         with f.loop(0, tiles.k // size) as g:
             header = packed.bytes(g * group_bytes(form.weight))
-            first = header.bytes(HEADER_BYTES)
+            first = header.bytes(PANEL * form.weight.group_header_bytes)
             if tiles.is_prepared:
                 first = self.words.bytes(g * (steps * tiles.step_bytes))
-            for key in (*self.outputs, *(("x", m) for m in range(self.rows))):
+            sums_of_x = [("x", m) for m in range(self.rows)] if form.ones(f) else []
+            for key in (*self.outputs, *sums_of_x):
                 self.acc[key] = f.zero(form.sum_type)
             self._emit_steps(steps, self.x.bytes(g * (steps * form.x_step_bytes)), first)
             for m in range(self.rows):
                 x_row = self.x.bytes(m * tiles.x_row_bytes)
-                x_sum = form.sum_of_x(self.acc["x", m], x_row, tiles.k, g)
+                summed = self.acc["x", m] if sums_of_x else None
+                x_sum = form.sum_of_x(summed, x_row, tiles.k, g)
                 for j in range(2):
                     at, total = m * PANEL + j * LANES, self.acc[m, j]
                     sums.put(at, form.add_group(sums.vec(at, LANES), total, header, j, x_sum))
