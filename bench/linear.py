@@ -74,7 +74,7 @@ def read_format(name: str) -> tuple[DType, DType]:
 def measure(shape: LinearShape, limits: MachineLimits, options: argparse.Namespace) -> None:
     """Time one shape at every number of rows."""
     isa = isa_for(host_targets()[0])
-    tables = [default_table(shape.weight)]
+    tables = [default_table(shape.weight, shape.activation)]
     timer = LinearTimer(shape, isa, tables, max(options.rows), options.threads)
     check_answer(timer, options.rows)
     seconds: dict[int, list[float]] = {rows: [] for rows in options.rows}
@@ -82,7 +82,7 @@ def measure(shape: LinearShape, limits: MachineLimits, options: argparse.Namespa
     for number in range(options.rounds + 1):
         for rows in options.rows:
             limit = limit_s(shape, rows, limits)
-            timer.seconds(min(rows, 8))  # the other team's threads may still be spinning
+            timer.settle()
             took = timer.seconds(rows)
             if number:
                 seconds[rows].append(took)

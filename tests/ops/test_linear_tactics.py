@@ -11,7 +11,13 @@ from tidemill.base.dtypes import DType
 from tidemill.base.target import NAME_TO_TARGET
 from tidemill.builder.linear_timer import LinearShape, LinearTimer
 from tidemill.codegen.isa import isa_for
-from tidemill.ops.linear.tactics import Bucket, LinearTactic, default_table, tactics_of
+from tidemill.ops.linear.tactics import (
+    Bucket,
+    LinearTactic,
+    Prefetch,
+    default_table,
+    tactics_of,
+)
 
 FORMATS = (
     (DType.BF16, DType.BF16),
@@ -32,7 +38,10 @@ ROWS = (1, 7, 14, 31)
 def test_all_tactics_of_a_format_give_the_same_bits(
     target: str, weight: DType, activation: DType
 ) -> None:
-    tables = [(Bucket(0, tactic),) for tactic in (LinearTactic(3), *tactics_of(weight))]
+    tables = [
+        (Bucket(0, tactic),)
+        for tactic in (LinearTactic(3, Prefetch.NONE), *tactics_of(weight, activation))
+    ]
     shape = LinearShape(weight, activation, k=192, n=96)
     isa = isa_for(NAME_TO_TARGET[target])
     timer = LinearTimer(shape, isa, tables, max(ROWS), num_threads=2, cold_bytes=0)
@@ -46,10 +55,16 @@ def test_all_tactics_of_a_format_give_the_same_bits(
 
 
 def test_rows_in_every_bucket_of_a_table_are_computed_once() -> None:
-    table = (Bucket(1, LinearTactic(1)), Bucket(5, LinearTactic(2)), Bucket(0, LinearTactic(14)))
+    table = (
+        Bucket(1, LinearTactic(1, Prefetch.NONE)),
+        Bucket(5, LinearTactic(2, Prefetch.STREAM)),
+        Bucket(0, LinearTactic(14, Prefetch.NEXT)),
+    )
     shape = LinearShape(DType.BF16, DType.BF16, k=64, n=33)
     isa = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]])
-    timer = LinearTimer(shape, isa, [table, default_table(DType.BF16)], 20, 2, cold_bytes=0)
+    timer = LinearTimer(
+        shape, isa, [table, default_table(DType.BF16, DType.BF16)], 20, 2, cold_bytes=0
+    )
     for rows in (1, 2, 5, 6, 20):
         assert_same_bits(timer.result(rows, 0), timer.result(rows, 1), f"{rows} rows")
     timer.close()

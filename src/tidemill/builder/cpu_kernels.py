@@ -93,7 +93,8 @@ class KernelLibrary:
         if (form.name, k) not in self._linears:
             self._linears[form.name, k] = LinearKernels(self.module, self._isa, form, k)
         kernels = self._linears[form.name, k]
-        table = self._tables.get((form.weight, form.activation, k), default_table(form.weight))
+        types = form.weight, form.activation
+        table = self._tables.get((*types, k), default_table(*types))
         return kernels.emit(symbol, table, _epilogue(op), has_bias(op))
 
     def _quantize(self, op: Op) -> Kernel:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tidemill.base import abi
 from tidemill.base.dtypes import DType
+from tidemill.builder.machine_limits import SETTLE_S
 from tidemill.codegen.compile import compile_ir
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.link import link_object
@@ -32,6 +33,7 @@ from tidemill.ops.linear.tactics import TacticTable
 from tidemill.quant.packing import pack_activations, pack_panels
 
 COLD_BYTES = 128 << 20
+MOST_COPIES = 1024
 _FLOPS_A_CALL = 4e9  # beyond it a call is long enough to be timed whatever the number of copies
 
 
@@ -91,6 +93,11 @@ class LinearTimer:
             of_candidate[:, 3] = [address_of(copy) for copy in self._weights]
         self._team = Team(code, records.reshape(-1, abi.RECORD_WORDS), num_threads)
 
+    def settle(self) -> None:
+        """Wait until another team's threads have stopped spinning, and wake our own."""
+        time.sleep(SETTLE_S)
+        self.seconds(1)
+
     def seconds(self, rows: int, candidate: int = 0) -> float:
         """Seconds of one product, from a call that makes many."""
         num_copies = len(self._weights)
@@ -117,7 +124,7 @@ def _repeat(packed: Array, cold_bytes: int) -> list[npt.NDArray[np.uint8]]:
     """Copies of a packed weight, one behind the other, at cache lines."""
     data = np.ascontiguousarray(packed).reshape(-1).view(np.uint8)
     stride = -(-len(data) // 64) * 64
-    count = max(2, cold_bytes // stride)
+    count = min(MOST_COPIES, max(2, cold_bytes // stride))
     memory = allocate(count * stride).reshape(count, stride)
     memory[:, : len(data)] = data
     return list(memory)

@@ -58,7 +58,7 @@ class _Timing:
 def shipped_tactics(graph: Graph) -> ChosenTactics:
     """Take the tables that we ship."""
     shapes = linear_shapes(graph)
-    tables = {_width(shape): default_table(shape.weight) for shape in shapes}
+    tables = {_width(shape): default_table(shape.weight, shape.activation) for shape in shapes}
     return ChosenTactics(tables, tuple(_records(shapes, tables, {})))
 
 
@@ -100,7 +100,7 @@ def _time_shape(
     shape: LinearShape, isa: Isa, limits: MachineLimits, num_threads: int
 ) -> dict[tuple[LinearShape, int, LinearTactic], _Timing]:
     """Time a shape's tactics at the most rows of each bucket, in turns."""
-    tactics = tactics_of(shape.weight)
+    tactics = tactics_of(shape.weight, shape.activation)
     timer = LinearTimer(shape, isa, [(Bucket(0, t),) for t in tactics], MOST_ROWS, num_threads)
     found = {}
     for bucket in BUCKETS:
@@ -109,7 +109,7 @@ def _time_shape(
         bounds = []
         for _ in range(NUM_ROUNDS):
             bounds.append(limit_s(shape, rows, limits))
-            timer.seconds(1)  # the limits' threads may still be spinning
+            timer.settle()
             for candidate, tactic in enumerate(tactics):
                 seconds[tactic].append(timer.seconds(rows, candidate))
         for tactic, times in seconds.items():
@@ -140,8 +140,8 @@ def _fastest(
 
     table = []
     for bucket in BUCKETS:
-        shipped = tactic_for(default_table(width[0]), bucket or MOST_ROWS)
-        best = min(tactics_of(width[0]), key=lambda tactic: total_s(bucket, tactic))
+        shipped = tactic_for(default_table(*width[:2]), bucket or MOST_ROWS)
+        best = min(tactics_of(*width[:2]), key=lambda tactic: total_s(bucket, tactic))
         is_better = total_s(bucket, best) * MARGIN < total_s(bucket, shipped)
         table.append(Bucket(bucket, best if is_better else shipped))
     return tuple(table)

@@ -32,8 +32,8 @@ from tidemill.ops.layout import (
     scale_at,
 )
 from tidemill.ops.linear.formats import Format
-from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat, emit_prepare, prepared
-from tidemill.ops.linear.tactics import LinearTactic, TacticTable, merged
+from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
+from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
 from tidemill.ops.linear.tile import Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
@@ -50,32 +50,33 @@ class LinearKernels:
     isa: Isa
     format: Format
     k: int
-    _tiles: dict[tuple[bool, int], Function] = field(default_factory=dict)
+    _functions: dict[tuple[Tiles, int], Function] = field(default_factory=dict)
 
     def emit(self, symbol: str, table: TacticTable, epilogue: Epilogue, has_bias: bool) -> Kernel:
         """Emit the kernel of one epilogue: this thread's units, by the tactic of its bucket."""
-        buckets = [(each.max_rows, self._loops(each.tactic)) for each in merged(table)]
         has_scratch = self.format.weight.is_quantized
         fields = FIELDS + (SCRATCH_FIELDS if has_scratch else ())
         kernel, frame = open_kernel(self.module, symbol, fields)
         num_rows, above = frame.count("rows"), 0
-        for max_rows, loops in buckets:
-            is_here = num_rows > above
-            with frame.f.when(is_here & (num_rows <= max_rows) if max_rows else is_here):
-                loops.emit(frame, num_rows, epilogue, has_bias)
-            above = max_rows
+        for bucket in merged(table):
+            loop, is_here = self._loop(bucket, above), num_rows > above
+            above = bucket.max_rows
+            with frame.f.when(is_here & (num_rows <= above) if above else is_here):
+                loop.emit(frame, num_rows, epilogue, has_bias)
         return kernel
 
-    def _loops(self, tactic: LinearTactic) -> UnitLoop:
-        """The tiles that a tactic needs, emitted once each."""
+    def _loop(self, bucket: Bucket, above: int) -> UnitLoop:
+        """The loop of a bucket's tactic, with the tiles that it needs emitted once each."""
+        tactic = bucket.tactic
         wide = prepared(self.format) if tactic.is_prepared else None
-        tiles = Tiles(self.module, wide or self.format, self.k)
-        heights = range(1, min(tactic.tile_rows, tiles.format.tile_rows) + 1)
+        tiles = Tiles(self.module, wide or self.format, self.k, tactic.prefetch)
+        most = min(tactic.tile_rows, tiles.format.tile_rows)
+        heights = tile_heights(most, above, bucket.max_rows)
         for rows in heights:
-            if (tiles.is_prepared, rows) not in self._tiles:
-                self._tiles[tiles.is_prepared, rows] = tiles.emit(rows)
-        functions = {rows: self._tiles[tiles.is_prepared, rows] for rows in heights}
-        return UnitLoop(self.isa, tiles, functions)
+            if (tiles, rows) not in self._functions:
+                self._functions[tiles, rows] = tiles.emit(rows)
+        functions = {rows: self._functions[tiles, rows] for rows in heights}
+        return UnitLoop(self.isa, tiles, most, functions)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class UnitLoop:
 
     isa: Isa
     tiles: Tiles
+    tile_rows: int
     functions: dict[int, Function]
 
     @property
@@ -95,9 +97,9 @@ class UnitLoop:
         return panel_bytes(self.tiles.k, self.format.weight)
 
     def emit(self, frame: Frame, num_rows: Value, epilogue: Epilogue, has_bias: bool) -> None:
-        f, most = frame.f, max(self.functions)
-        sums = f.stack(F32, most * PANEL)
-        num_tiles = (num_rows + (most - 1)) // most
+        f, tile_rows = frame.f, self.tile_rows
+        sums = f.stack(F32, max(self.functions) * PANEL)
+        num_tiles = (num_rows + (tile_rows - 1)) // tile_rows
         rows_a_tile = (num_rows + num_tiles - 1) // num_tiles
         first, last = frame.share(frame.integer("panels") * num_tiles)
         with f.loop(first, last) as unit:
@@ -108,10 +110,10 @@ class UnitLoop:
             w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
             x = frame.pointer("x", F32).bytes(start * self.tiles.x_row_bytes)
             words = self._words(frame, w, tile.eq(0) | unit.eq(first))
-            ahead, ahead_step = self._ahead(w, tile, num_tiles)
+            next_share, next_step = self._next(w, tile, num_tiles)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
-                    f.call(function, x, w, words, sums, ahead, ahead_step)
+                    f.call(function, x, w, words, sums, next_share, next_step)
             bias = _bias(frame, panel) if has_bias else None
             with f.loop(0, rows) as m:
                 x_row = x.bytes(m * self.tiles.x_row_bytes)
@@ -142,13 +144,11 @@ class UnitLoop:
                 emit_prepare(f, form, words, to.bytes(g * prepared_bytes), num_words)
         return to
 
-    def _ahead(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
-        """Where a tile prefetches from: its own stream where it is alone, else the next panel."""
-        f, is_alone = w.f, num_tiles.eq(1)
-        next_share = tile * (f.constant(self.panel_bytes, I64) // num_tiles) + self.panel_bytes
-        offset = f.select(is_alone, f.constant(PREFETCH_BYTES, I64), next_share)
-        step = f.constant(self.tiles.packed_step_bytes, I64) // num_tiles
-        return w.bytes(offset), step
+    def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
+        """A tile's share of the next panel, to prefetch: where it begins, bytes for each step."""
+        share = w.f.constant(self.panel_bytes, I64) // num_tiles
+        step = w.f.constant(self.tiles.packed_step_bytes, I64) // num_tiles
+        return w.bytes(tile * share + self.panel_bytes), step
 
     def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:
         """Vector j of one row's products, from its raw sums."""

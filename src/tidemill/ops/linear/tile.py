@@ -27,7 +27,8 @@ from tidemill.ops.layout import (
     panel_header_bytes,
 )
 from tidemill.ops.linear.formats import Format, GroupedFormat
-from tidemill.ops.linear.prepared import PreparedFormat
+from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
+from tidemill.ops.linear.tactics import Prefetch
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Tiles:
     module: Module
     format: Format
     k: int
+    prefetch: Prefetch
 
     @property
     def is_prepared(self) -> bool:
@@ -70,12 +72,12 @@ class Tiles:
     def emit(self, rows: int) -> Function:
         """sums[rows][32] = the products of `rows` rows of x with one panel.
 
-        `words` are the panel's own, behind its header, or prepared ones; `ahead` is what to
-        prefetch first, and `ahead_step` how many bytes further each step prefetches.
+        `words` are the panel's own, behind its header, or prepared ones. With `Prefetch.NEXT`,
+        `next_share` is what to prefetch first, `next_step` how much further each step does so.
         """
         f = self.module.function(
-            f"tile_{self.format.name}_k{self.k}_m{rows}",
-            x=PTR, panel=PTR, words=PTR, sums=PTR, ahead=PTR, ahead_step=I64,
+            f"tile_{self.format.name}_k{self.k}_{self.prefetch.value}_m{rows}",
+            x=PTR, panel=PTR, words=PTR, sums=PTR, next_share=PTR, next_step=I64,
         )  # fmt: skip
         _Tile(self, f, rows).emit()
         return f
@@ -87,9 +89,9 @@ class _Tile:
     def __init__(self, tiles: Tiles, f: Function, rows: int) -> None:
         self.tiles, self.form, self.f, self.rows = tiles, tiles.format, f, rows
         pointers = (arg.as_pointer(F32) for arg in f.args[:5])
-        self.x, self.panel, self.words, self.sums, ahead = pointers
-        self.ahead, self.ahead_step = f.registers(I64), f.args[5]
-        self.ahead[0] = ahead.to_address()
+        self.x, self.panel, self.words, self.sums, next_share = pointers
+        self.next, self.next_step = f.registers(I64), f.args[5]
+        self.next[0] = next_share.to_address()
         self.acc = f.registers(self.form.sum_type)
         self.outputs = [(m, j) for m in range(rows) for j in range(2)]
 
@@ -135,7 +137,7 @@ class _Tile:
             for u in range(K_UNROLL):
                 at = first.bytes((s + u) * tiles.step_bytes)
                 words = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
-                self._prefetch()
+                self._prefetch(at)
                 for part in range(form.num_parts):
                     vectors = [form.part_of_w(word, part) for word in words]
                     self._emit_part(x.bytes((s + u) * form.x_step_bytes), vectors, part)
@@ -150,8 +152,16 @@ class _Tile:
             for j in range(2):
                 acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
 
-    def _prefetch(self) -> None:
-        at = self.ahead[0].as_pointer(F32)
+    def _prefetch(self, at: Pointer) -> None:
+        """Ask for as many bytes of packed weights as a step stands for, into the second cache."""
+        prefetch = self.tiles.prefetch
+        if prefetch is Prefetch.NONE:
+            # Without a mark, LLVM moves loads across steps until sums no longer fit registers.
+            self.f.line('call void asm sideeffect "", "~{memory}"()')
+            return
+        is_next = prefetch is Prefetch.NEXT
+        ahead, offset = (self.next[0].as_pointer(F32), 0) if is_next else (at, PREFETCH_BYTES)
         for line in range(max(1, self.tiles.packed_step_bytes // CACHE_LINE_BYTES)):
-            at.prefetch(line * CACHE_LINE_BYTES)
-        self.ahead[0] = self.ahead[0] + self.ahead_step
+            ahead.prefetch(offset + line * CACHE_LINE_BYTES, cache_level=2)
+        if is_next:
+            self.next[0] = self.next[0] + self.next_step
