@@ -134,9 +134,8 @@ class Loop:
             updates = self._scheduler.commit(StepResult(()))
             self._log.note_ends(updates)
             return updates
-        queue_latency_ms = self._queue_latency_ms()
+        queue_latency_ms = self._queue_latency_ms() if self._scheduler.active.admitted else 0.0
         result = self._executor.execute(plan)
-        self._scheduler.latest.observe(result.observations)
         updates = self._scheduler.commit(result)
         latency_ms = (time.perf_counter() - start) * 1e3
         self._log.note(self._scheduler, updates, latency_ms, queue_latency_ms)
@@ -195,8 +194,6 @@ class Loop:
 
     def _queue_latency_ms(self) -> float:
         """How long the requests that join in this step have waited in total."""
-        admitted = self._scheduler.active.admitted
-        if not admitted:
-            return 0.0
         now = self._clock()
+        admitted = self._scheduler.active.admitted
         return sum(now - state.metrics.arrival_time for state in admitted) * 1e3

@@ -2,7 +2,8 @@
 
 In come the active requests; out comes a `MicroBatch`, the `StepPlan` with the states behind its
 entries. Generation goes first, one token each and guesses where there is room for them; context
-takes what is left of max_num_tokens, as `context_chunks` shares it. Every step starts from scratch.
+takes what is left of max_num_tokens, as `context_chunks` shares it. A step is filled from scratch
+when something happened; a batch that only generates goes on as it is until then.
 
 Source: TensorRT-LLM's micro-batch scheduler.
 """
@@ -25,7 +26,8 @@ Drafter = Callable[[RequestState, int], Sequence[int]]
 class MicroBatch:
     """A step in the making, then the step: entries in execution order and whose they are.
 
-    Units: `num_*` count requests and tokens.
+    It can go on for `num_more` steps as it is, unless a request arrives or ends. Units: other
+    `num_*` count requests and tokens.
     """
 
     __slots__ = (
@@ -36,7 +38,9 @@ class MicroBatch:
         "_limits",
         "_pool",
         "num_context_tokens",
+        "has_gone_on",
         "num_generation_requests",
+        "num_more",
         "states",
     )
 
@@ -49,6 +53,8 @@ class MicroBatch:
         self.states: list[RequestState] = []
         self.num_generation_requests = 0
         self.num_context_tokens = 0
+        self.num_more = 0
+        self.has_gone_on = False
 
     @property
     def num_context_requests(self) -> int:
@@ -66,6 +72,25 @@ class MicroBatch:
         if not self._entries:
             return StepPlan(())
         return StepPlan(tuple(self._entries), self._pool.take_copies())
+
+    def go_on(self) -> StepPlan:
+        """Make the step after the one that was committed: each request one token further."""
+        self.num_more -= 1
+        self.has_gone_on = True
+        entries = tuple(
+            PlanEntry(
+                state.request.request_id,
+                (state.tokens[-1],),
+                state.num_computed,
+                state.table.blocks,
+                True,
+                state.request.sampling,
+                0,
+                state.history,
+            )
+            for state in self.states
+        )
+        return StepPlan(entries, (), True)
 
     def observe(self, observations: Mapping[int, Observation]) -> None:
         """Hand what requests asked to see to their states, before the step is committed."""
@@ -87,6 +112,11 @@ class MicroBatch:
             else:
                 self._add(state, (state.tokens[-1],), True)
         self.num_generation_requests += len(generation)
+        active = self._active
+        if generation and not (drafter or active.context or active.admitted or active.paused):
+            # Whoever waits goes on waiting until a block is full: it can be found then.
+            unit = self._pool.tokens_per_block
+            self.num_more = min(-(state.num_computed + 1) % unit for state in generation)
 
     def add_context(self) -> None:
         """Let contexts advance as far as the step has room."""

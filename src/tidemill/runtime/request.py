@@ -29,7 +29,11 @@ class FinishReason(Enum):
     CANCELLED = 5
 
 
-@dataclass(frozen=True)
+# Those of every step, by names that are found at once.
+NOT_FINISHED, END_ID = FinishReason.NOT_FINISHED, FinishReason.END_ID
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen.
 
@@ -51,7 +55,7 @@ class SamplingParams:
         return self.top_k == 1 or self.temperature == 0.0 or self.top_p <= 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """What one caller asked for.
 

@@ -18,7 +18,7 @@ from tidemill.runtime.events import EventKind, RequestEvent
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.micro_batch import Drafter, MicroBatch
 from tidemill.runtime.register import Register
-from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+from tidemill.runtime.request import NOT_FINISHED, FinishReason, Request, TokenUpdate
 from tidemill.runtime.request_state import NO_TABLE, RequestState
 from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
@@ -46,6 +46,11 @@ class Scheduler:
         self._plan: StepPlan | None = None
         self._is_cancelling = False
         self.latest = MicroBatch(limits, self._active, config)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the latest step left every count but those of tokens and steps as it was."""
+        return self._register.is_quiet and self.latest.has_gone_on
 
     @property
     def iteration(self) -> int:
@@ -91,6 +96,10 @@ class Scheduler:
         """Make the next step; empty when no request can advance."""
         assert self._plan is None, "the previous step was not committed"
         self._register.end_overdue()
+        if self._register.is_quiet and self.latest.num_more:
+            plan = self._plan = self.latest.go_on()
+            return plan
+        self._register.is_quiet = True
         self._decide_active()
         batch = self.latest = MicroBatch(self._limits, self._active, self._config)
         batch.add_generation(self._drafter)
@@ -104,12 +113,15 @@ class Scheduler:
         """Take in the result of the latest plan; tell each request's new tokens and end."""
         updates: list[TokenUpdate] = []
         if self._plan is not None:
+            if result.observations:
+                self.latest.observe(result.observations)
             updates = self._take_in(self._plan, result)
             self._plan = None
             self._register.iteration += 1
-            self._end_cancelled()
+            if self._is_cancelling:
+                self._end_cancelled()
             self._register.end_overdue()
-        return updates + self._register.take_untold()
+        return self._register.tell_with(updates)
 
     def events_since(self, number: int) -> list[RequestEvent]:
         """Tell what happened to requests after an event, as far as it is kept."""
@@ -144,8 +156,8 @@ class Scheduler:
         started: list[RequestState] = []
         num_generation, unit = self.latest.num_generation_requests, self._limits.tokens_per_block
         for index, (state, entry) in enumerate(zip(self.latest.states, plan.entries, strict=True)):
-            drawn = result.sampled_tokens[position : position + entry.num_draws]
-            position += entry.num_draws
+            end = position + entry.num_draws
+            drawn, position = result.sampled_tokens[position:end], end
             num_before = state.num_computed
             update = advance(state, entry, drawn, now)
             if num_before // unit != state.num_computed // unit:
@@ -153,7 +165,7 @@ class Scheduler:
             if state.is_cancelled or update is None:
                 continue
             updates.append(update)
-            if update.finish_reason is not FinishReason.NOT_FINISHED:
+            if update.finish_reason is not NOT_FINISHED:
                 ended.append((state, update.finish_reason))
             elif index >= num_generation:
                 started.append(state)
@@ -168,8 +180,7 @@ class Scheduler:
 
     def _end_cancelled(self) -> None:
         """End those cancelled while the step was in flight, in the plan or not."""
-        if self._is_cancelling:
-            self._is_cancelling = False
-            for state in self._active.context + self._active.generation:
-                if state.is_cancelled:
-                    self._register.end(state, FinishReason.CANCELLED)
+        self._is_cancelling = False
+        for state in self._active.context + self._active.generation:
+            if state.is_cancelled:
+                self._register.end(state, FinishReason.CANCELLED)

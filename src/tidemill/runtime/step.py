@@ -48,11 +48,14 @@ class StepPlan(NamedTuple):
     """Entries in execution order: generation first, then context chunks.
 
     Before anything is written, cache blocks are copied: `copies` holds (source, destination), to
-    be done in order.
+    be done in order. Where `goes_on`, each entry follows the one of the plan before: same request,
+    same blocks, the token that was drawn for it, one position further. It tells an executor what
+    it need not look at again, and nothing else.
     """
 
     entries: tuple[PlanEntry, ...]
     copies: tuple[tuple[int, int], ...] = ()
+    goes_on: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -25,7 +25,6 @@ from tidemill.runtime.executor.cache_size import choose_cache_tokens
 from tidemill.runtime.executor.observed_step import ObservedStep
 from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.executor.weights_memory import place_weights
-from tidemill.runtime.observation import Observation
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 Array = npt.NDArray[Any]
@@ -77,12 +76,11 @@ class NativeExecutor:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         num_rows = self._prepare(plan)
-        observations: dict[int, Observation] = {}
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-        else:
-            self.team.step()
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()), observations)
+            return StepResult(tuple(self._next_tokens[:num_rows].tolist()), observations)
+        self.team.step()
+        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
