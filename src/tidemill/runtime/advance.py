@@ -19,16 +19,18 @@ def advance(
     A guess stays if it is what was drawn in its place; what follows a wrong one is forgotten, and
     its positions are computed again. So guesses change when tokens come, never which.
     """
-    state.num_computed += len(entry.tokens) - entry.num_drafts
     if not drawn:
+        state.num_computed += len(entry.tokens)
         return None
+    num_drafts = len(drawn) - 1
+    state.num_computed += len(entry.tokens) - num_drafts
     if state.observations and state.has_failed:
         return state.tell(FinishReason.CANCELLED)
     metrics = state.metrics
     metrics.last_token_time = now
     if metrics.first_token_time is None:
         metrics.first_token_time = now
-    if entry.num_drafts:
+    if num_drafts:
         return _advance_by_guesses(state, entry, drawn)
     reason = state.accept(drawn[0])
     return state.tell(reason, () if reason is END_ID else drawn)
@@ -38,12 +40,12 @@ def _advance_by_guesses(
     state: RequestState, entry: PlanEntry, drawn: tuple[int, ...]
 ) -> TokenUpdate:
     reason, num_kept = NOT_FINISHED, 0
-    num_known = len(state.tokens)
+    num_known, num_drafts = len(state.tokens), len(drawn) - 1
     for index, token in enumerate(drawn):
         reason = state.accept(token)
-        if reason is not NOT_FINISHED or index == entry.num_drafts:
+        if reason is not NOT_FINISHED or index == num_drafts:
             break
-        if token != entry.tokens[index - entry.num_drafts]:
+        if token != entry.tokens[index - num_drafts]:
             break
         num_kept += 1
     state.num_computed += num_kept

@@ -10,7 +10,7 @@ Source: TensorRT-LLM's micro-batch scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.config import RuntimeConfig
@@ -37,8 +37,8 @@ class MicroBatch:
         "_entries",
         "_limits",
         "_pool",
-        "num_context_tokens",
         "has_gone_on",
+        "num_context_tokens",
         "num_generation_requests",
         "num_more",
         "states",
@@ -65,7 +65,7 @@ class MicroBatch:
         """Contexts that draw their first token."""
         if len(self._entries) == self.num_generation_requests:
             return 0
-        return sum(entry.samples for entry in self._entries[self.num_generation_requests :])
+        return sum(entry.num_draws for entry in self._entries[self.num_generation_requests :])
 
     def plan(self) -> StepPlan:
         """Freeze what was added, with the block copies that it relies on."""
@@ -77,24 +77,25 @@ class MicroBatch:
         """Make the step after the one that was committed: each request one token further."""
         self.num_more -= 1
         self.has_gone_on = True
-        entries = tuple(
-            PlanEntry(
-                state.request.request_id,
-                (state.tokens[-1],),
-                state.num_computed,
-                state.table.blocks,
-                True,
-                state.request.sampling,
-                0,
-                state.history,
+        entries: list[PlanEntry] = []
+        for state in self.states:
+            request = state.request
+            entries.append(
+                PlanEntry(
+                    request.request_id,
+                    (state.tokens[-1],),
+                    state.num_computed,
+                    state.table.blocks,
+                    1,
+                    request.sampling,
+                    state.history,
+                )
             )
-            for state in self.states
-        )
-        return StepPlan(entries, (), True)
+        return StepPlan((*entries,), (), True)
 
-    def observe(self, observations: Mapping[int, Observation]) -> None:
+    def observe(self, observations: Sequence[tuple[int, Observation]]) -> None:
         """Hand what requests asked to see to their states, before the step is committed."""
-        for index, observation in observations.items():
+        for index, observation in observations:
             self.states[index].observe(observation)
 
     def add_generation(self, drafter: Drafter | None) -> None:
@@ -108,9 +109,9 @@ class MicroBatch:
                 drafts = self._drafts(drafter, state, num_spare)
                 num_spare -= len(drafts)
                 self._budget -= len(drafts)
-                self._add(state, (state.tokens[-1], *drafts), True, len(drafts))
+                self._add(state, (state.tokens[-1], *drafts), 1 + len(drafts))
             else:
-                self._add(state, (state.tokens[-1],), True)
+                self._add(state, (state.tokens[-1],), 1)
         self.num_generation_requests += len(generation)
         active = self._active
         if generation and not (drafter or active.context or active.admitted or active.paused):
@@ -129,7 +130,7 @@ class MicroBatch:
             if count:
                 start = state.num_computed
                 tokens = state.tokens[start : start + count]
-                self._add(state, tokens, count == state.num_left)
+                self._add(state, tokens, int(count == state.num_left))
                 self._budget -= count
                 self.num_context_tokens += count
         assert self._budget >= 0
@@ -145,9 +146,7 @@ class MicroBatch:
         state.metrics.num_draft_tokens += len(drafts)
         return drafts
 
-    def _add(
-        self, state: RequestState, tokens: Sequence[int], samples: bool, num_drafts: int = 0
-    ) -> None:
+    def _add(self, state: RequestState, tokens: Sequence[int], num_draws: int) -> None:
         start, table, request = state.num_computed, state.table, state.request
         end = start + len(tokens)
         if end > len(table.blocks) * self._pool.tokens_per_block:
@@ -158,9 +157,8 @@ class MicroBatch:
                 tokens,
                 start,
                 table.blocks,
-                samples,
+                num_draws,
                 request.sampling,
-                num_drafts,
                 state.history,
             )
         )

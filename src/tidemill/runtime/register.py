@@ -22,7 +22,8 @@ from tidemill.runtime.step import EngineLimits
 class Register:
     """Requests by id, and where they are. `iteration` counts committed steps.
 
-    `is_quiet` until a request arrives or ends; whoever plans a step sets it again.
+    `is_quiet` until a request arrives, ends or is told to have ended; whoever plans a step sets it
+    again.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Register:
 
     def end_overdue(self) -> None:
         """End requests whose time is over."""
-        if self._deadlines:
+        if self._deadlines.heap:
             for state in self._deadlines.pop_due(self.clock(), self.id_to_state):
                 self.end(state, FinishReason.TIMED_OUT)
 
@@ -88,7 +89,7 @@ class Register:
         """Add the last updates that were not told yet to those of a step."""
         if self._untold:
             updates = updates + self._untold
-            self._untold = []
+            self._untold, self.is_quiet = [], False
         return updates
 
     def note(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
+from tidemill.base.record import record
 from tidemill.runtime.choice_hooks import LogitsProcessor, TokenGuide
 from tidemill.runtime.kvcache.retention import KvCacheRetention
 from tidemill.runtime.logits_rules import LogitsRules
@@ -96,7 +96,8 @@ class Request:
         return self.wishes is not None and self.wishes.is_of_prompt
 
 
-class TokenUpdate(NamedTuple):
+@record
+class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
     `metrics` is the request's live record, complete in its last update. `observations` holds what

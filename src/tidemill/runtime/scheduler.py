@@ -47,7 +47,6 @@ class Scheduler:
         self._is_cancelling = False
         self.latest = MicroBatch(limits, self._active, config)
 
-    @property
     def is_steady(self) -> bool:
         """Whether the latest step left every count but those of tokens and steps as it was."""
         return self._register.is_quiet and self.latest.has_gone_on
@@ -150,12 +149,14 @@ class Scheduler:
         register.note(EventKind.ADMITTED, active.admitted, now)
 
     def _take_in(self, plan: StepPlan, result: StepResult) -> list[TokenUpdate]:
-        now, position = self._register.clock(), 0
+        now, index, position = self._register.clock(), 0, 0
         updates: list[TokenUpdate] = []
         ended: list[tuple[RequestState, FinishReason]] = []
         started: list[RequestState] = []
         num_generation, unit = self.latest.num_generation_requests, self._limits.tokens_per_block
-        for index, (state, entry) in enumerate(zip(self.latest.states, plan.entries, strict=True)):
+        for state in self.latest.states:
+            entry = plan.entries[index]
+            index += 1
             end = position + entry.num_draws
             drawn, position = result.sampled_tokens[position:end], end
             num_before = state.num_computed
@@ -167,7 +168,7 @@ class Scheduler:
             updates.append(update)
             if update.finish_reason is not NOT_FINISHED:
                 ended.append((state, update.finish_reason))
-            elif index >= num_generation:
+            elif index > num_generation:
                 started.append(state)
         assert position == len(result.sampled_tokens), "more tokens were drawn than asked for"
         if started:

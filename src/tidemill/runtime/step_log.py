@@ -47,7 +47,7 @@ class StepLog:
     ) -> None:
         """Take in a committed step."""
         self.latency_ms = latency_ms
-        if scheduler.is_steady:
+        if scheduler.is_steady():
             self.total_output_tokens += len(updates)
         else:
             self._counts = self._count(scheduler, updates)
@@ -64,15 +64,18 @@ class StepLog:
         limits, pool = self._limits, self._pool
         return [
             IterationStats(
-                *step,
+                moment,
+                number,
+                latency_ms,
+                queue_latency_ms,
                 *counts[:4],
                 limits.max_batch_size,
                 limits.max_num_tokens,
                 KvCacheStats(pool.num_blocks, counts[4], pool.tokens_per_block, *counts[5:9]),
                 BatchStats(*counts[9:]),
             )
-            for *step, counts in self._steps
-            if step[1] > iteration
+            for moment, number, latency_ms, queue_latency_ms, counts in self._steps
+            if number > iteration
         ]
 
     def _count(self, scheduler: Scheduler, updates: Sequence[TokenUpdate]) -> _Counts:

@@ -78,9 +78,9 @@ class NativeExecutor:
         num_rows = self._prepare(plan)
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-            return StepResult(tuple(self._next_tokens[:num_rows].tolist()), observations)
+            return StepResult(self._drawn(num_rows), observations)
         self.team.step()
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+        return StepResult(self._drawn(num_rows))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
@@ -90,7 +90,7 @@ class NativeExecutor:
             self.team.step()
             observe(op)
         self.team.select(0, len(self.manifest.plan))
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+        return StepResult(self._drawn(num_rows))
 
     def buffer(self, name: str) -> Array:
         """View a buffer of the arena in storage type, padding included: (rows, row elements)."""
@@ -102,6 +102,9 @@ class NativeExecutor:
         """End the team and release the engine."""
         self.team.close()
         self.engine.close()
+
+    def _drawn(self, num_rows: int) -> tuple[int, ...]:
+        return (*self._next_tokens[:num_rows].tolist(),)
 
     def _prepare(self, plan: StepPlan) -> int:
         """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
