@@ -52,7 +52,7 @@ class StepLog:
         else:
             self._counts = self._count(scheduler, updates)
         self._steps.append(
-            (time.time(), scheduler.iteration, latency_ms, queue_latency_ms, self._counts)
+            (time.time(), scheduler.register.iteration, latency_ms, queue_latency_ms, self._counts)
         )
 
     def note_ends(self, updates: Sequence[TokenUpdate]) -> None:
@@ -81,13 +81,13 @@ class StepLog:
     def _count(self, scheduler: Scheduler, updates: Sequence[TokenUpdate]) -> _Counts:
         batch, counters, pool = scheduler.latest, self._pool.counters, self._pool
         self.total_prompt_tokens += batch.num_context_tokens
-        num_paused = len(scheduler.active.paused)
+        num_paused = len(scheduler.register.active.paused)
         self.total_paused += num_paused
         num_new_tokens, num_completed = self._note_updates(updates)
         return (
-            len(scheduler.active.admitted),
-            scheduler.num_active,
-            scheduler.num_queued,
+            len(scheduler.register.active.admitted),
+            len(scheduler.register.active),
+            len(scheduler.register.queue),
             num_completed,
             pool.num_free,
             counters.alloc_total,
