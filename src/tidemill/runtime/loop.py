@@ -135,9 +135,8 @@ class Loop:
             updates = self._scheduler.commit(StepResult(()))
             self._log.note_ends(updates)
             return updates
-        queue_latency_ms = (
-            self._queue_latency_ms() if self._scheduler.register.active.admitted else 0.0
-        )
+        admitted = self._scheduler.register.active.admitted
+        queue_latency_ms = self._queue_latency_ms(admitted) if admitted else 0.0
         result = self._executor.execute(plan)
         updates = self._scheduler.commit(result)
         latency_ms = (time.perf_counter() - start) * 1e3
