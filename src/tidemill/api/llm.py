@@ -43,6 +43,7 @@ from tidemill.api.prompts import (
 from tidemill.api.retarget import ensure_native_code
 from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
 from tidemill.api.shared_session import SharedSession
+from tidemill.host.config import SessionConfig
 from tidemill.host.session import Session
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
@@ -74,6 +75,17 @@ class LLM:
         engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
         ensure_native_code(engine_dir)
         self._own(Session.open(engine_dir, chosen.session, chosen.tokenizer))
+
+    @classmethod
+    def from_engine(
+        cls, engine_dir: Path, config: SessionConfig, tokenizer_dir: Path | None = None
+    ) -> LLM:
+        """Load an engine directory, recompiled if need be, to be run as `config` says.
+
+        Raises: EngineFormatError, EngineTargetError, CheckpointError.
+        """
+        ensure_native_code(engine_dir)
+        return cls.from_session(Session.open(engine_dir, config, tokenizer_dir))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:

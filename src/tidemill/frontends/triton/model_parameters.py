@@ -15,7 +15,7 @@ from typing import Any
 
 from tidemill.base.errors import ConfigError
 from tidemill.host.config import SessionConfig
-from tidemill.host.runtime_settings import read_fraction, read_runtime_config
+from tidemill.host.runtime_settings import read_session_settings
 
 ENGINE_FILE = "rank0.engine"
 ENGINE_PARAMETERS = ("gpt_model_path", "engine_dir")
@@ -69,18 +69,6 @@ class ModelParameters:
         if text in ("true", "yes", "1", "t"):
             return True
         return False if text in ("false", "no", "0", "f") else default
-
-    def whole_number(self, name: str) -> int | None:
-        """Return a number.
-
-        Raises: ConfigError naming a value that is not a whole number.
-        """
-        text = self.get(name)
-        if text is None:
-            return None
-        if not text.isdecimal():
-            raise self._fault(name, "a whole number", "remove it to have the default")
-        return int(text)
 
     def choice(self, name: str, choices: tuple[str, ...], what: str = "") -> str | None:
         """Return one of several words, in lower case.
@@ -148,10 +136,4 @@ def read_session_config(parameters: ModelParameters) -> SessionConfig:
     """
     parameters.choice("gpt_model_type", BATCHING_TYPES, WRONG_TYPE)
     parameters.choice("decoding_mode", DECODING_MODES)
-    filled = parameters.filled()
-    return SessionConfig(
-        kv_cache_tokens=parameters.whole_number("max_tokens_in_paged_kv_cache"),
-        num_threads=parameters.whole_number("num_threads"),
-        kv_cache_fraction=read_fraction(filled, "kv_cache_free_gpu_mem_fraction"),
-        runtime=read_runtime_config(filled),
-    )
+    return read_session_settings(parameters.filled())
