@@ -142,7 +142,7 @@ def read_session_config(parameters: ModelParameters) -> SessionConfig:
     """Return how the engine is run, from the parameters of config.pbtxt.
 
     Names are TensorRT-LLM's where it has them; those of the runtime's policies are listed in
-    `host.runtime_settings`. `num_threads` is ours.
+    `host.runtime_settings`. `num_threads` and `pin_threads` are ours.
 
     Raises: ConfigError naming a value that cannot be accepted.
     """
@@ -152,6 +152,7 @@ def read_session_config(parameters: ModelParameters) -> SessionConfig:
     return SessionConfig(
         kv_cache_tokens=parameters.whole_number("max_tokens_in_paged_kv_cache"),
         num_threads=parameters.whole_number("num_threads"),
+        pin_threads=parameters.is_on("pin_threads"),
         kv_cache_fraction=read_fraction(filled, "kv_cache_free_gpu_mem_fraction"),
         runtime=read_runtime_config(filled),
     )
