@@ -5,7 +5,7 @@ The sample model stands for the engine; what a repository says of it is upstream
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -20,6 +20,7 @@ from tidemill.frontends.triton.server import TritonServer
 
 ADMIN = {"admin-key": ADMIN_KEY}
 PROMPT = "The tide turns"
+AWAY = ("is not at ready state", "has no available versions")
 
 
 @pytest.fixture
@@ -68,26 +69,38 @@ def test_users_own_ensemble_around_a_model_of_ours(server: TritonServer) -> None
     assert answer == ask(server, "plain").upper()
 
 
-def test_models_come_and_go_under_load_without_harm_to_others(server: TritonServer) -> None:
+def test_models_and_versions_come_and_go_while_they_and_others_are_asked(
+    server: TritonServer,
+) -> None:
     expected, is_over = ask(server, "ensemble"), Event()
+    body = {"text_input": PROMPT, "max_tokens": 12}
 
-    def load() -> int:
-        for count in itertools.count():
-            if is_over.is_set():
-                return count
-            assert ask(server, "ensemble") == expected
-        raise AssertionError
+    def load(path: str) -> Counter[str]:
+        """Ask until it is over: what is away says so, and whatever answers is right."""
+        counts = Counter[str]()
+        while not is_over.is_set():
+            url = f"{server.endpoints.http_url}/v2/models/{path}/generate"
+            status, answer = call(url, body)
+            if status == 200:
+                assert answer["text_output"] == expected
+            else:
+                assert path != "ensemble" and answer["error"].endswith(AWAY), answer
+                is_over.wait(0.02)
+            counts["right" if status == 200 else "away"] += 1
+        return counts
 
+    paths = ("ensemble", "plain", "versions/versions/1", "versions/versions/3")
     with (
         http_client.InferenceServerClient(server.endpoints.http_address) as client,
-        ThreadPoolExecutor(2) as pool,
+        ThreadPoolExecutor(len(paths)) as pool,
     ):
-        loads = [pool.submit(load) for _ in range(2)]
+        loads = {path: pool.submit(load, path) for path in paths}
         try:
-            for _ in range(2):
-                client.unload_model("versions", headers=ADMIN)
-                client.load_model("versions", headers=ADMIN)
-                assert ask(server, "versions") == expected
+            for model in ("versions", "plain", "versions"):
+                client.unload_model(model, headers=ADMIN)
+                client.load_model(model, headers=ADMIN)
+                assert ask(server, model) == expected
         finally:
             is_over.set()
-        assert all(each.result(timeout=30) > 0 for each in loads)
+        counts = {path: each.result(timeout=30) for path, each in loads.items()}
+    assert all(each["right"] for each in counts.values()), counts

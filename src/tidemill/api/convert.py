@@ -97,9 +97,12 @@ def _write(
     progress: Progress | None,
 ) -> WrittenCheckpoint:
     from tidemill.api.convert_weight_only import weight_only_tensors
+    from tidemill.checkpoint.numbers_only import numbers_only
     from tidemill.checkpoint.weight_only import is_weight_only
     from tidemill.checkpoint.writer import CheckpointWriter, TensorToWrite, WrittenCheckpoint
 
+    loaders = {name: numbers_only(name, load) for name, load in model.loaders.items()}
+    model = replace(model, loaders=loaders)
     tensors = [
         TensorToWrite(name, row, partial(model.loaders[name], config.weight_dtype))
         for name, row in model.rows.items()

@@ -139,6 +139,7 @@ class Loop:
         self._scheduler.latest.observe(result.observations)
         updates = self._scheduler.commit(result)
         latency_ms = (time.perf_counter() - start) * 1e3
+        self._scheduler.pace.note(self._scheduler.latest, latency_ms)
         self._log.note(self._scheduler, updates, latency_ms, queue_latency_ms)
         return updates
 

@@ -88,14 +88,14 @@ class MicroBatch:
                 self._add(state, (state.tokens[-1],), True)
         self.num_generation_requests += len(generation)
 
-    def add_context(self) -> None:
-        """Let contexts advance as far as the step has room."""
+    def add_context(self, max_tokens: int | None = None) -> None:
+        """Let contexts advance as far as the step has room, by `max_tokens` in all at most."""
         context = self._active.context
         if not context:
             return
-        for state, count in zip(
-            context, share_budget(context, self._budget, self._limits, self._config), strict=True
-        ):
+        budget = self._budget if max_tokens is None else min(self._budget, max_tokens)
+        counts = share_budget(context, budget, self._limits, self._config)
+        for state, count in zip(context, counts, strict=True):
             if count:
                 start = state.num_computed
                 tokens = state.tokens[start : start + count]

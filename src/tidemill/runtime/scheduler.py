@@ -22,6 +22,7 @@ from tidemill.runtime.request import FinishReason, Request, TokenUpdate
 from tidemill.runtime.request_state import NO_TABLE, RequestState
 from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
+from tidemill.runtime.step_pace import StepPace
 
 
 class Scheduler:
@@ -45,6 +46,7 @@ class Scheduler:
         self._apply_policy = POLICIES[config.policy]
         self._plan: StepPlan | None = None
         self._is_cancelling = False
+        self.pace = StepPace(config, limits.tokens_per_block)
         self.latest = MicroBatch(limits, self._active, config)
 
     @property
@@ -94,7 +96,7 @@ class Scheduler:
         self._decide_active()
         batch = self.latest = MicroBatch(self._limits, self._active, self._config)
         batch.add_generation(self._drafter)
-        batch.add_context()
+        batch.add_context(self.pace.max_context_tokens(batch.num_generation_requests))
         plan = batch.plan()
         if plan.entries:
             self._plan = plan

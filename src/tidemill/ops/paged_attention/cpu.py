@@ -6,7 +6,8 @@ Formula: online softmax base 2 over chunks 0, 1, ... : m' = max(m, max s), o = o
 2^(s - m') v. Work items are (tile, key-value head), dealt to threads in turn.
 Promise: batch-invariant and deterministic. Chunks always start at multiples of 64 of the sequence,
 a row's operations depend on its position alone, and positions beyond a row's own contribute exact
-zeros, so decode, prefill and any chunking give the same bits.
+zeros, so decode, prefill and any chunking give the same bits. With a window, a tile starts at the
+chunk of the first position that any of its rows sees; chunks before it would change nothing.
 f32 accumulation; probabilities are rounded to the activation type. Cost is 4*H FLOPs for each
 (query head, position) and the cache read once for a tile.
 """
@@ -41,11 +42,12 @@ def tile_tokens(group: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """Shapes of one model's heads."""
+    """Shapes of one model's heads; a row sees its last `window` positions, 0 means all."""
 
     isa: Isa
     num_heads: int
     cache: CacheLayout
+    window: int = 0
 
     @property
     def math(self) -> PairMath:
@@ -60,9 +62,26 @@ class AttentionKernel:
         return self.num_heads // self.cache.num_kv_heads
 
     @property
+    def _suffix(self) -> str:
+        return f"_w{self.window}" if self.window else ""
+
+    @property
     def _row_bytes(self) -> int:
         width = self.num_heads * self.cache.head_size
         return activation_row(width, self.activation) * self.activation.itemsize_bytes
+
+    def first_chunk(self, position: Value) -> Value | int:
+        """Where the chunk starts that holds the first position that a row's window reaches."""
+        if not self.window:
+            return 0
+        first = (position - (self.window - 1)).max(0)
+        return first // ATTENTION_CHUNK * ATTENTION_CHUNK
+
+    def is_seen(self, lanes: Value, end: Value) -> Value:
+        """Which lanes lie in a window that ends before lane `end`."""
+        if not self.window:
+            return lanes < end
+        return (lanes < end) & (lanes >= end - self.window)
 
     def emit(self, module: Module, symbol: str) -> Kernel:
         """Emit the kernel and one body for each tile height."""
@@ -96,7 +115,7 @@ class AttentionKernel:
 
     def _emit_tile(self, module: Module, tokens: int) -> Function:
         f = module.function(
-            f"attention_tile_{tokens}", q=PTR, k=PTR, v=PTR, table=PTR, y=PTR,
+            f"attention_tile_{tokens}{self._suffix}", q=PTR, k=PTR, v=PTR, table=PTR, y=PTR,
             position=I64, tokens=I64,
         )  # fmt: skip
         _Tile(self, f, tokens).emit()
@@ -176,7 +195,7 @@ class _Tile:
         for i in range(0, self.num_rows * self.width, LANES):
             self.o.put(i, f.zero(V))
         end = self.position + self.count
-        with f.loop(0, end, ATTENTION_CHUNK) as start:
+        with f.loop(self.kernel.first_chunk(self.position), end, ATTENTION_CHUNK) as start:
             chunk = _Chunk(
                 start, end, self.head.places(start), self.head.places(start + ATTENTION_CHUNK)
             )
@@ -227,7 +246,8 @@ class _Tile:
         f, activation = self.f, self.kernel.activation
         limit = self.position + self._token(r // self.group) + 1
         lanes = f.table(list(range(LANES)), I32)
-        seen = [lanes < (limit - start - c * LANES).to(I32).splat(LANES) for c in range(_COLUMNS)]
+        ends = [(limit - start - c * LANES).to(I32).splat(LANES) for c in range(_COLUMNS)]
+        seen = [self.kernel.is_seen(lanes, end) for end in ends]
         scores = [f.select(seen[c], self.scores[r, c], MASKED) for c in range(_COLUMNS)]
         peak = scores[0].max(scores[1]).max(scores[2].max(scores[3])).lanes_max()
         new_top = self.top[r].max(peak)

@@ -39,8 +39,7 @@ class NativeExecutor:
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens)
         self._num_blocks = self.limits.num_blocks + 1
-        self._weights = place_weights(engine.weights, num_threads)
-        engine.forget_pages()
+        self._weights = place_weights(engine.weights, num_threads, engine.forget_weights)
         self._arena = allocate(manifest.arena_bytes)
         self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
         self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
