@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.gathered_answer import PADDING
 from tidemill.frontends.triton.local_model import LocalModel
@@ -50,7 +48,5 @@ class PostprocessingModel(LocalModel):
 
 def row_lengths(given: Array | None, rows: Array) -> list[int]:
     """Return how many tokens of each row count; old deployments say so by padding alone."""
-    if given is not None:
-        lengths: list[int] = given.reshape(-1).tolist()
-        return lengths
-    return np.count_nonzero(rows != PADDING, axis=1).tolist()
+    lengths = given.reshape(-1) if given is not None else (rows != PADDING).sum(axis=1)
+    return [int(length) for length in lengths]

@@ -29,15 +29,17 @@ def read_retention(inputs: RequestInputs) -> list[KvCacheRetention | None]:
     Raises: InvalidRequestError when the ranges' tensors differ in length.
     """
     columns = zip(
-        zip(*(inputs.integer_lists(name) for name in (STARTS, ENDS, PRIORITIES)), strict=True),
+        inputs.integer_lists(STARTS),
+        inputs.integer_lists(ENDS),
+        inputs.integer_lists(PRIORITIES),
         inputs.integer_lists(DURATIONS),
         inputs.integers(DECODE_PRIORITY),
         inputs.integers(DECODE_DURATION),
         strict=True,
     )
     rows: list[KvCacheRetention | None] = []
-    for bounds, durations, priority, duration in columns:
-        ranges = _ranges(*bounds, durations)
+    for starts, ends, priorities, durations, priority, duration in columns:
+        ranges = _ranges(starts, ends, priorities, durations)
         if not ranges and priority is None and duration is None:
             rows.append(None)
             continue
