@@ -25,7 +25,6 @@ from tidemill.runtime.executor.cache_size import choose_cache_tokens
 from tidemill.runtime.executor.observed_step import ObservedStep
 from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.executor.weights_memory import place_weights
-from tidemill.runtime.observation import Observation
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 Array = npt.NDArray[Any]
@@ -76,12 +75,11 @@ class NativeExecutor:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         num_rows = self._prepare(plan)
-        observations: dict[int, Observation] = {}
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-        else:
-            self.team.step()
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()), observations)
+            return StepResult(self._drawn(num_rows), observations)
+        self.team.step()
+        return StepResult(self._drawn(num_rows))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
@@ -91,7 +89,7 @@ class NativeExecutor:
             self.team.step()
             observe(op)
         self.team.select(0, len(self.manifest.plan))
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+        return StepResult(self._drawn(num_rows))
 
     def buffer(self, name: str) -> Array:
         """View a buffer of the arena in storage type, padding included: (rows, row elements)."""
@@ -103,6 +101,9 @@ class NativeExecutor:
         """End the team and release the engine."""
         self.team.close()
         self.engine.close()
+
+    def _drawn(self, num_rows: int) -> tuple[int, ...]:
+        return (*self._next_tokens[:num_rows].tolist(),)
 
     def _prepare(self, plan: StepPlan) -> int:
         """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
