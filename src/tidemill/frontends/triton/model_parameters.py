@@ -19,6 +19,7 @@ from tidemill.host.runtime_settings import read_fraction, read_runtime_config
 
 ENGINE_FILE = "rank0.engine"
 ENGINE_PARAMETERS = ("gpt_model_path", "engine_dir")
+QUEUE_BOUND = "max_queue_size"
 PLACEHOLDER = re.compile(r"\$\{\w+\}")
 BATCHING_TYPES = ("v1", "inflight_batching", "inflight_fused_batching")
 # The words of TensorRT-LLM's backend.
@@ -46,9 +47,16 @@ class ModelParameters:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> ModelParameters:
-        """Take the parameters out of the configuration that Triton hands to a model."""
+        """Take the parameters out of the configuration that Triton hands to a model.
+
+        The bound of Triton's own queue is the engine's too, as in TensorRT-LLM's backend: requests
+        leave Triton's queue at once.
+        """
+        policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+        bound = int(policy.get("max_queue_size", 0))
         rows = config.get("parameters", {}).items()
-        return cls({name: str(value.get("string_value", "")) for name, value in rows})
+        texts = {name: str(value.get("string_value", "")) for name, value in rows}
+        return cls({QUEUE_BOUND: str(bound), **texts} if bound else texts)
 
     def get(self, name: str) -> str | None:
         text = self._name_to_text.get(name, "").strip()
