@@ -29,7 +29,7 @@ WHOLE_NUMBERS = (
 )
 CACHE_TOKENS = "max_tokens_in_paged_kv_cache"
 CACHE_FRACTION = "kv_cache_free_gpu_mem_fraction"
-NUM_THREADS = "num_threads"
+NUM_THREADS, PIN_THREADS = "num_threads", "pin_threads"
 NAMES = (
     "batch_scheduler_policy",
     "enable_chunked_context",
@@ -65,6 +65,7 @@ def read_session_settings(parameters: Mapping[str, str]) -> SessionConfig:
     return SessionConfig(
         kv_cache_tokens=_positive(parameters, CACHE_TOKENS),
         num_threads=_positive(parameters, NUM_THREADS),
+        pin_threads=_one_of(parameters, PIN_THREADS, SWITCHES) or False,
         kv_cache_fraction=read_fraction(parameters, CACHE_FRACTION),
         runtime=read_runtime_config(parameters),
     )
@@ -83,6 +84,7 @@ def tell_settings(config: SessionConfig, chosen: Collection[str]) -> str:
         CACHE_TOKENS: config.kv_cache_tokens,
         CACHE_FRACTION: config.kv_cache_fraction,
         NUM_THREADS: config.num_threads,
+        PIN_THREADS: config.pin_threads,
     }
     values |= {name: value for name, value in asdict(runtime).items() if name in NAMES}
     told = [

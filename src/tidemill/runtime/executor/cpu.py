@@ -7,7 +7,7 @@ Block 0 of the cache is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tidemill.base import abi
 from tidemill.base.debug import Level, say
-from tidemill.base.target import num_physical_cores
+from tidemill.base.target import num_physical_cores, physical_cpus
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 from tidemill.engine.manifest import Operand, PlanOp
 from tidemill.engine.native_code import find_native_code
@@ -33,7 +33,13 @@ Array = npt.NDArray[Any]
 class NativeExecutor:
     """One engine, loaded and ready to step. Not thread-safe: one loop owns it."""
 
-    def __init__(self, engine: EngineFile, kv_cache_tokens: int, num_threads: int) -> None:
+    def __init__(
+        self,
+        engine: EngineFile,
+        kv_cache_tokens: int,
+        num_threads: int,
+        cpus: Sequence[int] = (),
+    ) -> None:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens)
@@ -46,7 +52,7 @@ class NativeExecutor:
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
-        self.team = Team(code, self._make_records(code), num_threads)
+        self.team = Team(code, self._make_records(code), num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -60,17 +66,20 @@ class NativeExecutor:
         kv_cache_tokens: int | None = None,
         kv_cache_fraction: float | None = None,
         num_threads: int | None = None,
+        pin_threads: bool = False,
         is_checked: bool = False,
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
+        With `pin_threads` every thread stays on a core of its own, the one that steps on the first.
         Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
         `kv_cache_fraction` of the free memory at most.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
         tokens = kv_cache_tokens or choose_cache_tokens(engine, kv_cache_fraction)
-        return NativeExecutor(engine, tokens, num_threads or num_physical_cores())
+        cpus = physical_cpus() if pin_threads else ()
+        return NativeExecutor(engine, tokens, num_threads or num_physical_cores(), cpus)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
