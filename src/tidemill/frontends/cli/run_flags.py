@@ -61,7 +61,7 @@ TABLE = (
     _refused("--lora_dir", Kind.TEXT, _LORA),
     _refused("--lora_task_uids", Kind.TEXT, _LORA),
     ForeignFlag("--draft_target_model_config", Kind.TEXT, _SPECULATION),
-    ForeignFlag("--prompt_lookup_config", Kind.TEXT, _SPECULATION),
+    ForeignFlag("--prompt_lookup_config", Kind.TEXT, "--max_draft_len has n-gram lookup"),
     ForeignFlag("--medusa_choices", Kind.TEXT, _SPECULATION),
     ForeignFlag("--eagle_choices", Kind.TEXT, _SPECULATION),
     ForeignFlag("--lookahead_config", Kind.TEXT, _SPECULATION),

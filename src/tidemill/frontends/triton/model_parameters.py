@@ -78,6 +78,18 @@ class ModelParameters:
             return True
         return False if text in ("false", "no", "0", "f") else default
 
+    def whole_number(self, name: str) -> int | None:
+        """Return a number.
+
+        Raises: ConfigError naming a value that is not a whole number.
+        """
+        text = self.get(name)
+        if text is None:
+            return None
+        if not text.isdecimal():
+            raise self._fault(name, "a whole number", "remove it to have the default")
+        return int(text)
+
     def choice(self, name: str, choices: tuple[str, ...], what: str = "") -> str | None:
         """Return one of several words, in lower case.
 
