@@ -21,6 +21,7 @@ from tidemill.api.engine_cache import find_or_build
 from tidemill.api.generation_result import AskedPrompt, GenerationResult
 from tidemill.api.iteration_stats import StatsReader
 from tidemill.api.llm_options import LlmOptions
+from tidemill.api.open_session import open_session
 from tidemill.api.outputs import (
     CompletionOutput,
     RequestOutput,
@@ -40,10 +41,8 @@ from tidemill.api.prompts import (
     read_prompt,
     tokenizer_of,
 )
-from tidemill.api.retarget import ensure_native_code
 from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
 from tidemill.api.shared_session import SharedSession
-from tidemill.host.config import SessionConfig
 from tidemill.host.session import Session
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
@@ -73,19 +72,7 @@ class LLM:
         chosen = LlmOptions.from_keywords(options)
         cache_dir = None if chosen.cache_dir is None else Path(chosen.cache_dir)
         engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
-        ensure_native_code(engine_dir)
-        self._own(Session.open(engine_dir, chosen.session, chosen.tokenizer))
-
-    @classmethod
-    def from_engine(
-        cls, engine_dir: Path, config: SessionConfig, tokenizer_dir: Path | None = None
-    ) -> LLM:
-        """Load an engine directory, recompiled if need be, to be run as `config` says.
-
-        Raises: EngineFormatError, EngineTargetError, CheckpointError.
-        """
-        ensure_native_code(engine_dir)
-        return cls.from_session(Session.open(engine_dir, config, tokenizer_dir))
+        self._own(open_session(engine_dir, chosen.session, chosen.tokenizer))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:

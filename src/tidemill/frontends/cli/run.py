@@ -93,14 +93,16 @@ def run(
     _check_output(is_streaming or is_chat, as_json)
 
     from tidemill.api.llm import LLM, SamplingParams
+    from tidemill.api.open_session import open_session
 
+    session = read_session(settings)
     chosen = given(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=random_seed, end_id=end_id,
         stop=stop_words,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=max_output_len, **chosen)
     _check_engine(engine_dir)
-    with LLM.from_engine(engine_dir, read_session(settings), tokenizer_dir) as llm:
+    with LLM.from_session(open_session(engine_dir, session, tokenizer_dir)) as llm:
         if is_chat:
             texts = [prompt for prompt in prompts if isinstance(prompt, str)]
             converse(llm, sampling, typed_lines() if is_typed else texts)

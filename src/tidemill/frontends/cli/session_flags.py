@@ -37,7 +37,7 @@ class SessionFlag:
         if self.type is bool:
             names = [f"{name}/--no_{name.removeprefix('--')}" for name in names]
         option = typer.Option(*names, help=self.help, show_default=False)
-        annotation = Annotated[self.type | None, option]
+        annotation: Any = Annotated[(self.type | None, option)]
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
         )
@@ -96,7 +96,7 @@ def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run
 
 
