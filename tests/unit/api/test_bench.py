@@ -23,7 +23,7 @@ def engine_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tokenizer(tmp_path)
     opened = staticmethod(lambda directory, config: open_session(directory, step_seconds=0.001))
     monkeypatch.setattr(Session, "open", opened)
-    monkeypatch.setattr("tidemill.api.bench.ensure_native_code", lambda engine_dir: None)
+    monkeypatch.setattr("tidemill.api.open_session.ensure_native_code", lambda engine_dir: None)
     return tmp_path
 
 
