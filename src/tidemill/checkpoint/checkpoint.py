@@ -29,6 +29,15 @@ from tidemill.checkpoint.sharding import (
     shard_shape,
     stage_of,
 )
+from tidemill.checkpoint.stored_fp8 import (
+    ONE_SCALE,
+    SCALE_BY_OUTPUT,
+    UNUSED_ENDINGS,
+    as_f8,
+    fp8_rows,
+    fp8_scale_name,
+    is_fp8,
+)
 from tidemill.checkpoint.weight_only import (
     INT4_ALGO,
     PLAIN_LAYOUT_KEY,
@@ -53,7 +62,11 @@ class Checkpoint:
         # A config may ask for int8 or int4 layers of weights that are stored plainly.
         has_scales = any(name.endswith("per_channel_scale") for name in ranks[0].names())
         self.has_levels = is_weight_only(config) and has_scales
-        self._has_int4 = not self.has_levels and has_scales
+        self.has_fp8 = is_fp8(config) and any(
+            name.endswith((".per_channel_scale", ".weights_scaling_factor"))
+            for name in ranks[0].names()
+        )
+        self._has_int4 = has_scales and not (self.has_levels or self.has_fp8)
         self.config = self._settle_tie(config)
         self._rows = expected_tensors(self.config)
         self._check_layout()
@@ -64,17 +77,18 @@ class Checkpoint:
         """Open a directory and validate it.
 
         Raises: CheckpointError for missing, truncated or disagreeing files; UnsupportedError for
-        quantised checkpoints other than weight-only int8.
+        quantised checkpoints other than weight-only int8 and fp8.
         """
         directory = Path(directory)
         config_path = directory / "config.json"
         config = CheckpointConfig.from_json(read_json_object(config_path), str(config_path))
         algorithm = config.quantization.get("quant_algo")
-        if algorithm not in (None, "NO_QUANT", QUANT_ALGO, INT4_ALGO):
+        if algorithm not in (None, "NO_QUANT", QUANT_ALGO, INT4_ALGO) and not is_fp8(config):
             raise UnsupportedError(
                 "this kind of quantised checkpoint is not supported yet",
                 where=str(config_path),
-                expected=f"quantization.quant_algo null, {QUANT_ALGO} or {INT4_ALGO}",
+                expected=f"quantization.quant_algo null, {QUANT_ALGO}, {INT4_ALGO}, "
+                f"{ONE_SCALE} or {SCALE_BY_OUTPUT}",
                 got=str(algorithm),
                 hint="convert from the unquantised model",
             )
@@ -89,24 +103,46 @@ class Checkpoint:
         return full_shape(self._rows[name], self.config)
 
     def dtype(self, name: str) -> DType:
-        """Return the type that `read` gives: q8 for a matrix that is stored as levels."""
+        """Return the type that `read` gives: q8 and f8 for a matrix that is stored with scales."""
         if self.has_levels and is_matrix(name):
             return DType.Q8
+        if self.has_fp8 and is_matrix(name):
+            return DType.F8
         return self._stage(name)[0].dtype(local_name(name, self.config))
 
     def read(self, name: str) -> Array:
         """Read a whole tensor in storage type, put together from its ranks."""
         rows = self._stored_rows()
+        if self.has_fp8 and is_matrix(name):
+            scales = fp8_scale_name(name, self.config)
+            codes = self._read_stored(name, rows[name])
+            return as_f8(codes, self._read_scales(scales, rows[scales]))
         if not rows[name].is_levels:
             return self._read_stored(name, rows[name])
         scales = scale_name(name)
         scale_dtype = self._stage(scales)[0].dtype(local_name(scales, self.config))
         levels = self._read_stored(name, rows[name])
-        return as_q8(levels, self._read_stored(scales, rows[scales]), scale_dtype)
+        return as_q8(levels, self._read_scales(scales, rows[scales]), scale_dtype)
 
     def _stored_rows(self) -> dict[str, TensorRow]:
         """Return the tensors that the rank files hold."""
-        return stored_rows(self.config) if self.has_levels else self._rows
+        if self.has_levels:
+            return stored_rows(self.config)
+        return fp8_rows(self.config) if self.has_fp8 else self._rows
+
+    def _read_scales(self, name: str, row: TensorRow) -> Array:
+        """Read scales; where every rank has all of them, they must be the same."""
+        scales = self._read_stored(name, row)
+        others = [rank.read(local_name(name, self.config)) for rank in self._stage(name)[1:]]
+        if row.split is Split.REPLICATED and not all(has_equal_bits(o, scales) for o in others):
+            raise CheckpointError(
+                "scales differ between ranks",
+                where=f"{self.directory}, {name}",
+                expected="the scales of whole outputs, the same on every tensor-parallel rank",
+                got="different values",
+                hint="quantise the whole matrix, then split it",
+            )
+        return scales
 
     def _read_stored(self, name: str, row: TensorRow) -> Array:
         ranks = self._stage(name)
@@ -194,7 +230,8 @@ def _tensor_faults(
             guess = _guess_split(rank.shape(name), shape)
             faults.append(f"{label}: {name} has shape {rank.shape(name)}, expected {shape}{guess}")
     # A tied model's last stage may hold a copy of the embedding as its head.
-    extra = stored - set(expected) - {LM_HEAD}
+    extra = {name for name in stored - set(expected) if not name.endswith(UNUSED_ENDINGS)}
+    extra -= {LM_HEAD}
     faults += [f"{label}: {name} is not a tensor of this model" for name in sorted(extra)]
     return faults
 
