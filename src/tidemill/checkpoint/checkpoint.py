@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tidemill.base.dtypes import DType
-from tidemill.base.errors import CheckpointError, UnsupportedError
+from tidemill.base.errors import CheckpointError
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.file_bytes import Array, has_equal_bits
 from tidemill.checkpoint.json_file import read_json_object
@@ -29,25 +29,9 @@ from tidemill.checkpoint.sharding import (
     shard_shape,
     stage_of,
 )
-from tidemill.checkpoint.stored_fp8 import (
-    ONE_SCALE,
-    SCALE_BY_OUTPUT,
-    UNUSED_ENDINGS,
-    as_f8,
-    fp8_rows,
-    fp8_scale_name,
-    is_fp8,
-)
-from tidemill.checkpoint.weight_only import (
-    INT4_ALGO,
-    PLAIN_LAYOUT_KEY,
-    QUANT_ALGO,
-    as_q8,
-    is_matrix,
-    is_weight_only,
-    scale_name,
-    stored_rows,
-)
+from tidemill.checkpoint.stored_fp8 import UNUSED_ENDINGS
+from tidemill.checkpoint.stored_matrices import StoredMatrices, refuse_other_algorithms
+from tidemill.checkpoint.weight_only import is_matrix
 from tidemill.checkpoint.writer import TOKENIZER_FILES
 
 _MAX_LISTED = 20
@@ -59,17 +43,9 @@ class Checkpoint:
     def __init__(self, directory: Path, config: CheckpointConfig, ranks: list[SafetensorsSource]):
         self.directory = directory
         self._ranks = ranks
-        # A config may ask for int8 or int4 layers of weights that are stored plainly.
-        has_scales = any(name.endswith("per_channel_scale") for name in ranks[0].names())
-        self.has_levels = is_weight_only(config) and has_scales
-        self.has_fp8 = is_fp8(config) and any(
-            name.endswith((".per_channel_scale", ".weights_scaling_factor"))
-            for name in ranks[0].names()
-        )
-        self._has_int4 = has_scales and not (self.has_levels or self.has_fp8)
+        self._matrices = StoredMatrices.find(config, ranks[0].names(), str(directory))
         self.config = self._settle_tie(config)
         self._rows = expected_tensors(self.config)
-        self._check_layout()
         self._check_tensors()
 
     @staticmethod
@@ -82,16 +58,7 @@ class Checkpoint:
         directory = Path(directory)
         config_path = directory / "config.json"
         config = CheckpointConfig.from_json(read_json_object(config_path), str(config_path))
-        algorithm = config.quantization.get("quant_algo")
-        if algorithm not in (None, "NO_QUANT", QUANT_ALGO, INT4_ALGO) and not is_fp8(config):
-            raise UnsupportedError(
-                "this kind of quantised checkpoint is not supported yet",
-                where=str(config_path),
-                expected=f"quantization.quant_algo null, {QUANT_ALGO}, {INT4_ALGO}, "
-                f"{ONE_SCALE} or {SCALE_BY_OUTPUT}",
-                got=str(algorithm),
-                hint="convert from the unquantised model",
-            )
+        refuse_other_algorithms(config, str(config_path))
         return Checkpoint(directory, config, _open_ranks(directory, config))
 
     def tensor_names(self) -> list[str]:
@@ -104,31 +71,24 @@ class Checkpoint:
 
     def dtype(self, name: str) -> DType:
         """Return the type that `read` gives: q8 and f8 for a matrix that is stored with scales."""
-        if self.has_levels and is_matrix(name):
-            return DType.Q8
-        if self.has_fp8 and is_matrix(name):
-            return DType.F8
+        if self._matrices.dtype is not None and is_matrix(name):
+            return self._matrices.dtype
         return self._stage(name)[0].dtype(local_name(name, self.config))
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether the layers' matrices are int8 levels."""
+        return self._matrices.dtype is DType.Q8
 
     def read(self, name: str) -> Array:
         """Read a whole tensor in storage type, put together from its ranks."""
-        rows = self._stored_rows()
-        if self.has_fp8 and is_matrix(name):
-            scales = fp8_scale_name(name, self.config)
-            codes = self._read_stored(name, rows[name])
-            return as_f8(codes, self._read_scales(scales, rows[scales]))
-        if not rows[name].is_levels:
-            return self._read_stored(name, rows[name])
-        scales = scale_name(name)
+        rows = self._matrices.rows(self.config)
+        stored = self._read_stored(name, rows[name])
+        if self._matrices.dtype is None or not is_matrix(name):
+            return stored
+        scales = self._matrices.scale_name(name, self.config)
         scale_dtype = self._stage(scales)[0].dtype(local_name(scales, self.config))
-        levels = self._read_stored(name, rows[name])
-        return as_q8(levels, self._read_scales(scales, rows[scales]), scale_dtype)
-
-    def _stored_rows(self) -> dict[str, TensorRow]:
-        """Return the tensors that the rank files hold."""
-        if self.has_levels:
-            return stored_rows(self.config)
-        return fp8_rows(self.config) if self.has_fp8 else self._rows
+        return self._matrices.join(stored, self._read_scales(scales, rows[scales]), scale_dtype)
 
     def _read_scales(self, name: str, row: TensorRow) -> Array:
         """Read scales; where every rank has all of them, they must be the same."""
@@ -186,23 +146,11 @@ class Checkpoint:
             stage = number // self.config.mapping.tp_size
             expected = {
                 local_name(name, self.config): shard_shape(row, self.config)
-                for name, row in self._stored_rows().items()
+                for name, row in self._matrices.rows(self.config).items()
                 if stage_of(name, self.config) == stage
             }
             faults += _tensor_faults(f"rank{number}", rank, expected)
         return faults
-
-    def _check_layout(self) -> None:
-        is_permuted = self.has_levels and not self.config.extra.get(PLAIN_LAYOUT_KEY)
-        if self._has_int4 or is_permuted:
-            kind = "int4" if self._has_int4 else "int8"
-            raise UnsupportedError(
-                f"{kind} weights are permuted for one GPU's kernels",
-                where=str(self.directory),
-                expected=f"{PLAIN_LAYOUT_KEY} true in config.json: plain [in, out] weights",
-                got=f"{PLAIN_LAYOUT_KEY} {self.config.extra.get(PLAIN_LAYOUT_KEY)}",
-                hint="convert from the original model: tidemill convert --use_weight_only",
-            )
 
     def _check_tensors(self) -> None:
         faults = self._faults()
