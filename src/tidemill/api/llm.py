@@ -49,7 +49,7 @@ from tidemill.api.runtime_options import (
     SchedulerConfig,
     ServiceOptions,
 )
-from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
+from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams, make_request
 from tidemill.api.shared_session import SharedSession
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.session import Session
@@ -218,7 +218,7 @@ class LLM:
     ) -> tuple[AskedPrompt, GenerateRequest]:
         params = params or SamplingParams()
         asked = read_prompt(next(self._next_number), prompt, params, self._session)
-        return asked, served.apply(params.to_request(*parts(asked), streams))
+        return asked, served.apply(make_request(params, *parts(asked), streams))
 
     def _own(self, session: Session) -> None:
         self._session = session

@@ -74,7 +74,10 @@ class RequestReader:
             raise InvalidRequestError("; ".join(faults), where=f"request {request.request_id}")
 
         def make_answer() -> AnswerText:
-            return AnswerText(request, self._tokenizer, len(tokens), echo)
+            # Stop strings are looked for in text, whether it is told or not.
+            is_text = request.detokenize or bool(request.stop)
+            tokenizer = self._tokenizer if is_text else None
+            return AnswerText(request, tokenizer, len(tokens), echo)
 
         return Reading(request, computed, make_answer, numbers)
 
