@@ -60,6 +60,10 @@ def bench(
     kv_cache_tokens: Annotated[
         int | None, typer.Option("--kv_cache_tokens", min=1, help="Size of the KV cache.")
     ] = None,
+    max_step_ms: Annotated[
+        float | None,
+        typer.Option("--max_step_ms", min=0, help="How long prompts may hold up running requests."),
+    ] = None,
     report_json: Annotated[
         Path | None, typer.Option("--report_json", help="Write the report to a file, too.")
     ] = None,
@@ -70,7 +74,9 @@ def bench(
     from tidemill.api.bench import BenchRequest
     from tidemill.api.bench import bench as run_bench
     from tidemill.host.config import SessionConfig
+    from tidemill.runtime.config import RuntimeConfig
 
+    runtime = RuntimeConfig(**given(max_step_ms=max_step_ms))
     request = BenchRequest(
         engine_dir,
         mode,
@@ -82,7 +88,7 @@ def bench(
             concurrency=concurrency,
             warmup=warmup,
             seed=seed,
-            session=SessionConfig(kv_cache_tokens, num_threads),
+            session=SessionConfig(kv_cache_tokens, num_threads, runtime=runtime),
         ),
     )
     with progress_bar(f"bench {mode}") as progress:
