@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.parts.figures import print_line
 from bench.peers.cases import Case, all_cases
-from bench.peers.engines import OURS, PRECISIONS, ROWS, EngineRow, peers_dir
+from bench.peers.engines import PRECISIONS, ROWS, EngineRow, peers_dir
 from bench.peers.models import refresh_engine
 from bench.peers.results import Absence, Results, Sample
 from bench.peers.runner_process import Load, RunnerProcess, absence
@@ -101,7 +101,7 @@ def present_rows(options: argparse.Namespace, model_dir: Path, results: Results)
     for row in ROWS:
         if row.precision != options.precision or row.name not in (options.engines or [row.name]):
             continue
-        if row.home == OURS:
+        if row.is_ours:
             refresh_engine(model_dir, row)
         reason = absence(row, model_dir)
         if reason:
