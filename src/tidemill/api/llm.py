@@ -21,6 +21,7 @@ from tidemill.api.engine_cache import find_or_build
 from tidemill.api.generation_result import AskedPrompt, GenerationResult
 from tidemill.api.iteration_stats import StatsReader
 from tidemill.api.llm_options import LlmOptions
+from tidemill.api.open_session import open_session
 from tidemill.api.outputs import (
     CompletionOutput,
     RequestOutput,
@@ -40,7 +41,6 @@ from tidemill.api.prompts import (
     read_prompt,
     tokenizer_of,
 )
-from tidemill.api.retarget import ensure_native_code
 from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
 from tidemill.api.shared_session import SharedSession
 from tidemill.host.session import Session
@@ -72,8 +72,7 @@ class LLM:
         chosen = LlmOptions.from_keywords(options)
         cache_dir = None if chosen.cache_dir is None else Path(chosen.cache_dir)
         engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
-        ensure_native_code(engine_dir)
-        self._own(Session.open(engine_dir, chosen.session, chosen.tokenizer))
+        self._own(open_session(engine_dir, chosen.session, chosen.tokenizer))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:

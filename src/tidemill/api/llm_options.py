@@ -21,8 +21,8 @@ class LlmOptions:
     """How an engine is built, if it has to be, and how it is run. Units: tokens, requests.
 
     `tokenizer` is a directory whose tokenizer replaces the engine's own, `cache_dir` where built
-    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one;
-    `max_queue_size` 0 is no limit, nor is `max_step_ms` 0.
+    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one; `pin_threads`
+    keeps each thread on a core of its own; `max_queue_size` 0 is no limit, nor is `max_step_ms` 0.
     """
 
     tokenizer: Path | str | None = None
@@ -37,6 +37,7 @@ class LlmOptions:
     cache_dir: Path | str | None = None
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
+    pin_threads: bool = False
     max_queue_size: int = DEFAULT_CONFIG.max_queue_size
     max_step_ms: float = DEFAULT_CONFIG.max_step_ms
 
@@ -78,4 +79,6 @@ class LlmOptions:
     def session(self) -> SessionConfig:
         """The options that say how it is run."""
         runtime = RuntimeConfig(max_queue_size=self.max_queue_size, max_step_ms=self.max_step_ms)
-        return SessionConfig(self.kv_cache_tokens, self.num_threads, runtime=runtime)
+        return SessionConfig(
+            self.kv_cache_tokens, self.num_threads, pin_threads=self.pin_threads, runtime=runtime
+        )

@@ -18,9 +18,8 @@ from tidemill.codegen.types import F32, I32, Type
 from tidemill.ops.cpu_elements import PairMath, widen_e4m3
 from tidemill.ops.layout import PANEL, k_step
 from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
-from tidemill.ops.linear.widened import WidenedFormat
+from tidemill.ops.linear.widened import WidenedFormat, pair_of
 
-_HIGH_HALF = -65536
 _SUMS = I32.x(LANES)
 
 
@@ -180,8 +179,7 @@ class ByteFormat(WidenedFormat):
     def part_of_w(self, word: Value, part: int) -> Value:
         if not self.takes_pairs:
             return self._byte(word, part)
-        even, odd = (self._byte(word, 2 * part + i).bits_as(I32.x(LANES)) for i in range(2))
-        return (even >> 16) | (odd & _HIGH_HALF)
+        return pair_of(*(self._byte(word, 2 * part + i) for i in range(2)))
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         return total * panel.vec(j * LANES, LANES)

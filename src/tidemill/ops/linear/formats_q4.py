@@ -18,7 +18,7 @@ from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F16, F32, I16, I32, Type
 from tidemill.ops.layout import PANEL, sums_at
-from tidemill.ops.linear.widened import WidenedFormat
+from tidemill.ops.linear.widened import WidenedFormat, pair_of
 
 _SUMS = I32.x(LANES)
 _NIBBLES = 0x0F0F0F0F
@@ -133,7 +133,9 @@ class Q4WidenedFormat(WidenedFormat):
 
     def part_of_w(self, word: Value, part: int) -> Value:
         if not self.takes_pairs:
-            return (((word >> _bit(part)) & 15) - self.zero).to(F32)
+            return self._nibble(word, part)
+        if self.isa.target.arch != "x86_64":
+            return pair_of(*(self._nibble(word, 2 * part + i) for i in range(2)))
         low, high = _bit(2 * part), _bit(2 * part + 1)
         upper = word >> (high - 16) if high >= 16 else word << (16 - high)
         pair = ((word >> low) & 15) | (upper & (15 << 16))
@@ -141,6 +143,10 @@ class Q4WidenedFormat(WidenedFormat):
         name = "llvm.x86.avx512.permvar.hi.512"
         found = word.f.intrinsic(name, table.type, table, pair.bits_as(table.type))
         return found.bits_as(_SUMS)
+
+    def _nibble(self, word: Value, index: int) -> Value:
+        """What input `index` of each word stands for, before scale and offset, as f32."""
+        return (((word >> _bit(index)) & 15) - self.zero).to(F32)
 
     def ones(self, f: Function) -> Value:
         return f.constant(_BF16_ONES, _SUMS) if self.takes_pairs else f.constant(1.0, V)
