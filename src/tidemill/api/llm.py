@@ -102,10 +102,7 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The engine's tokenizer.
-
-        Raises: SessionError when the engine has none.
-        """
+        """The engine's tokenizer. Raises: SessionError when it has none."""
         return tokenizer_of(self._session)
 
     @property
@@ -195,6 +192,10 @@ class LLM:
     def get_stats(self) -> list[dict[str, Any]]:
         """Tell the statistics of each iteration since the last call."""
         return self._stats.read()
+
+    def get_request_events(self) -> list[dict[str, Any]]:
+        """Tell what happened to requests since the last call; see `event_buffer_max_size`."""
+        return self._stats.read_events()
 
     def get_stats_async(self) -> AsyncIterator[dict[str, Any]]:
         """Tell statistics for as long as iterations follow one another."""

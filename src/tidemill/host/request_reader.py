@@ -63,6 +63,7 @@ class RequestReader:
             wishes=request.wishes,
             guide=self._guide(request),
             processor=find_processor(request.processor) if request.processor else None,
+            client_id=request.request_id,
             priority=request.priority,
             allotted_time_ms=request.allotted_time_ms,
             cache_salt=request.cache_salt,

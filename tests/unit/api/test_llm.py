@@ -14,6 +14,7 @@ from tidemill.api.llm import LLM, SamplingParams, TokensPrompt
 from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.host.session import Session
+from tidemill.runtime.config import RuntimeConfig
 
 
 @pytest.fixture
@@ -253,3 +254,14 @@ def test_wishes_of_the_reference_that_cannot_be_had_are_named() -> None:
         SamplingParams(beam_width_array=[2, 3], return_encoder_output=True)
     with pytest.raises(InvalidRequestError, match=r"require truncate_prompt_tokens >= 1, got tru"):
         SamplingParams(truncate_prompt_tokens=0)
+
+
+def test_events_tell_each_life_once_under_the_id_of_the_request(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    config = RuntimeConfig(event_buffer_max_size=100)
+    with LLM.from_session(open_session(tmp_path, runtime=config)) as llm:
+        output = llm.generate("say>hello")
+        events = llm.get_request_events()
+        assert [each["kind"] for each in events] == ["queued", "admitted", "first_token", "ended"]
+        assert {each["clientId"] for each in events} == {str(output.request_id)}
+        assert events[-1]["detail"] == "end_id" and llm.get_request_events() == []
