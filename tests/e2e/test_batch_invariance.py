@@ -8,12 +8,15 @@ this machine can run: the whole is a sweep, a corner of it runs by default. The 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.compare import assert_same_bits
 from tests.conftest import MakeSample, MakeTinyLlama
@@ -39,8 +42,8 @@ TINY = TinyLlama(head_size=16)
 # Sizes that groups divide; two layers, so that a pause comes between caches that are filled.
 GROUPED_TINY = {
     32: replace(TINY, hidden_size=96, intermediate_size=160),
-    64: replace(TINY, hidden_size=192, intermediate_size=128),
-    128: replace(TINY, hidden_size=384, intermediate_size=256),
+    64: replace(TINY, num_heads=4, hidden_size=192, intermediate_size=128),
+    128: replace(TINY, num_heads=8, hidden_size=128, intermediate_size=256),
 }
 TYPES = (
     ("float32", "none"),
@@ -73,6 +76,7 @@ MakeEngine = Callable[[str, str, str], Path]
 def make_engine(
     make_tiny_llama: MakeTinyLlama, tmp_path_factory: pytest.TempPathFactory
 ) -> MakeEngine:
+    @cache
     def make(dtype: str, target: str, quant: str) -> Path:
         directory = tmp_path_factory.mktemp(f"{dtype}_{target}_{quant}")
         checkpoint, engine = directory / "checkpoint", directory / "engine"
@@ -201,6 +205,43 @@ def test_crowd_chunks_pauses_hits_and_threads_change_no_bit(
             assert_same(alone, crowd, numbers)
     single.close()
     double.close()
+
+
+@pytest.mark.parametrize("num_threads", [3, 8, 9, 17, 64])
+def test_teams_larger_than_the_machine_give_the_same_bits(
+    num_threads: int, make_engine: MakeEngine
+) -> None:
+    engine = make_engine("bfloat16", BEST, "w8a8")
+    requests = random_requests(random.Random(SEED), 4, TINY.vocab_size, (3, 65), most_new=3)
+    single = NativeExecutor.load(engine, kv_cache_tokens=1024, num_threads=1)
+    team = NativeExecutor.load(
+        engine, kv_cache_tokens=1024, num_threads=num_threads, pin_threads=num_threads == 9
+    )
+    alone, crowd = RecordingExecutor(single), RecordingExecutor(team, max_num_tokens=50)
+    tokens_alone = run_alone(alone, requests)
+    before = os.sched_getaffinity(0)
+    try:
+        assert run_mix(crowd, requests, random.Random(SEED))[0] == tokens_alone
+    finally:
+        os.sched_setaffinity(0, before)
+    assert_same(alone, crowd, set(tokens_alone))
+    single.close()
+    team.close()
+
+
+def test_caller_that_flushes_subnormal_numbers_changes_no_bit(make_engine: MakeEngine) -> None:
+    engine = make_engine("float32", BEST, "fp8")
+    requests = random_requests(random.Random(SEED), 2, TINY.vocab_size, (9, 17), most_new=3)
+    executor = NativeExecutor.load(engine, kv_cache_tokens=1024, num_threads=1)
+    usual, flushed = RecordingExecutor(executor), RecordingExecutor(executor)
+    tokens = run_alone(usual, requests)
+    assert torch.set_flush_denormal(True)
+    try:
+        assert run_alone(flushed, requests) == tokens
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same(usual, flushed, set(tokens))
+    executor.close()
 
 
 def test_sample_in_a_crowd_gives_the_bits_it_gives_alone(make_sample: MakeSample) -> None:

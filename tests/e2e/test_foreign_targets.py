@@ -40,7 +40,7 @@ def has(image: bytes, encodings: tuple[tuple[int, int], ...]) -> bool:
 @pytest.fixture(scope="module")
 def checkpoint(make_tiny_llama: MakeTinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("foreign") / "checkpoint"
-    shape = TinyLlama(hidden_size=384, head_size=16, intermediate_size=256)  # groups divide them
+    shape = TinyLlama(hidden_size=128, num_heads=8, head_size=16, intermediate_size=256)
     convert(ConvertRequest(make_tiny_llama(shape), directory, dtype=DTYPE))
     return directory
 
