@@ -42,6 +42,7 @@ def random_limits(draw: random.Random) -> EngineLimits:
         tokens_per_block=tokens_per_block,
         num_blocks=num_blocks,
         vocab_size=choice([2, 5, 23]),
+        attention_window=choice([None, None, 1, 3, 8, 20]),
     )
 
 
@@ -143,7 +144,7 @@ class Workload:
         """Guess right or wrong, at most so many tokens."""
         request = state.request
         assert request.is_speculative
-        output, _ = tokens_alone(request, self.limits.vocab_size)
+        output, _ = tokens_alone(request, self.limits)
         right = output[state.num_output : state.num_output + self.random.randint(0, num_tokens)]
         return [t if self.random.random() < 0.7 else 0 for t in right]
 
@@ -194,7 +195,7 @@ class Workload:
             assert 1 <= len(update.new_tokens) <= 1 + self.config.max_draft_len
             return
         output, request = self.outputs.pop(request_id), self.requests.pop(request_id)
-        expected, reason = tokens_alone(request, self.limits.vocab_size)
+        expected, reason = tokens_alone(request, self.limits)
         self.num_ended += 1
         if update.finish_reason is FinishReason.CANCELLED:
             assert request_id in self.cancelled

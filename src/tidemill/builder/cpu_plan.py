@@ -49,7 +49,7 @@ def lower_for_cpu(graph: Graph, config: BuildConfig, isa: Isa, sink: WeightSink)
     library = KernelLibrary(isa, config)
     places = OperandPlaces(graph, config, sink)
     plan = tuple(_lower(op, library, places) for op in graph.ops)
-    attention = next(op for op in graph.ops if op.kind == "paged_attention")
+    attentions = [op for op in graph.ops if op.kind == "paged_attention"]
     return CpuPlan(
         library.module,
         plan,
@@ -57,7 +57,7 @@ def lower_for_cpu(graph: Graph, config: BuildConfig, isa: Isa, sink: WeightSink)
         places.input_specs,
         places.arena_bytes,
         max((_sample_scratch_bytes(op) for op in graph.ops if op.kind == "sample"), default=0),
-        kv_layout(attention, places.num_layers, config),
+        kv_layout(attentions, places.num_layers, config),
     )
 
 

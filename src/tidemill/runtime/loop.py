@@ -83,7 +83,12 @@ class Loop:
         self._config = config
         self._clock = clock
         self.limits: EngineLimits = executor.limits
-        self._pool = BlockPool(self.limits.num_blocks, self.limits.tokens_per_block, clock)
+        self._pool = BlockPool(
+            self.limits.num_blocks,
+            self.limits.tokens_per_block,
+            clock,
+            self.limits.attention_window,
+        )
         self._scheduler = Scheduler(self.limits, self._pool, config, clock, drafter)
         self._log = StepLog(self.limits, self._pool, config.iter_stats_max_iterations)
 

@@ -150,6 +150,7 @@ class Scheduler:
             update = advance(state, entry, drawn, now)
             if num_before // unit != state.num_computed // unit:
                 self._active.publish(state, num_before)
+            self._active.slide(state)
             if state.is_cancelled or update is None:
                 continue
             updates.append(update)

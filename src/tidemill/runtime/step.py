@@ -23,7 +23,8 @@ class PlanEntry(NamedTuple):
     """One request's share of a step.
 
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
-    that hold positions 0 .. start + len(tokens), in order. `samples` is true where the last token
+    that hold positions 0 .. start + len(tokens), in order; NO_BLOCK stands for those that have left
+    the attention window. `samples` is true where the last token
     of the entry is the last known token of the request, so that a new one is drawn. The last
     `num_drafts` tokens are guesses: a token is drawn after each of them, too. `history` is there
     for requests whose choice depends on it.
@@ -71,7 +72,10 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """The shapes an engine was built for. Units: tokens, requests, blocks."""
+    """The shapes an engine was built for. Units: tokens, requests, blocks.
+
+    `attention_window` is how many last positions any layer sees; None when some layer sees all.
+    """
 
     max_batch_size: int
     max_num_tokens: int
@@ -80,6 +84,7 @@ class EngineLimits:
     tokens_per_block: int
     num_blocks: int
     vocab_size: int
+    attention_window: int | None = None
 
 
 class Executor(Protocol):

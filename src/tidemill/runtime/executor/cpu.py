@@ -156,4 +156,5 @@ def _limits(engine: EngineFile, kv_cache_tokens: int) -> EngineLimits:
         tokens_per_block=block,
         num_blocks=-(-kv_cache_tokens // block),
         vocab_size=engine.config["pretrained_config"]["vocab_size"],
+        attention_window=engine.manifest.kv.attention_window,
     )

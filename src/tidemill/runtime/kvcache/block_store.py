@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tidemill.runtime.kvcache.block_span import NO_BLOCK, BlockSpan
 from tidemill.runtime.kvcache.eviction_order import EvictionOrder
 from tidemill.runtime.kvcache.retention import DEFAULT_RETENTION, Retention
 from tidemill.runtime.kvcache.reuse_index import ReuseIndex
@@ -19,26 +20,36 @@ from tidemill.runtime.kvcache.reuse_index import ReuseIndex
 class Prefix:
     """What the cache holds of a sequence: whole blocks, then the first tokens of one more.
 
-    `num_missed` full blocks of the sequence were looked for and not found.
+    The first `num_skipped` blocks have left the attention window: they are not needed, and
+    NO_BLOCK stands for them. `num_missed` full blocks were looked for and not found.
     """
 
     blocks: tuple[int, ...] = ()
     partial_block: int | None = None
     num_partial_tokens: int = 0
     num_missed: int = 0
+    num_skipped: int = 0
+
+    def num_tokens(self, tokens_per_block: int) -> int:
+        """Count the positions that need not be computed."""
+        return len(self.blocks) * tokens_per_block + self.num_partial_tokens
 
 
 NOTHING = Prefix()
 
 
 class BlockStore:
-    """A fixed number of blocks and their content. `clock` gives seconds."""
+    """A fixed number of blocks and their content. `clock` gives seconds.
 
-    def __init__(self, num_blocks: int, tokens_per_block: int, clock: Callable[[], float]) -> None:
-        assert num_blocks > 0 and tokens_per_block > 0, (num_blocks, tokens_per_block)
+    `num_extra_holds` counts, for each block, the holders beyond the first.
+    """
+
+    def __init__(self, num_blocks: int, span: BlockSpan, clock: Callable[[], float]) -> None:
+        assert num_blocks > 0 and span.tokens_per_block > 0, (num_blocks, span)
         self.num_blocks = num_blocks
-        self.tokens_per_block = tokens_per_block
         self.num_evicted = 0
+        self.num_extra_holds = 0
+        self._span = span
         # Last in, first out: a block just released is the likeliest to be in the CPU's cache.
         self._empty = list(range(num_blocks - 1, -1, -1))
         self._evictable = EvictionOrder(clock)
@@ -70,21 +81,33 @@ class BlockStore:
         `keys` begins with the root key and names the full blocks of `tokens`; `is_partial` looks
         for the beginning of one more block, too.
         """
-        unit, limit = self.tokens_per_block, len(tokens) - 1
-        blocks: list[int] = []
-        for key in keys[1 : limit // unit + 1]:
-            block = self._index.find(key)
-            if block is None:
-                break
-            blocks.append(block)
-        num_missed = limit // unit - len(blocks)
+        unit, limit = self._span.tokens_per_block, len(tokens) - 1
+        blocks = self._find_whole(keys[1 : limit // unit + 1])
+        num_whole = len(blocks)
+        num_missed = limit // unit - num_whole
+        num_skipped = self._span.first_needed(num_whole * unit)
+        blocks[:num_skipped] = [NO_BLOCK] * num_skipped
+        partial = None
         if is_partial:
-            start = len(blocks) * unit
-            rest = tokens[start : min(start + unit, limit)]
-            partial = self._index.find_partial(keys[len(blocks)], rest)
-            if partial is not None:
-                return Prefix(tuple(blocks), *partial, num_missed=max(0, num_missed - 1))
-        return Prefix(tuple(blocks), num_missed=num_missed)
+            rest = tokens[num_whole * unit : min((num_whole + 1) * unit, limit)]
+            partial = self._index.find_partial(keys[num_whole], rest)
+        if partial is None:
+            return Prefix(tuple(blocks), num_missed=num_missed, num_skipped=num_skipped)
+        return Prefix(tuple(blocks), *partial, max(0, num_missed - 1), num_skipped)
+
+    def _find_whole(self, keys: Sequence[bytes]) -> list[int]:
+        """Find the longest beginning of which all blocks are cached that its end still sees."""
+        blocks: list[int] = []
+        num_whole = num_in_row = 0
+        for count, key in enumerate(keys, 1):
+            block = self._index.find(key)
+            if block is None and self._span.window is None:
+                break
+            blocks.append(NO_BLOCK if block is None else block)
+            num_in_row = 0 if block is None else num_in_row + 1
+            if num_in_row >= count - self._span.first_needed(count * self._span.tokens_per_block):
+                num_whole = count
+        return blocks[:num_whole]
 
     def take(self) -> int:
         """Hold a block to be overwritten: an empty one, or else the next in order of eviction."""
@@ -100,7 +123,9 @@ class BlockStore:
 
     def hold(self, block: int) -> None:
         """Hold a block for its content, as one of several perhaps."""
-        if not self._num_holders[block]:
+        if self._num_holders[block]:
+            self.num_extra_holds += 1
+        else:
             self._evictable.remove(block)
         self._num_holders[block] += 1
 
@@ -108,6 +133,7 @@ class BlockStore:
         """Hold a block no more; without holders it is cached if it can be found, else empty."""
         self._num_holders[block] -= 1
         if self._num_holders[block]:
+            self.num_extra_holds -= 1
             return
         if block in self._index:
             self._evictable.add(block, self._block_to_wish.get(block, DEFAULT_RETENTION))
@@ -126,6 +152,7 @@ class BlockStore:
     def check(self, holders: Sequence[int]) -> None:
         """Recompute every invariant; `holders` counts who holds each block."""
         assert list(holders) == self._num_holders, "block lost or shared"
+        assert sum(max(0, count - 1) for count in holders) == self.num_extra_holds
         free = [block for block in range(self.num_blocks) if not holders[block]]
         cached = [block for block in free if block in self._index]
         empty = [block for block in free if block not in self._index]
