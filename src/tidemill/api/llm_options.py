@@ -13,6 +13,7 @@ from typing import Any
 from tidemill.api.engine_cache import EngineOptions
 from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.host.config import SessionConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class LlmOptions:
     """How an engine is built, if it has to be, and how it is run. Units: tokens, requests.
 
     `tokenizer` is a directory whose tokenizer replaces the engine's own, `cache_dir` where built
-    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one;
-    `max_queue_size` 0 is no limit.
+    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one; `pin_threads`
+    keeps each thread on a core of its own; `max_queue_size` 0 is no limit, nor is `max_step_ms` 0.
     """
 
     tokenizer: Path | str | None = None
@@ -36,7 +37,9 @@ class LlmOptions:
     cache_dir: Path | str | None = None
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
-    max_queue_size: int = 0
+    pin_threads: bool = False
+    max_queue_size: int = DEFAULT_CONFIG.max_queue_size
+    max_step_ms: float = DEFAULT_CONFIG.max_step_ms
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> LlmOptions:
@@ -75,4 +78,7 @@ class LlmOptions:
     @property
     def session(self) -> SessionConfig:
         """The options that say how it is run."""
-        return SessionConfig(self.kv_cache_tokens, self.num_threads, self.max_queue_size)
+        runtime = RuntimeConfig(max_queue_size=self.max_queue_size, max_step_ms=self.max_step_ms)
+        return SessionConfig(
+            self.kv_cache_tokens, self.num_threads, pin_threads=self.pin_threads, runtime=runtime
+        )

@@ -12,7 +12,7 @@ from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
-from tidemill.checkpoint.weight_only import is_weight_only
+from tidemill.checkpoint.weight_only import is_weight_only, scheme_asked_for
 from tidemill.quant.schemes import NONE, Quantization, find_scheme
 
 if TYPE_CHECKING:
@@ -64,17 +64,17 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
             f"max_seq_len {max_seq_len} is beyond the {longest} positions that the model was "
             "trained for; answers may degrade past them"
         )
-    quantization = _resolve_quantization(request, is_weight_only(model))
+    quantization = _resolve_quantization(request, model)
     return ResolvedBuild(config, quantization, chosen_by, tuple(notes))
 
 
-def _resolve_quantization(request: BuildRequest, has_int8_layers: bool) -> Quantization:
+def _resolve_quantization(request: BuildRequest, model: CheckpointConfig) -> Quantization:
     """The layers' scheme is the user's, and the head's follows it unless told otherwise.
 
-    Left open, it is the checkpoint's: one with int8 layers keeps its head as it is.
+    Left open, it is the checkpoint's, whose head stays as it is.
     Raises: ConfigError for unknown schemes, and for none where the layers are int8 already.
     """
-    if has_int8_layers and request.quant == NONE.name:
+    if is_weight_only(model) and request.quant == NONE.name:
         raise ConfigError(
             "the checkpoint's layers are int8 already",
             where="--quant",
@@ -82,8 +82,7 @@ def _resolve_quantization(request: BuildRequest, has_int8_layers: bool) -> Quant
             got=NONE.name,
             hint="leave --quant out for w8a16, or convert again without --use_weight_only",
         )
-    default = "w8a16" if has_int8_layers else NONE.name
-    layers = find_scheme(request.quant or default, "--quant")
+    layers = find_scheme(request.quant or scheme_asked_for(model), "--quant")
     if request.quant_head is None:
         return Quantization(layers, NONE if request.quant is None else layers.for_head)
     head = find_scheme(request.quant_head, "--quant_head")
@@ -91,7 +90,7 @@ def _resolve_quantization(request: BuildRequest, has_int8_layers: bool) -> Quant
         raise ConfigError(
             "the head cannot have 4-bit weights",
             where="--quant_head",
-            expected="none, w8a16 or w8a8",
+            expected="none, w8a16, w8a8 or fp8",
             got=head.name,
             hint="it is the embedding of a tied model; leave --quant_head out for 8 bits",
         )

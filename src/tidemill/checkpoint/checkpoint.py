@@ -30,6 +30,7 @@ from tidemill.checkpoint.sharding import (
     stage_of,
 )
 from tidemill.checkpoint.weight_only import (
+    INT4_ALGO,
     PLAIN_LAYOUT_KEY,
     QUANT_ALGO,
     as_q8,
@@ -49,10 +50,10 @@ class Checkpoint:
     def __init__(self, directory: Path, config: CheckpointConfig, ranks: list[SafetensorsSource]):
         self.directory = directory
         self._ranks = ranks
-        # A config may ask for int8 layers of weights that are stored plainly.
-        self.has_levels = is_weight_only(config) and any(
-            name.endswith("per_channel_scale") for name in ranks[0].names()
-        )
+        # A config may ask for int8 or int4 layers of weights that are stored plainly.
+        has_scales = any(name.endswith("per_channel_scale") for name in ranks[0].names())
+        self.has_levels = is_weight_only(config) and has_scales
+        self._has_int4 = not self.has_levels and has_scales
         self.config = self._settle_tie(config)
         self._rows = expected_tensors(self.config)
         self._check_layout()
@@ -69,11 +70,11 @@ class Checkpoint:
         config_path = directory / "config.json"
         config = CheckpointConfig.from_json(read_json_object(config_path), str(config_path))
         algorithm = config.quantization.get("quant_algo")
-        if algorithm not in (None, "NO_QUANT", QUANT_ALGO):
+        if algorithm not in (None, "NO_QUANT", QUANT_ALGO, INT4_ALGO):
             raise UnsupportedError(
                 "this kind of quantised checkpoint is not supported yet",
                 where=str(config_path),
-                expected=f"quantization.quant_algo null or {QUANT_ALGO}",
+                expected=f"quantization.quant_algo null, {QUANT_ALGO} or {INT4_ALGO}",
                 got=str(algorithm),
                 hint="convert from the unquantised model",
             )
@@ -156,9 +157,11 @@ class Checkpoint:
         return faults
 
     def _check_layout(self) -> None:
-        if self.has_levels and not self.config.extra.get(PLAIN_LAYOUT_KEY):
+        is_permuted = self.has_levels and not self.config.extra.get(PLAIN_LAYOUT_KEY)
+        if self._has_int4 or is_permuted:
+            kind = "int4" if self._has_int4 else "int8"
             raise UnsupportedError(
-                "int8 weights are permuted for the kernels of one GPU",
+                f"{kind} weights are permuted for one GPU's kernels",
                 where=str(self.directory),
                 expected=f"{PLAIN_LAYOUT_KEY} true in config.json: plain [in, out] weights",
                 got=f"{PLAIN_LAYOUT_KEY} {self.config.extra.get(PLAIN_LAYOUT_KEY)}",

@@ -7,6 +7,7 @@ answer joined equal the text of the same answer not streamed. Knows nothing of s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest, Update
@@ -34,6 +35,7 @@ class AnswerText:
     ) -> None:
         self.request_id = request.request_id
         self._is_streaming = request.streaming
+        self._tells_metrics = request.return_perf_metrics
         self._num_input_tokens = num_input_tokens
         self._num_output_tokens = 0
         self._matcher = (
@@ -76,10 +78,16 @@ class AnswerText:
         if self._stop_reason is not None:
             reason = FinishReason.STOP_WORDS
         if reason is FinishReason.NOT_FINISHED:
-            return self._drain(None) if self._is_streaming else None
+            return self._piece(update) if self._is_streaming else None
         last = self._drain(reason.name.lower())
         last.metrics = update.metrics
         return last
+
+    def _piece(self, update: TokenUpdate) -> Update:
+        piece = self._drain(None)
+        if self._tells_metrics:
+            piece.metrics = copy(update.metrics)  # the runtime's own goes on changing
+        return piece
 
     def _take_text(self, tokens: Sequence[int], is_last: bool) -> None:
         if self._detokenizer is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from tidemill.host.messages import GenerateRequest, Update
 from tidemill.runtime.observation import Observation as Seen
 from tidemill.runtime.observation import OutputWishes, Sight
 from tidemill.runtime.request import FinishReason, Request, SamplingParams, TokenUpdate
+from tidemill.runtime.statistics import RequestMetrics
 
 SEED_RANGE = 2**64
 
@@ -146,6 +148,7 @@ class BeamJob:
         self._reading = reading
         self._search = BeamSearch(wanted.beams, computed.max_new_tokens, computed.end_ids)
         self._number_to_seen: dict[int, Seen | None] = {}
+        self._metrics: RequestMetrics | None = None
         self._is_over = False
 
     def start(self) -> list[Request]:
@@ -172,6 +175,7 @@ class BeamJob:
     def take(self, update: TokenUpdate) -> News:
         if self._is_over or update.finish_reason is FinishReason.NOT_FINISHED:
             return News()
+        self._count(update.metrics)
         if update.finish_reason is not FinishReason.LENGTH:
             self._is_over = True
             return News(self._told(update.finish_reason), list(self._number_to_seen))
@@ -190,6 +194,12 @@ class BeamJob:
             self._is_over = True
             return News(self._told(None), ended)
         return News([], ended, self.start())
+
+    def _count(self, metrics: RequestMetrics | None) -> None:
+        if self._metrics is None:
+            self._metrics = copy(metrics)
+        elif metrics is not None:
+            self._metrics.add(metrics)
 
     def _told(self, reason: FinishReason | None) -> list[Update]:
         beams = self._search.best()[: self._reading.wanted.n]
@@ -212,7 +222,7 @@ class BeamJob:
                 for token, logprob in zip(beam.tokens, beam.logprobs, strict=True)
             )
             seen = (Seen(output=Sight(logprobs)),)
-        return TokenUpdate(0, beam.tokens, reason or ended, observations=seen)
+        return TokenUpdate(0, beam.tokens, reason or ended, self._metrics, seen)
 
 
 def check_numbers(wanted: GenerateRequest) -> list[str]:

@@ -30,6 +30,7 @@ NAMES = (
     "context_chunking_policy",
     "enable_kv_cache_reuse",
     "enable_partial_reuse",
+    "max_step_ms",
     *WHOLE_NUMBERS,
 )
 
@@ -44,6 +45,7 @@ def read_runtime_config(parameters: Mapping[str, str]) -> RuntimeConfig:
         "chunking": _chunking(parameters),
         "enable_block_reuse": _one_of(parameters, "enable_kv_cache_reuse", SWITCHES),
         "enable_partial_reuse": _one_of(parameters, "enable_partial_reuse", SWITCHES),
+        "max_step_ms": _read(parameters, "max_step_ms", float, "a number of milliseconds"),
         **{name: _read(parameters, name, int, "a whole number") for name in WHOLE_NUMBERS},
     }
     return RuntimeConfig(**{name: value for name, value in chosen.items() if value is not None})

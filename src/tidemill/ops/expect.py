@@ -14,8 +14,8 @@ from tidemill.ir.rules import TypeFault
 Types = Sequence[TensorType]
 Attrs = Mapping[str, AttrValue]
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
-TABLE_DTYPES = (*WEIGHT_DTYPES, DType.Q8)
-MATRIX_DTYPES = (*TABLE_DTYPES, DType.Q4G32, DType.Q4G64, DType.Q4G128)
+TABLE_DTYPES = (*WEIGHT_DTYPES, DType.Q8, DType.F8)
+MATRIX_DTYPES = (*TABLE_DTYPES, *(dtype for dtype in DType if dtype.group_size))
 ACTIVATION_DTYPES = (DType.F32, DType.BF16)
 QUANTIZED_ACTIVATIONS = (*ACTIVATION_DTYPES, DType.Q8)
 

@@ -98,14 +98,15 @@ class ActiveRequests:
             for index in range(first, last):
                 self.pool.publish(state.table, index, state.keys, state.tokens)
 
-    def slide(self, state: RequestState) -> None:
-        """Let go of what has left the attention window of a request that advanced."""
-        if self.pool.span.window is None:
-            return
-        if state.request.retention is not None:
-            self.pool.retain(state.table, state.request.retention, state.num_prompt)
-        step_tokens = self._step_tokens(state, state.num_computed)
-        self.pool.slide(state.table, state.num_computed, state.max_tokens, step_tokens)
+    def slide(self, state: RequestState) -> bool:
+        """Let go of what has left the attention window of a request that advanced, if anything."""
+        table, step_tokens = state.table, self._step_tokens(state, state.num_computed)
+        is_leaving = self.pool.span.first_needed(state.num_computed) > table.num_dropped
+        if is_leaving and state.request.retention is not None:
+            self.pool.retain(table, state.request.retention, state.num_prompt)
+        if is_leaving or step_tokens != table.step_tokens:
+            self.pool.slide(table, state.num_computed, state.max_tokens, step_tokens)
+        return is_leaving
 
     def enter_generation(self, states: Sequence[RequestState]) -> None:
         """Move requests whose context is computed on to generation."""

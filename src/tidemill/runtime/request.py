@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
+from tidemill.base.record import record
 from tidemill.runtime.choice_hooks import LogitsProcessor, TokenGuide
 from tidemill.runtime.kvcache.retention import KvCacheRetention
 from tidemill.runtime.logits_rules import LogitsRules
@@ -29,7 +29,11 @@ class FinishReason(Enum):
     CANCELLED = 5
 
 
-@dataclass(frozen=True)
+# Those of every step, by names that are found at once.
+NOT_FINISHED, END_ID = FinishReason.NOT_FINISHED, FinishReason.END_ID
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen.
 
@@ -51,7 +55,7 @@ class SamplingParams:
         return self.top_k == 1 or self.temperature == 0.0 or self.top_p <= 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """What one caller asked for.
 
@@ -92,7 +96,8 @@ class Request:
         return self.wishes is not None and self.wishes.is_of_prompt
 
 
-class TokenUpdate(NamedTuple):
+@record
+class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
     `metrics` is the request's live record, complete in its last update. `observations` holds what

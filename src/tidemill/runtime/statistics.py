@@ -29,6 +29,23 @@ class RequestMetrics:
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
 
+    def add(self, later: RequestMetrics) -> None:
+        """Count in a later request for the same answer: a round of a beam search."""
+        self.last_token_time, self.last_iter = later.last_token_time, later.last_iter
+        self.num_allocated_blocks += later.num_allocated_blocks
+        self.num_new_blocks += later.num_new_blocks
+        self.num_reused_blocks += later.num_reused_blocks
+        self.num_missed_blocks += later.num_missed_blocks
+        self.num_pauses += later.num_pauses
+        self.num_draft_tokens += later.num_draft_tokens
+        self.num_accepted_draft_tokens += later.num_accepted_draft_tokens
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the guesses that were right."""
+        drafts = self.num_draft_tokens
+        return self.num_accepted_draft_tokens / drafts if drafts else 0.0
+
     @property
     def hit_rate(self) -> float:
         """Share of the blocks looked for that were reused."""
@@ -37,7 +54,6 @@ class RequestMetrics:
 
     def to_json(self) -> dict[str, Any]:
         """Return the reference's keys of request perf metrics."""
-        num_drafts = self.num_draft_tokens
         return {
             "timingMetrics": {
                 "arrivalTime": self.arrival_time,
@@ -53,11 +69,9 @@ class RequestMetrics:
                 "kvCacheHitRate": self.hit_rate,
             },
             "speculativeDecoding": {
-                "acceptanceRate": self.num_accepted_draft_tokens / num_drafts
-                if num_drafts
-                else 0.0,
+                "acceptanceRate": self.acceptance_rate,
                 "totalAcceptedDraftTokens": self.num_accepted_draft_tokens,
-                "totalDraftTokens": num_drafts,
+                "totalDraftTokens": self.num_draft_tokens,
             },
             "firstIter": self.first_iter,
             "lastIter": self.last_iter,

@@ -32,6 +32,7 @@ def test_each_name_sets_its_field() -> None:
             "max_matching_ngram_size": "2",
             "iter_stats_max_iterations": "5",
             "event_buffer_max_size": "6",
+            "max_step_ms": "62.5",
         }
     )
     assert read == RuntimeConfig(
@@ -44,6 +45,7 @@ def test_each_name_sets_its_field() -> None:
         max_matching_ngram_size=2,
         iter_stats_max_iterations=5,
         event_buffer_max_size=6,
+        max_step_ms=62.5,
     )
 
 
@@ -64,6 +66,8 @@ def test_config_travels_as_json() -> None:
         ("enable_chunked_context", "perhaps", "one of true, 1, false, 0"),
         ("max_queue_size", "many", "a whole number"),
         ("max_queue_size", "-1", "max_queue_size must be at least 0, got -1"),
+        ("max_step_ms", "nan", "max_step_ms must be at least 0, got nan"),
+        ("max_step_ms", "inf", "every number finite"),
     ],
 )
 def test_setting_that_cannot_be_read(name: str, value: str, expected: str) -> None:
