@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.compare import assert_same_bits
 from tests.conftest import MakeSample, MakeTinyLlama
@@ -226,6 +227,21 @@ def test_teams_larger_than_the_machine_give_the_same_bits(
     assert_same(alone, crowd, set(tokens_alone))
     single.close()
     team.close()
+
+
+def test_caller_that_flushes_subnormal_numbers_changes_no_bit(make_engine: MakeEngine) -> None:
+    engine = make_engine("float32", BEST, "fp8")
+    requests = random_requests(random.Random(SEED), 2, TINY.vocab_size, (9, 17), most_new=3)
+    executor = NativeExecutor.load(engine, kv_cache_tokens=1024, num_threads=1)
+    usual, flushed = RecordingExecutor(executor), RecordingExecutor(executor)
+    tokens = run_alone(usual, requests)
+    assert torch.set_flush_denormal(True)
+    try:
+        assert run_alone(flushed, requests) == tokens
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same(usual, flushed, set(tokens))
+    executor.close()
 
 
 def test_sample_in_a_crowd_gives_the_bits_it_gives_alone(make_sample: MakeSample) -> None:

@@ -21,7 +21,9 @@ from tests.ops.native_op import (
     run_native,
     wide_rows,
 )
+from tests.runnable_targets import TARGETS
 from tidemill.base.dtypes import DType
+from tidemill.base.target import X86_64_V3, X86_64_V3_VNNI
 from tidemill.ir.graph import Op
 from tidemill.ir.storage import Array, widen
 from tidemill.ops.batch import Numerics
@@ -30,6 +32,7 @@ from tidemill.ops.row import activation_dtype
 from tidemill.quant.packing import interleave_gate, pack_activations, pack_panels, pad_vector
 
 EXACT = Numerics(np.float64)
+VNNI = X86_64_V3_VNNI.name
 # A multiple of each group size, and one more panel than whole.
 SIZE_TO_SHAPE = {32: (96, 33), 64: (128, 96), 128: (256, 1)}
 GROUPED_FORMATS = [(dtype, DType.Q8) for dtype in DType if dtype.group_size]
@@ -192,3 +195,14 @@ def test_a_row_of_a_linear_layer_has_the_same_bits_in_any_crowd(
             y, all_y = alone.record["y"], among.record["y"]
             assert isinstance(y, np.ndarray) and isinstance(all_y, np.ndarray)
             assert_same_bits(y, all_y[first:last], among.op.kind)
+
+
+@pytest.mark.skipif(VNNI not in TARGETS, reason="needs a CPU with a byte dot product")
+@pytest.mark.parametrize("weight", [DType.Q8, DType.Q4G64, DType.Q4S64])
+def test_avx2_gives_the_same_bits_with_its_dot_product_and_without(weight: DType) -> None:
+    k, n = SIZE_TO_SHAPE[weight.group_size] if weight.group_size else SHAPES[0]
+    with_dots, without = (draw_cases((weight, DType.Q8), 5, k, n, seed=k) for _ in range(2))
+    run_cases(VNNI, with_dots, 1)
+    run_cases(X86_64_V3.name, without, 1)
+    for one, other in zip(with_dots, without, strict=True):
+        assert_same_bits(one.result(), other.result(), one.op.kind)

@@ -1,7 +1,7 @@
-"""The machine's own limits, measured with a team of our threads: read bandwidth, bf16 dot rate.
+"""The machine's own limits, measured with a team of our threads: read bandwidth and dot rates.
 
-Two loops with nothing else in them: one reads memory that no cache holds, prefetching as the
-linear kernels do; the other repeats the target's bf16 dot product on registers. Whoever times a
+Loops with nothing else in them: one reads memory that no cache holds, prefetching as the linear
+kernels do; two repeat the target's dot product of bf16 and of int8 on registers. Whoever times a
 kernel runs these in between, since a shared machine's limits move within minutes.
 """
 
@@ -19,7 +19,7 @@ from tidemill.codegen.kernel import open_kernel
 from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
-from tidemill.codegen.types import F32, I32
+from tidemill.codegen.types import I32
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 
 READ_BYTES = 256 << 20
@@ -38,7 +38,8 @@ class MachineLimits:
         module = Module()
         emit_team(module, isa)
         _emit_read(module)
-        _emit_dots(module, isa)
+        _emit_dots(module, isa, is_int8=False)
+        _emit_dots(module, isa, is_int8=True)
         target = isa.target
         text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
         image = link_object(compile_ir(text, target))
@@ -46,12 +47,13 @@ class MachineLimits:
         self._memory = allocate(READ_BYTES)
         self._memory[:] = 1
         self._out = np.zeros(64 * num_threads, np.float32)
-        records = np.zeros((2, abi.RECORD_WORDS), np.int64)
+        records = np.zeros((3, abi.RECORD_WORDS), np.int64)
         out = address_of(self._out)
         records[0, :4] = code.address("read"), address_of(self._memory), READ_BYTES, out
-        records[1, :4] = code.address("dots"), address_of(self._memory), DOT_LOOPS, out
+        for at, symbol in ((1, "bf16_dots"), (2, "int8_dots")):
+            records[at, :4] = code.address(symbol), address_of(self._memory), DOT_LOOPS, out
         self._team = Team(code, records, num_threads)
-        self._dot_flops = 4.0 * LANES * _ACCUMULATORS * DOT_LOOPS * num_threads
+        self._dots = float(LANES * _ACCUMULATORS * DOT_LOOPS * num_threads)
 
     def read_bytes_per_s(self) -> float:
         """Read all of the memory once, every thread its part."""
@@ -59,7 +61,11 @@ class MachineLimits:
 
     def dot_flops_per_s(self) -> float:
         """Multiply and add pairs of bf16 on registers, on every thread."""
-        return self._dot_flops / self._time_s(1)
+        return 4 * self._dots / self._time_s(1)
+
+    def int8_ops_per_s(self) -> float:
+        """Multiply and add quads of int8 on registers, on every thread."""
+        return 8 * self._dots / self._time_s(2)
 
     def close(self) -> None:
         self._team.close()
@@ -89,16 +95,18 @@ def _emit_read(module: Module) -> None:
     frame.pointer("out", I32).put(frame.thread * 64, total)
 
 
-def _emit_dots(module: Module, isa: Isa) -> None:
-    _, frame = open_kernel(module, "dots", ("data", "loops", "out"))
+def _emit_dots(module: Module, isa: Isa, is_int8: bool) -> None:
+    symbol, type_ = ("int8_dots", I32.x(LANES)) if is_int8 else ("bf16_dots", V)
+    _, frame = open_kernel(module, symbol, ("data", "loops", "out"))
     f, data = frame.f, frame.pointer("data", I32)
-    left, right, sums = data.vec(0, LANES), data.vec(LANES, LANES), f.registers(V)
+    left, right, sums = data.vec(0, LANES), data.vec(LANES, LANES), f.registers(type_)
     for each in range(_ACCUMULATORS):
-        sums[each] = f.zero(V)
+        sums[each] = f.zero(type_)
     with f.loop(0, frame.integer("loops")):
         for each in range(_ACCUMULATORS):
-            sums[each] = isa.dot_pair(sums[each], left, right)
+            dot = isa.dot_quad if is_int8 else isa.dot_pair
+            sums[each] = dot(sums[each], left, right)
     total = sums[0]
     for each in range(1, _ACCUMULATORS):
         total = total + sums[each]
-    frame.pointer("out", F32).put(frame.thread * 64, total)
+    frame.pointer("out", type_.scalar).put(frame.thread * 64, total)

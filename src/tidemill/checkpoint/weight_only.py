@@ -27,6 +27,7 @@ QUANT_ALGO = "W8A16"
 INT4_ALGO = "W4A16"
 GROUP_SIZES = (32, 64, 128)
 PLAIN_LAYOUT_KEY = "disable_weight_only_quant_plugin"
+_ALGO_TO_SCHEME = {QUANT_ALGO: "w8a16", "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8"}
 _MATRIX = re.compile(r"transformer\.layers\..*\.(qkv|dense|fc|gate|proj)\.weight")
 _SCALE_SPLIT = {Split.ROWS: Split.ROWS, Split.QKV: Split.QKV, Split.COLUMNS: Split.REPLICATED}
 
@@ -44,10 +45,9 @@ def as_int4(config: CheckpointConfig) -> CheckpointConfig:
 
 def scheme_asked_for(config: CheckpointConfig) -> str:
     """The name of the scheme that a checkpoint's config asks for."""
-    if is_weight_only(config):
-        return "w8a16"
-    if config.quantization.get("quant_algo") != INT4_ALGO:
-        return "none"
+    algorithm = str(config.quantization.get("quant_algo"))
+    if algorithm != INT4_ALGO:
+        return _ALGO_TO_SCHEME.get(algorithm, "none")
     stated = config.quantization.get("group_size")
     size = stated if stated in GROUP_SIZES else GROUP_SIZES[0]
     return f"w4a16_g{size}" + ("" if config.quantization.get("has_zero_point") else "_sym")
@@ -72,14 +72,19 @@ def scale_name(name: str) -> str:
     return name.removesuffix("weight") + "per_channel_scale"
 
 
+def scale_split(row: TensorRow) -> Split:
+    """How the scales by output of a matrix are cut."""
+    return _SCALE_SPLIT[row.split]
+
+
 def stored_rows(config: CheckpointConfig) -> dict[str, TensorRow]:
     """Return every tensor of a weight-only checkpoint, levels and scales in place of matrices."""
     rows: dict[str, TensorRow] = {}
     for name, row in expected_tensors(config).items():
         rows[name] = replace(row, is_levels=is_matrix(name))
         if is_matrix(name):
-            split = _SCALE_SPLIT[row.split]
-            rows[scale_name(name)] = TensorRow(scale_name(row.name), row.dims[:1], split)
+            scales = TensorRow(scale_name(row.name), row.dims[:1], scale_split(row))
+            rows[scale_name(name)] = scales
     return rows
 
 

@@ -7,7 +7,8 @@ and how to reach the operating system without a C library.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tidemill.base.target import Target
@@ -16,6 +17,7 @@ from tidemill.codegen.types import BF16, F32, I8, I16, I32, I64
 
 LANES = 16
 V = F32.x(LANES)
+_MXCSR_DEFAULT = 0x1F80  # rounding to nearest, no exceptions, no flushing
 _SIGN_BITS = -0x7F7F7F80  # of the four bytes of a word: 0x80808080
 
 
@@ -92,6 +94,23 @@ class Isa:
         else:
             yield_hint = f.constant(1, I32)
             f.intrinsic_void("llvm.aarch64.hint", yield_hint)
+
+    @contextmanager
+    def own_float_mode(self, f: Function) -> Iterator[None]:
+        """Run the body with subnormal numbers as IEEE 754 has them, whatever the caller's mode.
+
+        A library may have told its thread to take them for zero: the bits of an answer would then
+        depend on which thread computed them. On aarch64 threads begin in this mode and stay in it.
+        """
+        if self.target.arch != "x86_64":
+            yield
+            return
+        old, own = (f.stack(I32, 1) for _ in range(2))
+        own[0] = _MXCSR_DEFAULT
+        f.intrinsic_void("llvm.x86.sse.stmxcsr", old)
+        f.intrinsic_void("llvm.x86.sse.ldmxcsr", own)
+        yield
+        f.intrinsic_void("llvm.x86.sse.ldmxcsr", old)
 
     def futex(
         self, f: Function, syscall: Value, word: Pointer, operation: int, value: Value

@@ -113,7 +113,7 @@ def _emit_worker(module: Module, isa: Isa, walk: Function) -> None:
             _sleep(f, isa, context, go, seen[0])
         with f.when(go.atomic_load().ne(seen[0])):
             seen[0] = seen[0] + 1
-            with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)):
+            with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)), isa.own_float_mode(f):
                 f.call(walk, context, thread)
         until_stopped(context.at(abi.CONTEXT_STOP).atomic_load().ne(0))
 
@@ -134,5 +134,5 @@ def _emit_step(module: Module, isa: Isa, walk: Function) -> None:
         syscall, num_threads = context[abi.CONTEXT_SYSCALL], context[abi.CONTEXT_NUM_THREADS]
         go = context.at(abi.CONTEXT_GO)
         isa.futex(f, syscall.to(PTR), go, _FUTEX_WAKE_PRIVATE, num_threads)
-    with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)):
+    with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)), isa.own_float_mode(f):
         f.call(walk, context, 0)

@@ -13,7 +13,8 @@ from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.observed_output import ObservedOutput
 from tidemill.host.stop_word_hold import StopWordHold
-from tidemill.runtime.request import FinishReason, TokenUpdate
+from tidemill.runtime.observation import Observation
+from tidemill.runtime.request import NOT_FINISHED, FinishReason, TokenUpdate
 from tidemill.text.detokenizer import IncrementalDetokenizer
 from tidemill.text.stop_strings import StopStringMatcher
 from tidemill.text.tokenizer import Tokenizer
@@ -51,8 +52,9 @@ class AnswerText:
         self._detokenizer = (
             IncrementalDetokenizer(tokenizer, request.skip_special_tokens) if tokenizer else None
         )
-        self._observed = ObservedOutput()
+        self._observed: ObservedOutput | None = None
         self._token_ids: list[int] = []
+        self._untold: list[int] = []
         self._text = [echo] if echo else []
         self._stop_reason: str | int | None = None
 
@@ -61,27 +63,37 @@ class AnswerText:
 
         An update with finish reason stop_words ends the answer before the runtime does.
         """
-        tokens: Sequence[int] = update.new_tokens
-        failure = next((each.error for each in update.observations if each.error), None)
-        if failure:
-            return Update.failed(self.request_id, _processor_error(failure))
-        for observation in update.observations:
-            self._observed.add(observation)
+        tokens, reason = update.new_tokens, update.finish_reason
+        if update.observations:
+            failure = self._observe(update.observations)
+            if failure:
+                return Update.failed(self.request_id, _processor_error(failure))
         self._num_output_tokens += len(tokens)
         self._token_ids.extend(tokens)
-        reason = update.finish_reason
-        if self._hold is not None:
-            tokens = self._hold.push(tokens, reason)
-        self._take_text(tokens, is_last=reason is not FinishReason.NOT_FINISHED)
+        self._untold.extend(tokens if self._hold is None else self._hold.push(tokens, reason))
+        # Text that nobody waits for and nothing is looked for in is made at the end, all at once.
+        if reason is NOT_FINISHED and not self._is_streaming and self._matcher is None:
+            return None
+        self._take_text(is_last=reason is not NOT_FINISHED)
         if self._hold is not None and self._stop_reason is None:
             self._stop_reason = self._hold.stop_reason
         if self._stop_reason is not None:
             reason = FinishReason.STOP_WORDS
-        if reason is FinishReason.NOT_FINISHED:
+        if reason is NOT_FINISHED:
             return self._piece(update) if self._is_streaming else None
         last = self._drain(reason.name.lower())
         last.metrics = update.metrics
         return last
+
+    def _observe(self, observations: Sequence[Observation]) -> str:
+        """Take in what the step showed; returns how the logits processor failed, if it did."""
+        if self._observed is None:
+            self._observed = ObservedOutput()
+        for observation in observations:
+            if observation.error:
+                return observation.error
+            self._observed.add(observation)
+        return ""
 
     def _piece(self, update: TokenUpdate) -> Update:
         piece = self._drain(None)
@@ -89,7 +101,8 @@ class AnswerText:
             piece.metrics = copy(update.metrics)  # the runtime's own goes on changing
         return piece
 
-    def _take_text(self, tokens: Sequence[int], is_last: bool) -> None:
+    def _take_text(self, is_last: bool) -> None:
+        tokens, self._untold = self._untold, []
         if self._detokenizer is None:
             return
         text = self._detokenizer.push(tokens)
@@ -114,7 +127,8 @@ class AnswerText:
             self._num_output_tokens,
             self._stop_reason,
         )
-        self._observed.drain_into(update)
+        if self._observed is not None:
+            self._observed.drain_into(update)
         return update
 
 

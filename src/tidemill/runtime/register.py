@@ -103,6 +103,7 @@ class Register:
 
     def request_stats(self, scheduled: set[int]) -> list[RequestStats]:
         """Tell where each request is; `scheduled` holds ids of state objects."""
+        unit = self.active.pool.tokens_per_block
         stages = (
             (RequestStage.GENERATION_IN_PROGRESS, self.active.generation),
             (RequestStage.CONTEXT_IN_PROGRESS, self.active.context),
@@ -116,6 +117,8 @@ class Register:
                 state.num_output,
                 id(state) in scheduled,
                 state.metrics,
+                len(state.table.blocks),
+                len(state.table.blocks) - state.table.num_cached_tokens // unit,
             )
             for stage, states in stages
             for state in states

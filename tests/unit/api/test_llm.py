@@ -197,3 +197,24 @@ def test_values_left_out_beside_others_are_neutral() -> None:
     assert (sampling.top_k, sampling.top_p, sampling.seed) == (0, 1.0, 0)
     sampling = resolve_sampling(None, 5, None, 9)
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 9)
+
+
+def test_keywords_say_how_a_request_is_served(llm: LLM, session: Session) -> None:
+    first = llm.generate("long enough to fill a block>a", cache_salt="one")
+    assert first.outputs[0].text == "a"
+    before = session.info().stats.reused_blocks
+    llm.generate("long enough to fill a block>a", cache_salt="two", use_tqdm=False)
+    assert session.info().stats.reused_blocks == before
+    llm.generate("long enough to fill a block>a", cache_salt="two", priority=0.9)
+    assert session.info().stats.reused_blocks > before
+    late = llm.generate("endless", SamplingParams(max_tokens=2000), allotted_time_ms=1.0)
+    assert late.outputs[0].finish_reason == "timeout"
+
+
+def test_a_request_served_impossibly_is_refused_alone(llm: LLM) -> None:
+    good = llm.generate_async("say>hello")
+    with pytest.raises(InvalidRequestError, match=r"require 0 <= priority <= 1, got priority=7"):
+        llm.generate("say>hello", priority=7.0)
+    with pytest.raises(TypeError, match="priorty"):
+        llm.generate("say>hello", priorty=0.5)
+    assert good.result().outputs[0].text == "hello"

@@ -15,7 +15,7 @@ from typing import Any
 
 from tidemill.base.errors import ConfigError
 from tidemill.host.config import SessionConfig
-from tidemill.host.runtime_settings import read_fraction, read_runtime_config
+from tidemill.host.runtime_settings import read_session_settings
 
 ENGINE_FILE = "rank0.engine"
 ENGINE_PARAMETERS = ("gpt_model_path", "engine_dir")
@@ -156,11 +156,4 @@ def read_session_config(parameters: ModelParameters) -> SessionConfig:
     """
     parameters.choice("gpt_model_type", BATCHING_TYPES, WRONG_TYPE)
     parameters.choice("decoding_mode", DECODING_MODES)
-    filled = parameters.filled()
-    return SessionConfig(
-        kv_cache_tokens=parameters.whole_number("max_tokens_in_paged_kv_cache"),
-        num_threads=parameters.whole_number("num_threads"),
-        pin_threads=parameters.is_on("pin_threads"),
-        kv_cache_fraction=read_fraction(filled, "kv_cache_free_gpu_mem_fraction"),
-        runtime=read_runtime_config(filled),
-    )
+    return read_session_settings(parameters.filled())
