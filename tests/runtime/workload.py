@@ -43,6 +43,7 @@ def random_limits(draw: random.Random) -> EngineLimits:
         num_blocks=num_blocks,
         vocab_size=choice([2, 5, 23]),
         attention_window=choice([None, None, 1, 3, 8, 20]),
+        num_host_blocks=choice([0, 0, 1, 2, 7, 40]),
     )
 
 
@@ -54,6 +55,7 @@ def random_config(draw: random.Random) -> RuntimeConfig:
         enable_block_reuse=draw.random() < 0.7,
         enable_partial_reuse=draw.random() < 0.7,
         max_draft_len=draw.choice([0, 0, 1, 4]),
+        secondary_offload_min_priority=draw.choice([0, 30, 40]),
         event_buffer_max_size=100_000,
         max_step_ms=draw.choice([0.0, 0.01, 100.0]),
     )

@@ -28,6 +28,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
     parser.add_argument("--num-threads", type=int)
     parser.add_argument("--kv-cache-fraction", type=float)
     parser.add_argument("--pin-threads", type=int, default=0)
+    parser.add_argument("--kv-cache-host-memory-bytes", type=int, default=0)
     parser.add_argument("--runtime", type=_runtime_config, default=RuntimeConfig())
     flags = parser.parse_args(arguments)
     session = SessionConfig(
@@ -35,6 +36,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
         flags.num_threads,
         flags.kv_cache_fraction,
         bool(flags.pin_threads),
+        flags.kv_cache_host_memory_bytes,
         flags.runtime,
     )
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)

@@ -28,6 +28,7 @@ class SessionConfig:
     num_threads: int | None = None
     kv_cache_fraction: float | None = None
     pin_threads: bool = False
+    kv_cache_host_memory_bytes: int = 0
     runtime: RuntimeConfig = DEFAULT_CONFIG
 
 
@@ -56,6 +57,7 @@ class HostConfig:
             "--num-threads": session.num_threads,
             "--kv-cache-fraction": session.kv_cache_fraction,
             "--pin-threads": int(session.pin_threads),
+            "--kv-cache-host-memory-bytes": session.kv_cache_host_memory_bytes,
             "--runtime": msgspec.json.encode(session.runtime).decode(),
         }
         program = self.program or (_python(), "-m", "tidemill.host")

@@ -13,7 +13,7 @@ from enum import Enum
 
 from tidemill.runtime.config import RuntimeConfig
 from tidemill.runtime.kvcache.block_pool import BlockPool
-from tidemill.runtime.kvcache.block_store import NOTHING, Prefix
+from tidemill.runtime.kvcache.prefix import NOTHING, Prefix
 from tidemill.runtime.request_state import NO_TABLE, RequestState
 from tidemill.runtime.step import EngineLimits
 

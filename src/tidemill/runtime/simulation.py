@@ -47,7 +47,8 @@ class FakeExecutor:
         self._limits = limits
         self._answer = answer or digest_answer(limits.vocab_size)
         self._cache: list[list[int | None]] = [
-            [None] * limits.tokens_per_block for _ in range(limits.num_blocks)
+            [None] * limits.tokens_per_block
+            for _ in range(limits.num_blocks + limits.num_host_blocks)
         ]
         self.is_closed = False
 

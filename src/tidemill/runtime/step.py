@@ -47,9 +47,10 @@ class StepPlan:
     """Entries in execution order: generation first, then context chunks.
 
     Before anything is written, cache blocks are copied: `copies` holds (source, destination), to
-    be done in order. Where `goes_on`, each entry follows the one of the plan before: same request,
-    same blocks, the token that was drawn for it, one position further. It tells an executor what
-    it need not look at again, and nothing else.
+    be done in order; numbers from `num_blocks` on are slots of the host tier. Where `goes_on`, each
+    entry follows the one of the plan before: same request, same blocks, the token that was drawn
+    for it, one position further. It tells an executor what it need not look at again, and nothing
+    else.
     """
 
     entries: tuple[PlanEntry, ...]
@@ -86,6 +87,7 @@ class EngineLimits:
     tokens_per_block: int
     num_blocks: int
     vocab_size: int
+    num_host_blocks: int = 0
     attention_window: int | None = None
 
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.engine.reader import EngineFile
 from tidemill.runtime.kvcache.block_span import BlockSpan
 
 SHARE_OF_MEMORY = 0.1
+
+
+@dataclass(frozen=True)
+class CacheMemory:
+    """A share of the machine's free memory, None for a modest one; bytes for what is evicted."""
+
+    fraction: float | None = None
+    host_bytes: int = 0
+
+
+DEFAULT_CACHE_MEMORY = CacheMemory()
 
 
 def choose_cache_tokens(engine: EngineFile, fraction: float | None = None) -> int:
