@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.parts.figures import print_line
 from bench.peers.cases import Case, all_cases
-from bench.peers.engines import OURS, PRECISIONS, ROWS, EngineRow, peers_dir
+from bench.peers.engines import PRECISIONS, ROWS, EngineRow, peers_dir
 from bench.peers.models import refresh_engine
 from bench.peers.results import Absence, Results, Sample
 from bench.peers.runner_process import Load, RunnerProcess, absence
@@ -61,7 +61,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new_tokens", type=int, default=128, help="of decode and batch")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, help="add the samples to a file of JSON lines")
+    parser.add_argument("--wait", action="store_true", help="load, then wait for a line on stdin")
+    parser.add_argument(
+        "--results", type=Path, help="file for the samples, written after each round"
+    )
     parser.add_argument("--json", type=Path, help="write all samples and ratios to a file")
     parser.add_argument("--table", type=Path, nargs="+", help="only print what these files hold")
     return parser.parse_args()
@@ -69,6 +72,7 @@ def read_options() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, results: Results) -> None:
     """Run the rounds and fill the results."""
+    results.note_run()
     model_dir = peers_dir() / "models" / options.model
     wanted = [each.replace("_", " ") for each in options.cases or ()]
     cases = all_cases(options.new_tokens)
@@ -85,14 +89,26 @@ def measure(options: argparse.Namespace, results: Results) -> None:
     for engine in engines:
         results.note_version(engine.row, engine.loaded["version"])
         report_loaded(engine, check(engine, engines[0]))
+    if options.wait:
+        print("loaded: a line on stdin starts the rounds", flush=True)
+        sys.stdin.readline()
     for turn in range(options.rounds):
-        chance = random.Random(turn)
-        for case in chosen:
-            for engine in engines:
-                rate = time_case(engine, case, chance)
-                results.add(Sample(options.model, engine.row, case.name, rate))
+        run_round(turn, engines, chosen, options.model, results)
+        if options.results is not None:
+            results.write(options.results)
     for engine in engines:
         engine.close()
+
+
+def run_round(
+    turn: int, engines: list[RunnerProcess], cases: list[Case], model: str, results: Results
+) -> None:
+    """Time every case on every engine once; each round begins with another engine."""
+    chance = random.Random(turn)
+    first = turn % len(engines)
+    for case in cases:
+        for engine in engines[first:] + engines[:first]:
+            results.add(Sample(model, engine.row, case.name, time_case(engine, case, chance)))
 
 
 def present_rows(options: argparse.Namespace, model_dir: Path, results: Results) -> list[EngineRow]:
@@ -101,7 +117,7 @@ def present_rows(options: argparse.Namespace, model_dir: Path, results: Results)
     for row in ROWS:
         if row.precision != options.precision or row.name not in (options.engines or [row.name]):
             continue
-        if row.home == OURS:
+        if row.is_ours:
             refresh_engine(model_dir, row)
         reason = absence(row, model_dir)
         if reason:

@@ -56,6 +56,8 @@ TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 def environment_of(home: str, num_threads: int) -> dict[str, str]:
     """Return the variables that an engine's makers advise, on top of ours."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    # Without compiled bytecode, imports alone take longer than anything that is timed.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     if home == "vllm":
         openmp = peers_dir() / "vllm" / "env" / "lib" / "libiomp5.so"
         preloaded = [str(each) for each in (TCMALLOC, openmp) if each.exists()]

@@ -2,8 +2,8 @@
 
     python -m bench.peers.models [smollm2 llama-1.1b]
 
-What exists is kept; what a peer's own tools make is made in its environment, where that is
-installed. Everything lies under `peers_dir()/models/MODEL`.
+What exists is kept, but for our engines of other commits; what a peer's own tools make is made in
+its environment, where that is installed. Everything lies under `peers_dir()/models/MODEL`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.parts.figures import commit
 from bench.parts.llama_directory import NAME_TO_SHAPE, write_llama_directory
-from bench.peers.engines import EngineRow, environment_of, peers_dir
+from bench.peers.engines import ROWS, EngineRow, environment_of, peers_dir
 from bench.peers.gguf_model import write_gguf
 from bench.peers.w8a8_model import write_w8a8
 from tidemill.api.build import BuildRequest, build
@@ -61,6 +61,9 @@ def make_files(model: str, directory: Path, num_threads: int) -> None:
             group = str(MODEL_TO_INT4_GROUP[model])
             command += ["--sym", "--ratio", "1.0", "--group-size", group]
         _make([*command, str(staged)], "openvino", staged, directory / f"openvino-{weights}")
+    for row in ROWS:
+        if row.is_ours:
+            refresh_engine(directory, row)
 
 
 def _make(command: list[str], home: str, staged: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the engines reached: samples, versions and absences, kept as JSON lines between runs."""
+"""What the engines reached: samples, versions and absences, kept as JSON between runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,15 @@ class Results:
         self.samples: list[Sample] = []
         self.absences: dict[tuple[str, str], Absence] = {}
         self.engine_to_version: dict[str, str] = {}
-        self.machines, self.commits, self.days = {machine()}, {commit()}, {_today()}
+        self.machines: set[str] = set()
+        self.commits: set[str] = set()
+        self.days: set[str] = set()
+
+    def note_run(self) -> None:
+        """Note where and when samples are taken that follow."""
+        self.machines.add(machine())
+        self.commits.add(commit())
+        self.days.add(time.strftime("%Y-%m-%d"))
 
     def add(self, sample: Sample) -> None:
         self.samples.append(sample)
@@ -71,22 +79,20 @@ class Results:
         return sorted({sample.model for sample in self.samples}, reverse=True)
 
     def write(self, path: Path) -> None:
-        """Add this run to a file, one JSON line."""
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._facts()) + "\n")
+        """Write all of this run to a file, in place of what it held."""
+        path.write_text(json.dumps(self._facts()) + "\n", "utf-8")
 
     def read(self, path: Path) -> None:
-        """Add all runs of a file."""
-        for line in path.read_text("utf-8").splitlines():
-            facts = json.loads(line)
-            for model, engine, case, value in facts["samples"]:
-                self.add(Sample(model, _NAME_TO_ROW[engine], case, value))
-            for each in facts["absences"]:
-                self.note_absence(Absence(*each))
-            self.engine_to_version |= facts["versions"]
-            self.machines |= set(facts["machines"])
-            self.commits |= set(facts["commits"])
-            self.days |= set(facts["days"])
+        """Add a run that was written to a file."""
+        facts = json.loads(path.read_text("utf-8"))
+        for model, engine, case, value in facts["samples"]:
+            self.add(Sample(model, _NAME_TO_ROW[engine], case, value))
+        for each in facts["absences"]:
+            self.note_absence(Absence(*each))
+        self.engine_to_version |= facts["versions"]
+        self.machines |= set(facts["machines"])
+        self.commits |= set(facts["commits"])
+        self.days |= set(facts["days"])
 
     def to_json(self) -> str:
         """Return samples and medians for programs."""
@@ -105,7 +111,3 @@ class Results:
             "absences": [[a.model, a.engine, a.reason] for a in self.absences.values()],
             "samples": [[s.model, s.row.name, s.case, round(s.value, 4)] for s in self.samples],
         }
-
-
-def _today() -> str:
-    return time.strftime("%Y-%m-%d")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from bench.peers.runners import runner
 
 CACHE_GB = 2
@@ -35,7 +37,7 @@ class OpenVino:
             config.max_new_tokens = length
             config.ignore_eos = True
             config.do_sample = False
-            tensor = self._ov.Tensor([prompt], shape=[1, len(prompt)], type=self._ov.Type.i64)
+            tensor = self._ov.Tensor(np.array([prompt], np.int64))
             handles.append(self._pipeline.add_request(number, tensor, config))
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()

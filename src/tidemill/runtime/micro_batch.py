@@ -100,24 +100,21 @@ class MicroBatch:
 
     def add_generation(self, drafter: Drafter | None) -> None:
         """Let each request compute its latest token, and guesses after it."""
-        generation = self._active.generation
+        active, generation = self._active, self._active.generation
         self._budget -= len(generation)
-        # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
-        num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
+        self.num_generation_requests = len(generation)
+        if drafter is not None:
+            self._add_with_guesses(drafter)
+            return
+        num_more = unit = self._pool.tokens_per_block
         for state in generation:
-            if drafter is not None and num_spare > 0 and state.may_speculate:
-                drafts = self._drafts(drafter, state, num_spare)
-                num_spare -= len(drafts)
-                self._budget -= len(drafts)
-                self._add(state, (state.tokens[-1], *drafts), 1 + len(drafts))
-            else:
-                self._add(state, (state.tokens[-1],), 1)
-        self.num_generation_requests += len(generation)
-        active = self._active
-        if generation and not (drafter or active.context or active.admitted or active.paused):
+            num_left_in_block = -(state.num_computed + 1) % unit
+            if num_left_in_block < num_more:
+                num_more = num_left_in_block
+            self._add(state, (state.tokens[-1],), 1)
+        if generation and not (active.context or active.admitted or active.paused):
             # Whoever waits goes on waiting until a block is full: it can be found then.
-            unit = self._pool.tokens_per_block
-            self.num_more = min(-(state.num_computed + 1) % unit for state in generation)
+            self.num_more = num_more
 
     def add_context(self, max_tokens: int | None = None) -> None:
         """Let contexts advance as far as the step has room, by `max_tokens` in all at most."""
@@ -134,6 +131,17 @@ class MicroBatch:
                 self._budget -= count
                 self.num_context_tokens += count
         assert self._budget >= 0
+
+    def _add_with_guesses(self, drafter: Drafter) -> None:
+        # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
+        num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
+        for state in self._active.generation:
+            drafts: Sequence[int] = ()
+            if num_spare > 0 and state.may_speculate:
+                drafts = self._drafts(drafter, state, num_spare)
+                num_spare -= len(drafts)
+                self._budget -= len(drafts)
+            self._add(state, (state.tokens[-1], *drafts), 1 + len(drafts))
 
     def _drafts(self, drafter: Drafter, state: RequestState, num_spare: int) -> Sequence[int]:
         num_wanted = state.request.max_new_tokens - state.num_output - 1

@@ -98,11 +98,11 @@ class Register:
         """Keep an event for each of some requests, where events are wanted."""
         if self.events.is_on:
             for state in states:
-                request_id = state.request.request_id
-                self.events.add(kind, request_id, self.iteration, now, detail)
+                self.events.add(kind, state.request, self.iteration, now, detail)
 
     def request_stats(self, scheduled: set[int]) -> list[RequestStats]:
         """Tell where each request is; `scheduled` holds ids of state objects."""
+        unit = self.active.pool.tokens_per_block
         stages = (
             (RequestStage.GENERATION_IN_PROGRESS, self.active.generation),
             (RequestStage.CONTEXT_IN_PROGRESS, self.active.context),
@@ -116,6 +116,9 @@ class Register:
                 state.num_output,
                 id(state) in scheduled,
                 state.metrics,
+                len(state.table.blocks),
+                len(state.table.blocks) - state.table.num_cached_tokens // unit,
+                state.request.client_id,
             )
             for stage, states in stages
             for state in states

@@ -88,7 +88,11 @@ class RequestStage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """A request that has not ended, as it stands after a step."""
+    """A request that has not ended, as it stands after a step.
+
+    `num_held_blocks` and, of these, `num_new_held_blocks` are what it holds now; `metrics` has what
+    it held before it was paused.
+    """
 
     request_id: int
     stage: RequestStage
@@ -96,19 +100,26 @@ class RequestStats:
     num_generated_tokens: int
     is_scheduled: bool
     metrics: RequestMetrics
+    num_held_blocks: int = 0
+    num_new_held_blocks: int = 0
+    client_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the reference's keys of request stats."""
         metrics = self.metrics
+        # Each step that drew gave one token, and the guesses that were right.
+        num_steps = self.num_generated_tokens - metrics.num_accepted_draft_tokens
         return {
             "id": self.request_id,
+            "clientId": self.client_id,
             "stage": self.stage.value,
             "contextPrefillPosition": self.num_computed_tokens,
             "numGeneratedTokens": self.num_generated_tokens,
+            "avgNumDecodedTokensPerIter": self.num_generated_tokens / max(1, num_steps),
             "scheduled": self.is_scheduled,
             "paused": metrics.num_pauses > 0 and self.stage is RequestStage.QUEUED,
-            "allocTotalBlocksPerRequest": metrics.num_allocated_blocks,
-            "allocNewBlocksPerRequest": metrics.num_new_blocks,
+            "allocTotalBlocksPerRequest": metrics.num_allocated_blocks + self.num_held_blocks,
+            "allocNewBlocksPerRequest": metrics.num_new_blocks + self.num_new_held_blocks,
             "reusedBlocksPerRequest": metrics.num_reused_blocks,
             "missedBlocksPerRequest": metrics.num_missed_blocks,
             "kvCacheHitRatePerRequest": metrics.hit_rate,
