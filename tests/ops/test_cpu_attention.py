@@ -28,7 +28,7 @@ from tidemill.base.dtypes import DType
 from tidemill.ir.graph import Op
 from tidemill.ir.storage import Array, widen
 from tidemill.ops.batch import Batch, KvStore, Numerics
-from tidemill.ops.paged_attention.cpu import tile_tokens
+from tidemill.ops.paged_attention.cpu import tile_tokens, work_bytes
 from tidemill.ops.row import activation_dtype
 
 ROUNDED = Numerics(np.float64, round_activations=True)
@@ -144,7 +144,10 @@ class Model:
     seed: int
 
     def __post_init__(self) -> None:
-        self.paged = Paged(self.heads, np.random.default_rng(self.seed))
+        heads = self.heads
+        self.paged = Paged(heads, np.random.default_rng(self.seed))
+        group = heads.num_heads // heads.num_kv_heads
+        self.work = np.zeros(work_bytes(group, heads.head_size, MAX_POSITIONS), np.uint8)
 
     def run(self, step: Step, qkv: Array, num_threads: int) -> tuple[Array, Array]:
         """Return queries and results of a step in storage type."""
@@ -160,7 +163,7 @@ class Model:
         attention: Operands = {
             "tiles": inputs["tiles"], "num_tiles": count(len(inputs["tiles"])),
             "tables": inputs["tables"], "table_row": inputs["tables"].shape[1],
-            "q": q, "y": y, **cache,
+            "q": q, "y": y, **cache, "work": self.work,
         }  # fmt: skip
         run_native(
             self.target, heads.ops(), [rope, attention], num_threads=num_threads,

@@ -37,6 +37,7 @@ class CpuPlan:
     inputs: tuple[TensorSpec, ...]
     arena_bytes: int
     scratch_bytes_per_thread: int
+    shared_scratch_bytes: int
     kv: KvLayout
 
 
@@ -57,6 +58,7 @@ def lower_for_cpu(graph: Graph, config: BuildConfig, isa: Isa, sink: WeightSink)
         places.input_specs,
         places.arena_bytes,
         max((_sample_scratch_bytes(op) for op in graph.ops if op.kind == "sample"), default=0),
+        places.shared_scratch_bytes,
         kv_layout(attention, places.num_layers, config),
     )
 
@@ -149,6 +151,7 @@ def _paged_attention(op: Op, at: OperandPlaces) -> list[Operand]:
         at.buffer("q", op.inputs[0]),
         *at.cache(op.layer),
         at.buffer("y", op.outputs[0]),
+        at.shared_scratch("work"),
     ]
 
 
@@ -160,7 +163,7 @@ def _sample(op: Op, at: OperandPlaces) -> list[Operand]:
         *(at.input(name, name) for name in settings),
         at.input("position", "sampled_positions"),
         at.buffer("tokens", op.outputs[0]),
-        Operand("scratch", "scratch", 0),
+        at.own_scratch("scratch"),
         Operand("scratch_bytes", "immediate", _sample_scratch_bytes(op)),
     ]
 

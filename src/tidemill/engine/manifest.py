@@ -131,7 +131,8 @@ class Tactic:
 class Manifest:
     """Everything but the bytes of code and weights.
 
-    `chosen_by` maps a build value's name to who chose it: user, default or measured. The writer
+    Scratch memory is `shared_scratch_bytes` for all threads, zeroed at load, then
+    `scratch_bytes_per_thread` for each. `chosen_by` maps a build value's name to who chose it: user, default or measured. The writer
     fills in `format_version`, `sections` and `weights`.
     """
 
@@ -153,4 +154,5 @@ class Manifest:
     source_hash: str
     weights: tuple[WeightRange, ...] = ()
     tactics: tuple[Tactic, ...] = ()
+    shared_scratch_bytes: int = 0
     chosen_by: dict[str, str] = field(default_factory=dict)

@@ -26,6 +26,7 @@ PANEL = 32  # outputs of a panel: two vectors of 16
 K_UNROLL = 2  # steps of k that a kernel takes at once
 CACHE_LINE_BYTES = 64
 ATTENTION_CHUNK = 64  # cached positions that attention takes at once
+ATTENTION_PARTITION = 256  # positions that are summed up apart from others, and then joined
 _K_STEP = {DType.BF16: 2, DType.Q8: 4}
 
 
@@ -105,9 +106,20 @@ class CacheLayout:
         return k_step(self.dtype)
 
     @property
-    def head_elements(self) -> int:
-        return self.head_size * self.tokens_per_block
+    def word_bytes(self) -> int:
+        """Bytes of one token's `step` dimensions (of K), or one dimension's `step` tokens (of V)."""
+        return self.step * self.dtype.itemsize_bytes
 
     @property
-    def block_elements(self) -> int:
-        return self.num_kv_heads * self.head_elements
+    def key_step_bytes(self) -> int:
+        """From one word of a key to its next."""
+        return self.tokens_per_block * self.word_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of a block's keys (or values) of one head."""
+        return self.head_size * self.tokens_per_block * self.dtype.itemsize_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_kv_heads * self.head_bytes

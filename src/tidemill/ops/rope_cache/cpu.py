@@ -61,17 +61,15 @@ class RopeCacheKernel:
             keys = qkv.at(self.num_heads * width)
             with f.loop(0, cache.num_kv_heads) as n:
                 self._rotate(keys.at(n * width), angles, scratch)
-                head_bytes = cache.head_elements * cache.dtype.itemsize_bytes
-                self._store_key(scratch, k.bytes(n * head_bytes), slot)
+                self._store_key(scratch, k.bytes(n * cache.head_bytes), slot)
                 values = keys.at((n + cache.num_kv_heads) * width)
-                self._store_value(values, v.bytes(n * head_bytes), slot)
+                self._store_value(values, v.bytes(n * cache.head_bytes), slot)
         return kernel
 
     def _slot(self, frame: Frame, t: Value) -> tuple[Pointer, Pointer, Value]:
         """The block's K and V, and the token's place within the block."""
         cache, slot = self.cache, frame.pointer("slots", I32)[t].to(I64)
-        block_bytes = cache.block_elements * cache.dtype.itemsize_bytes
-        offset = (slot // cache.tokens_per_block) * block_bytes
+        offset = (slot // cache.tokens_per_block) * cache.block_bytes
         k, v = (frame.pointer(name, F32).bytes(offset) for name in ("k", "v"))
         return k, v, slot % cache.tokens_per_block
 
