@@ -34,7 +34,7 @@ _F16_CACHE = Tolerance(
 _F32_GROUPS = Tolerance(
     3e-5, 3e-5, "a group's scaled sum and its offset cancel: a few bits of f32 go each time"
 )
-_GROUPED = (DType.Q4G32, DType.Q4G64, DType.Q4G128)
+_GROUPED = tuple(dtype for dtype in DType if dtype.group_size)
 _BF16_STORE = Tolerance(0.0040, 0.0040, "bf16 keeps 8 bits: half a step is 2^-8 of an element")
 _BF16_PROBABILITIES = Tolerance(
     0.0079, 0.0060, "probabilities, then results, are rounded to bf16: two half steps of 2^-8"
@@ -46,7 +46,7 @@ TOLERANCES: dict[tuple[str, DType], Tolerance] = {
     **{("gather_last", dtype): _EXACT for dtype in DType},
     **{("linear", dtype): _F32_SUM for dtype in DType},
     **{("linear_residual", dtype): _F32_SUM for dtype in DType},
-    **{("linear_gated", dtype): _F32_GATED for dtype in (DType.F32, DType.F16, DType.Q8)},
+    **{("linear_gated", dtype): _F32_GATED for dtype in (DType.F32, DType.F16, DType.Q8, DType.F8)},
     **{
         (kind, dtype): _F32_GROUPS
         for kind in ("linear", "linear_residual", "linear_gated")

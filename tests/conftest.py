@@ -7,7 +7,8 @@ test session, one of each type; tiny Hugging Face models are made on the spot, w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,14 @@ class Sample:
 
 
 MakeSample = Callable[[str], Sample]
+
+
+@pytest.fixture
+def socket_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Put hosts' sockets where this test alone sees them, on a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="run") as runtime_dir:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime_dir)
+        yield Path(runtime_dir) / "tidemill"
 
 
 @pytest.fixture(scope="session")

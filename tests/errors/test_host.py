@@ -23,14 +23,6 @@ def engine_dir(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture
-def socket_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    runtime_dir = tmp_path / "run"
-    runtime_dir.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_dir))
-    return runtime_dir / "tidemill"
-
-
 def test_load_error_arrives_as_its_own_class(engine_dir: Path, socket_directory: Path) -> None:
     (engine_dir / "broken").touch()
     with pytest.raises(EngineTargetError) as caught:

@@ -161,7 +161,7 @@ def test_fuse_rope_cache_cuts_rope_and_attention_at_the_cache() -> None:
         'num_kv_heads=1, head_size=4, rotary_dim=2, scale=0.5, dtype="bf16", '
         'cache_dtype="bf16"} layer 3\n'
         "%layers.3.attended: bf16[T, 8] = paged_attention(%layers.3.rotated) {num_heads=2, "
-        'num_kv_heads=1, head_size=4, cache_dtype="bf16"} layer 3'
+        'num_kv_heads=1, head_size=4, window=7, cache_dtype="bf16"} layer 3'
     )
 
 
@@ -179,7 +179,8 @@ def test_pad_heads_follows_every_head_with_zeros_and_keeps_rotation_and_scale() 
         "%layers.3.rotated: f32[T, 64] = rope(%layers.3.qkv, %positions, %cos, %sin) "
         "{num_heads=2, num_kv_heads=1, head_size=16, rotary_dim=2} layer 3\n"
         "%layers.3.attended: f32[T, 32] = attention(%layers.3.rotated) {num_heads=2, "
-        'num_kv_heads=1, head_size=16, scale=0.5, dtype="f32", cache_dtype="f32"} layer 3\n'
+        "num_kv_heads=1, head_size=16, window=7, scale=0.5, "
+        'dtype="f32", cache_dtype="f32"} layer 3\n'
         "%layers.3.out: f32[T, 5] = linear(%layers.3.attended, %w_out) layer 3"
     )
     assert not PadHeads(unit=16).apply(result.graph).is_changed

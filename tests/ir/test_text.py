@@ -21,7 +21,7 @@ graph "tiny" {
   %layers.3.rotated: f32[T, 16] = rope(%qkv, %positions, %cos, %sin) {num_heads=2, \
 num_kv_heads=1, head_size=4, rotary_dim=2} layer 3
   %layers.3.attended: bf16[T, 8] = attention(%layers.3.rotated) {num_heads=2, num_kv_heads=1, \
-head_size=4, scale=0.5, dtype="bf16", cache_dtype="bf16"} layer 3
+head_size=4, window=7, scale=0.5, dtype="bf16", cache_dtype="bf16"} layer 3
   output %layers.3.attended
 }
 """

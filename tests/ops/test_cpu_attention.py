@@ -26,7 +26,7 @@ from tests.ops.native_op import (
 )
 from tidemill.base.dtypes import DType
 from tidemill.ir.graph import Op
-from tidemill.ir.storage import Array, widen
+from tidemill.ir.storage import Array, narrow, widen
 from tidemill.ops.batch import Batch, KvStore, Numerics
 from tidemill.ops.paged_attention.cpu import tile_tokens, work_bytes
 from tidemill.ops.row import activation_dtype
@@ -63,6 +63,7 @@ class Heads:
     rotary_dim: int
     dtype: DType
     tokens_per_block: int = 32
+    window: int = 0
 
     @property
     def width(self) -> int:
@@ -70,7 +71,8 @@ class Heads:
 
     def __str__(self) -> str:
         heads = f"{self.num_heads}over{self.num_kv_heads}x{self.head_size}"
-        return f"{heads}-r{self.rotary_dim}-{self.dtype.value}-b{self.tokens_per_block}"
+        cache = f"{self.dtype.value}-b{self.tokens_per_block}-w{self.window}"
+        return f"{heads}-r{self.rotary_dim}-{cache}"
 
     @property
     def qkv_width(self) -> int:
@@ -82,6 +84,7 @@ class Heads:
             "num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads,
             "head_size": self.head_size, "cache_dtype": self.dtype.value,
         }  # fmt: skip
+        seen = {**heads, "window": self.window}
         table = tensor("f32", MAX_POSITIONS, half)
         rope = make_op(
             "rope_cache",
@@ -89,7 +92,7 @@ class Heads:
             {**heads, "rotary_dim": self.rotary_dim, "scale": self.head_size**-0.5,
              "dtype": activation},
         )  # fmt: skip
-        return [rope, make_op("paged_attention", [tensor(activation, "T", self.width)], heads)]
+        return [rope, make_op("paged_attention", [tensor(activation, "T", self.width)], seen)]
 
 
 @dataclass
@@ -111,6 +114,15 @@ class Paged:
         self.k[0], self.v[0] = 0, 0
         self.free = [int(block) for block in self.rng.permutation(NUM_BLOCKS - 1) + 1]
 
+    def _drop(self, owned: list[int], start: int) -> None:
+        """Give up blocks that lie wholly before the window, and spoil what was in them."""
+        window, size = self.heads.window or MAX_POSITIONS, self.heads.tokens_per_block
+        for index in range(max(0, start - window + 1) // size):
+            if owned[index]:
+                for stored in (self.k, self.v):
+                    stored[owned[index]] = narrow(np.full(1, np.nan), self.heads.dtype)
+                owned[index] = 0
+
     def advance(self, step: Step) -> dict[str, Array]:
         """Reserve slots for a step; returns positions, slots, tiles and tables."""
         size, group = self.heads.tokens_per_block, self.heads.num_heads // self.heads.num_kv_heads
@@ -121,6 +133,7 @@ class Paged:
             owned = self.blocks.setdefault(sequence, [])
             while len(owned) * size < start + tokens:
                 owned.append(self.free.pop())
+            self._drop(owned, start)
             tables[index, : len(owned)] = owned
             for position in range(start, start + tokens):
                 positions.append(position)
@@ -206,6 +219,10 @@ HEADS = [
     Heads(8, 1, 32, 20, DType.F16, 64),
     Heads(9, 3, 48, 48, DType.F32, 128),
     Heads(2, 2, 128, 96, DType.F32, 16),
+    Heads(3, 1, 64, 64, DType.BF16, 32, window=1),
+    Heads(8, 2, 80, 32, DType.BF16, 16, window=33),
+    Heads(8, 1, 32, 20, DType.F16, 64, window=64),
+    Heads(9, 3, 48, 48, DType.F32, 16, window=70),
 ]
 
 
@@ -229,10 +246,13 @@ def test_attention_equals_its_reference_over_mixes_of_prefill_and_decode(
             assert_close(widen(y, activation), expected_y, bound, what)
 
 
+@pytest.mark.parametrize("window", [0, 37])
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("target", HOST_TARGETS)
-def test_attention_has_the_same_bits_however_a_prompt_is_cut(target: str, dtype: DType) -> None:
-    heads = Heads(3, 1, 64, 64, dtype)
+def test_attention_has_the_same_bits_however_a_prompt_is_cut(
+    target: str, dtype: DType, window: int
+) -> None:
+    heads = Heads(3, 1, 64, 64, dtype, tokens_per_block=16, window=window)
     total = 147
     rng = np.random.default_rng(11)
     qkv = draw_stored(rng, DType.F32, total, heads.qkv_width)

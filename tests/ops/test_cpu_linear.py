@@ -31,13 +31,18 @@ from tidemill.quant.packing import interleave_gate, pack_activations, pack_panel
 
 EXACT = Numerics(np.float64)
 # A multiple of each group size, and one more panel than whole.
-GROUPED = {DType.Q4G32: (96, 33), DType.Q4G64: (128, 96), DType.Q4G128: (256, 1)}
-GROUPED_FORMATS = [(dtype, DType.Q8) for dtype in GROUPED]
-GROUPED_FORMATS += [(DType.Q4G64, DType.BF16), (DType.Q4G64, DType.F32)]
+SIZE_TO_SHAPE = {32: (96, 33), 64: (128, 96), 128: (256, 1)}
+GROUPED_FORMATS = [(dtype, DType.Q8) for dtype in DType if dtype.group_size]
+GROUPED_FORMATS += [
+    (dtype, activation)
+    for dtype in (DType.Q4G64, DType.Q4S64)
+    for activation in (DType.BF16, DType.F32)
+]
 # (inputs, outputs): odd, one over a panel, exact multiples, a single output, a prime.
 SHAPES = ((37, 33), (64, 96), (101, 1))
 FORMATS = [(dtype, activation_dtype(dtype)) for dtype in WEIGHT_DTYPES]
 FORMATS += [(DType.Q8, activation) for activation in (DType.Q8, DType.BF16, DType.F32)]
+FORMATS += [(DType.F8, activation) for activation in (DType.BF16, DType.F32)]
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: in
 def test_grouped_linear_layers_equal_their_references_and_their_crowd(
     target: str, dtype: DType, activation: DType
 ) -> None:
-    k, n = GROUPED[dtype]
+    k, n = SIZE_TO_SHAPE[dtype.group_size]
     rows_bits: list[Array] = []
     for rows in (0, 1, 13, 29):
         cases = draw_cases((dtype, activation), rows, k, n, seed=k)

@@ -14,7 +14,8 @@ from tidemill.ops.batch import Batch, KvStore, Numerics
 
 WIDE = Numerics(np.float64)
 HEADS: dict[str, AttrValue] = {"num_heads": 6, "num_kv_heads": 2, "head_size": 8}
-ATTENTION: dict[str, AttrValue] = {**HEADS, "scale": 0.3, "dtype": "f32", "cache_dtype": "f32"}
+STORED: dict[str, AttrValue] = {**HEADS, "scale": 0.3, "dtype": "f32", "cache_dtype": "f32"}
+ATTENTION: dict[str, AttrValue] = {**STORED, "window": 0}
 QKV_WIDTH = (6 + 2 * 2) * 8
 
 
@@ -117,25 +118,30 @@ def test_rope_turns_each_pair_by_its_angle_and_leaves_the_rest(rotary_dim: int) 
     close(got[:, 8:], heads[:, 8:])
 
 
-def torch_attention(qkv: Array, first: int) -> Array:
-    """Attend causally over one whole sequence; return rows from `first` on."""
+def torch_attention(qkv: Array, first: int, window: int = 1000) -> Array:
+    """Attend over one whole sequence, causally within a window; return rows from `first` on."""
+    ones = torch.ones(len(qkv), len(qkv), dtype=torch.bool)
+    mask = ones.tril() & ones.triu(1 - window)
     heads = torch.from_numpy(qkv).reshape(len(qkv), 10, 8).transpose(0, 1)
     keys, values = (heads[at : at + 2].repeat_interleave(3, 0) for at in (6, 8))
     out = torch.nn.functional.scaled_dot_product_attention(
-        heads[:6], keys, values, is_causal=True, scale=0.3
+        heads[:6], keys, values, attn_mask=mask, scale=0.3
     )
     return np.asarray(out.transpose(0, 1).reshape(len(qkv), 48))[first:]
 
 
+@pytest.mark.parametrize("window", [0, 1, 5, 16, 17])
 @pytest.mark.parametrize("chunks", [(1,), (17,), (5, 12), (16, 1), (1, 1, 15)])
-def test_attention_agrees_with_torch_however_the_prompt_is_cut(chunks: tuple[int, ...]) -> None:
+def test_attention_agrees_with_torch_however_the_prompt_is_cut(
+    chunks: tuple[int, ...], window: int
+) -> None:
     qkv = random_array(17, sum(chunks), QKV_WIDTH)
-    op = make_op("attention", [tensor("f32", "T", QKV_WIDTH)], ATTENTION)
+    op = make_op("attention", [tensor("f32", "T", QKV_WIDTH)], {**ATTENTION, "window": window})
     store, done = KvStore(), 0
     for chunk in chunks:
         batch = Batch((0, chunk), (done,), store)
         got = run(op, qkv[done : done + chunk], batch=batch, numerics=WIDE)
-        close(got, torch_attention(qkv[: done + chunk], done))
+        close(got, torch_attention(qkv[: done + chunk], done, window or 1000))
         done += chunk
 
 
@@ -164,9 +170,10 @@ def test_rope_cache_then_paged_attention_is_rope_then_attention() -> None:
     attention = make_op("attention", [types[0]], ATTENTION)
     expected = run(attention, rotated, batch=plain, numerics=WIDE)
 
-    rope_cache = make_op("rope_cache", types, {**rope, **ATTENTION})
+    rope_cache = make_op("rope_cache", types, {**rope, **STORED})
     queries = run(rope_cache, qkv, positions, cos, sin, batch=fused, numerics=WIDE)
-    paged = make_op("paged_attention", [tensor("f32", "T", 48)], {**HEADS, "cache_dtype": "f32"})
+    paged_attrs: dict[str, AttrValue] = {**HEADS, "window": 0, "cache_dtype": "f32"}
+    paged = make_op("paged_attention", [tensor("f32", "T", 48)], paged_attrs)
     close(run(paged, queries, batch=fused, numerics=WIDE), expected)
     for got, stored in zip(fused.store.read(0, 0), plain.store.read(0, 0), strict=True):
         np.testing.assert_array_equal(got, stored)

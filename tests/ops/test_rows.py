@@ -44,7 +44,7 @@ CALLS: dict[str, tuple[tuple[TensorType, ...], dict[str, AttrValue], TensorType]
     ),
     "attention": (
         (tensor("f32", "T", 80),),
-        {**HEADS, "scale": 0.25, "dtype": "bf16", "cache_dtype": "bf16"},
+        {**HEADS, "window": 0, "scale": 0.25, "dtype": "bf16", "cache_dtype": "bf16"},
         tensor("bf16", "T", 48),
     ),
     "rope_cache": (
@@ -54,7 +54,7 @@ CALLS: dict[str, tuple[tuple[TensorType, ...], dict[str, AttrValue], TensorType]
     ),
     "paged_attention": (
         (tensor("bf16", "T", 48),),
-        {**HEADS, "cache_dtype": "bf16"},
+        {**HEADS, "window": 0, "cache_dtype": "bf16"},
         tensor("bf16", "T", 48),
     ),
     "quantize": ((tensor("bf16", "T", 5),), {}, tensor("q8", "T", 5)),
@@ -110,6 +110,8 @@ def test_rule_refuses_another_rank_type_count_or_attribute(kind: str) -> None:
         ("attention", "cache_dtype", "i8"),
         ("attention", "num_kv_heads", 4),
         ("attention", "num_heads", 0),
+        ("attention", "window", -1),
+        ("paged_attention", "window", -1),
         ("rope", "rotary_dim", 5),
         ("rope", "rotary_dim", 10),
         ("rope", "head_size", -8),
@@ -172,6 +174,14 @@ SIZES = StepSizes(tokens=9, sequences=2, logit_rows=2, kv_tokens=20, attention_p
 def test_cost_counts_flops_and_bytes(kind: str, flops: float, num_bytes: float) -> None:
     cost = OPS[kind].cost(good_op(kind), SIZES)
     assert (cost.flops, cost.bytes) == (flops, num_bytes)
+
+
+def test_window_bounds_the_cost_of_attention() -> None:
+    types, attrs, _ = CALLS["paged_attention"]
+    windowed = make_op("paged_attention", types, {**attrs, "window": 3})
+    cost = OPS["paged_attention"].cost(windowed, SIZES)
+    # 9 rows see 3 positions each; 2 sequences read theirs and 2 before them.
+    assert (cost.flops, cost.bytes) == (4 * 27 * 48, 2 * 13 * 16 * 2 + 2 * 9 * 48 * 2)
 
 
 def test_only_linear_residual_overwrites_and_only_cache_writers_have_effects() -> None:

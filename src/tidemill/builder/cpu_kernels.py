@@ -112,8 +112,10 @@ class KernelLibrary:
         return self._once("rope_cache", lambda symbol: emitter.emit(self.module, symbol))
 
     def _paged_attention(self, op: Op) -> Kernel:
-        emitter = AttentionKernel(self._isa, int(op.attrs["num_heads"]), self._cache(op))
-        return self._once("paged_attention", lambda symbol: emitter.emit(self.module, symbol))
+        num_heads, window = int(op.attrs["num_heads"]), int(op.attrs["window"])
+        emitter = AttentionKernel(self._isa, num_heads, self._cache(op), window)
+        symbol = f"paged_attention_w{window}" if window else "paged_attention"
+        return self._once(symbol, lambda symbol: emitter.emit(self.module, symbol))
 
     def _gather_last(self, op: Op) -> Kernel:
         columns = _columns(op)

@@ -13,6 +13,7 @@ from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.types import F16, F32, I16, I32, Type
 
+_E4M3_IN_F32 = -0x78100000  # bits 31 and 26..20
 ELEMENT: dict[DType, Type] = {DType.F32: F32, DType.F16: F16, DType.BF16: I16, DType.I32: I32}
 
 
@@ -24,6 +25,17 @@ def load_f32(pointer: Pointer, index: Value | int, lanes: int, dtype: DType) -> 
     if dtype is DType.F16:
         return raw.to(F32)
     return (raw.to(I32, signed=False) << 16).bits_as(F32.x(lanes))
+
+
+def widen_e4m3(words: Value) -> Value:
+    """The values of fp8 e4m3 bytes at the top of i32 lanes, as f32, exactly.
+
+    Sign, exponent and fraction are put where f32 has them; the product makes up for the biases, and
+    turns e4m3's subnormals, which are f32's there, into normal values. The code of NaN becomes 480:
+    such weights are refused where they are read.
+    """
+    bits = words.shift_right_signed(4) & _E4M3_IN_F32
+    return bits.bits_as(F32.x(words.type.lanes)) * 2.0**120
 
 
 def store_f32(isa: Isa, pointer: Pointer, index: Value | int, value: Value, dtype: DType) -> None:

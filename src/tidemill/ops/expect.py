@@ -14,8 +14,8 @@ from tidemill.ir.rules import TypeFault
 Types = Sequence[TensorType]
 Attrs = Mapping[str, AttrValue]
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
-TABLE_DTYPES = (*WEIGHT_DTYPES, DType.Q8)
-MATRIX_DTYPES = (*TABLE_DTYPES, DType.Q4G32, DType.Q4G64, DType.Q4G128)
+TABLE_DTYPES = (*WEIGHT_DTYPES, DType.Q8, DType.F8)
+MATRIX_DTYPES = (*TABLE_DTYPES, *(dtype for dtype in DType if dtype.group_size))
 ACTIVATION_DTYPES = (DType.F32, DType.BF16)
 QUANTIZED_ACTIVATIONS = (*ACTIVATION_DTYPES, DType.Q8)
 
@@ -60,6 +60,14 @@ def expect_int(attrs: Attrs, name: str) -> int:
     value = attrs[name]
     if not isinstance(value, int) or value <= 0:
         raise TypeFault(f"attribute {name}: expected a positive number, got {value!r}")
+    return value
+
+
+def expect_window(attrs: Attrs) -> int:
+    """Expect how many of the last positions a row attends to, its own included; 0 means all."""
+    value = attrs["window"]
+    if not isinstance(value, int) or value < 0:
+        raise TypeFault(f"attribute window: expected a number from 0, got {value!r}")
     return value
 
 

@@ -1,12 +1,14 @@
 """Where native code keeps the elements of weights, activations and the key-value cache.
 
 Weights     panels of 32 outputs: [N/32][K/step][2][16][step]; one contiguous stream a thread.
-            `step` is 2 for bf16 and 4 for q8 (what a dot product takes at once), 1 otherwise.
+            `step` is 2 for bf16 and 4 for q8 and f8 (a 32-bit word), 1 otherwise.
             A panel of q8 begins with 32 f32 scales and 32 i32 starts (-128 * sum of levels): a
-            sum that begins there makes up for activations being stored as level + 128.
+            sum that begins there makes up for activations being stored as level + 128. A panel of
+            f8 begins with its 32 f32 scales.
             A panel of 4 bits begins with 32 f32 starts (-128 * sum of values), then come groups:
-            32 f16 scales, 32 f16 offsets, and words of 8 inputs a output: nibble 2t is input t,
-            nibble 2t + 1 is input 4 + t, so that both halves of the bytes are 4 inputs in order.
+            32 f16 scales, 32 f16 offsets where the type has them, and words of 8 inputs a output:
+            nibble 2t is input t, nibble 2t + 1 is input 4 + t, so that both halves of the bytes
+            are 4 inputs in order.
 Activations plain rows whose stride is an odd number of cache lines, so that the rows of a register
             tile fall into different cache sets. A q8 row is bytes of level + 128, then its f32
             scale, then for every 32 columns the sum of their bytes as f32, exactly.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidemill.base.dtypes import GROUP_HEADER_BYTES, SCALE_BYTES, DType
+from tidemill.base.dtypes import SCALE_BYTES, DType
 
 LANES = 16  # floats of the kernels' working vector
 PANEL = 32  # outputs of a panel: two vectors of 16
@@ -27,7 +29,8 @@ K_UNROLL = 2  # steps of k that a kernel takes at once
 CACHE_LINE_BYTES = 64
 ATTENTION_CHUNK = 64  # cached positions that attention takes at once
 ATTENTION_PARTITION = 256  # positions that are summed up apart from others, and then joined
-_K_STEP = {DType.BF16: 2, DType.Q8: 4}
+_K_STEP = {DType.BF16: 2, DType.Q8: 4, DType.F8: 4}
+_PANEL_HEADER_BYTES = {DType.Q8: 8 * PANEL, DType.F8: 4 * PANEL}
 
 
 def round_up(count: int, unit: int) -> int:
@@ -44,12 +47,12 @@ def panel_header_bytes(weight: DType) -> int:
     """Bytes of scales and starts before a panel's rows."""
     if weight.group_size:
         return 4 * PANEL
-    return 8 * PANEL if weight is DType.Q8 else 0
+    return _PANEL_HEADER_BYTES.get(weight, 0)
 
 
 def group_bytes(weight: DType) -> int:
     """Bytes of one packed group of a panel: scales, offsets and nibbles."""
-    return PANEL * (GROUP_HEADER_BYTES + weight.group_size // 2)
+    return PANEL * (weight.group_header_bytes + weight.group_size // 2)
 
 
 def panel_bytes(k: int, weight: DType) -> int:

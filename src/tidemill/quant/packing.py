@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
-from tidemill.ir.storage import join_q8, split_q4, split_q8
+from tidemill.ir.storage import join_scaled, split_q4, split_q8, split_scaled
 from tidemill.ops.layout import (
     PANEL,
     activation_row,
     k_step,
     padded_k,
     padded_n,
+    panel_header_bytes,
     round_up,
     scale_at,
     sums_at,
@@ -34,10 +35,10 @@ def pack_panels(weight_NK: Array, dtype: DType) -> Array:
     """Pack a weight matrix.
 
     Shapes: (N, K) in storage type -> (N padded / 32, K padded / step, 32) words of `step` inputs,
-    for q8 with two rows of header words before them.
+    for q8 and f8 with rows of header words before them.
     """
-    if dtype is DType.Q8:
-        return _pack_q8(weight_NK)
+    if dtype is DType.Q8 or dtype is DType.F8:
+        return _pack_scaled(weight_NK, dtype)
     if dtype.group_size:
         return _pack_q4(weight_NK, dtype)
     num_outputs, num_inputs = weight_NK.shape
@@ -54,28 +55,30 @@ def pack_panels(weight_NK: Array, dtype: DType) -> Array:
 
 def unpack_panels(packed: Array, num_outputs: int, num_inputs: int, dtype: DType) -> Array:
     """Restore the (N, K) matrix in storage type."""
-    if dtype is DType.Q8:
-        return _unpack_q8(packed, num_outputs, num_inputs)
+    if dtype is DType.Q8 or dtype is DType.F8:
+        return _unpack_scaled(packed, num_outputs, num_inputs, dtype)
     words: Array = np.ascontiguousarray(packed.transpose(0, 2, 1))
     words = words.reshape(packed.shape[0] * PANEL, -1)
     weight_NK: Array = words.view(dtype.storage_name)[:num_outputs, :num_inputs]
     return weight_NK
 
 
-def _pack_q8(weight_NK: Array) -> Array:
-    levels, scales = split_q8(weight_NK)
-    num_outputs, num_inputs = levels.shape
+def _pack_scaled(weight_NK: Array, dtype: DType) -> Array:
+    elements, scales = split_scaled(weight_NK)
+    num_outputs, num_inputs = elements.shape
     padding = (
         (0, padded_n(num_outputs) - num_outputs),
-        (0, padded_k(num_inputs, DType.Q8) - num_inputs),
+        (0, padded_k(num_inputs, dtype) - num_inputs),
     )
-    levels = np.pad(levels, padding)
-    words = levels.view(np.uint32).reshape(-1, PANEL, levels.shape[1] // 4)
-    starts = -128 * levels.sum(axis=1, dtype=np.int32)
-    header = np.stack([pad_vector(scales).view(np.uint32), starts.view(np.uint32)])
-    header = header.reshape(2, -1, PANEL).transpose(1, 0, 2)
-    packed: Array = np.concatenate([header, words.transpose(0, 2, 1)], axis=1)
-    return packed
+    elements = np.pad(elements, padding)
+    words = elements.view(np.uint32).reshape(-1, PANEL, elements.shape[1] // 4)
+    rows = [pad_vector(scales).view(np.uint32)]
+    if dtype is DType.Q8:
+        starts = -128 * elements.view(np.int8).sum(axis=1, dtype=np.int32)
+        rows.append(starts.view(np.uint32))
+    header = np.stack(rows).reshape(len(rows), -1, PANEL).transpose(1, 0, 2)
+    packed = np.concatenate([header, words.transpose(0, 2, 1)], axis=1)
+    return np.ascontiguousarray(packed)
 
 
 def _pack_q4(stored: Array, dtype: DType) -> Array:
@@ -85,8 +88,9 @@ def _pack_q4(stored: Array, dtype: DType) -> Array:
     panels, groups, size = len(nibbles) // PANEL, nibbles.shape[1], dtype.group_size
     values = scales * nibbles.sum(-1, dtype=np.float32) - size * offsets
     starts = (-128 * values.astype(np.float64).sum(-1)).astype(np.float32)
-    header = np.stack([scales, offsets], axis=1).astype(np.float16)
-    header = header.reshape(panels, PANEL, 2, groups).transpose(0, 3, 2, 1)
+    kinds = [scales, offsets] if dtype.has_offsets else [scales]
+    header = np.stack(kinds, axis=1).astype(np.float16)
+    header = header.reshape(panels, PANEL, len(kinds), groups).transpose(0, 3, 2, 1)
     # Inputs t and 4 + t of each eight share a byte.
     eights = nibbles.reshape(panels, PANEL, groups, size // 8, 2, 4)
     rows = (eights[..., 0, :] | eights[..., 1, :] << 4).transpose(0, 2, 3, 1, 4)
@@ -99,11 +103,12 @@ def _pack_q4(stored: Array, dtype: DType) -> Array:
     return packed
 
 
-def _unpack_q8(packed: Array, num_outputs: int, num_inputs: int) -> Array:
+def _unpack_scaled(packed: Array, num_outputs: int, num_inputs: int, dtype: DType) -> Array:
     scales = np.ascontiguousarray(packed[:, 0]).view(np.float32).reshape(-1)
-    words = np.ascontiguousarray(packed[:, 2:].transpose(0, 2, 1))
-    levels = words.reshape(len(scales), -1).view(np.int8)
-    return join_q8(levels[:num_outputs, :num_inputs], scales[:num_outputs])
+    first = panel_header_bytes(dtype) // (4 * PANEL)
+    words = np.ascontiguousarray(packed[:, first:].transpose(0, 2, 1))
+    elements = words.reshape(len(scales), -1).view(np.uint8)
+    return join_scaled(elements[:num_outputs, :num_inputs], scales[:num_outputs])
 
 
 def pack_activations(stored_TK: Array, dtype: DType) -> Array:
@@ -135,7 +140,7 @@ def unpack_activations(rows: Array, columns: int, dtype: DType) -> Array:
         return rows[:, :columns].copy()
     scales = np.ascontiguousarray(rows[:, scale_at(columns) :][:, :4]).view(np.float32)[:, 0]
     levels = rows[:, :columns] - np.uint8(128)
-    return join_q8(levels.view(np.int8), scales)
+    return join_scaled(levels, scales)
 
 
 def interleave_gate(fc_IK: Array, gate_IK: Array) -> Array:

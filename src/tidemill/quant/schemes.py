@@ -1,6 +1,7 @@
 """The vocabulary of quantisation: which types a linear layer's weights and activations take.
 
-A `Scheme` is named as in TensorRT-LLM's QuantAlgo (w8a16: int8 weights, 16-bit activations). A
+A `Scheme` is named as in TensorRT-LLM's QuantAlgo (w8a16: int8 weights, 16-bit activations; fp8:
+e4m3 weights); groups of 4 bits have offsets unless the name ends in sym. A
 `Quantization` says which scheme the layers have, and which the head; the head's also goes for a
 table that head and embedding share. Calibrated methods (AWQ, GPTQ, SmoothQuant) will be further
 rows here, with their offline half beside this file.
@@ -35,12 +36,19 @@ SCHEMES = (
     NONE,
     Scheme("w8a16", DType.Q8, None),
     Scheme("w8a8", DType.Q8, DType.Q8),
+    Scheme("fp8", DType.F8, None),
     Scheme("w4a16_g32", DType.Q4G32, None),
     Scheme("w4a16_g64", DType.Q4G64, None),
     Scheme("w4a16_g128", DType.Q4G128, None),
     Scheme("w4a8_g32", DType.Q4G32, DType.Q8),
     Scheme("w4a8_g64", DType.Q4G64, DType.Q8),
     Scheme("w4a8_g128", DType.Q4G128, DType.Q8),
+    Scheme("w4a16_g32_sym", DType.Q4S32, None),
+    Scheme("w4a16_g64_sym", DType.Q4S64, None),
+    Scheme("w4a16_g128_sym", DType.Q4S128, None),
+    Scheme("w4a8_g32_sym", DType.Q4S32, DType.Q8),
+    Scheme("w4a8_g64_sym", DType.Q4S64, DType.Q8),
+    Scheme("w4a8_g128_sym", DType.Q4S128, DType.Q8),
 )
 NAME_TO_SCHEME = {scheme.name: scheme for scheme in SCHEMES}
 

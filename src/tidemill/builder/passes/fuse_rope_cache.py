@@ -61,7 +61,7 @@ def _split(rope: Op, attention: Op) -> tuple[Op, Op]:
             "paged_attention",
             (queries,),
             attention.outputs,
-            {**heads, "cache_dtype": cache_dtype},
+            {**heads, "window": attention.attrs["window"], "cache_dtype": cache_dtype},
             layer,
         ),
     )

@@ -14,7 +14,7 @@ from tidemill.network.layers.weights import Weights
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Heads and widths of every attention block of a model."""
+    """Heads and widths of an attention block; `window` 0 means that all positions are seen."""
 
     hidden_size: int
     num_heads: int
@@ -22,6 +22,7 @@ class AttentionShape:
     head_size: int
     rotary_dim: int
     has_bias: bool
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def draw_attention(
         rotated,
         name="attended",
         **heads,
+        window=shape.window,
         scale=shape.head_size**-0.5,
         dtype=x.type.dtype.value,
         # Keys and values are cached as wide as the weights.

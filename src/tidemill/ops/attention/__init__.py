@@ -1,10 +1,11 @@
 """attention: stores the step's keys and values, then attends causally over the layer's cache.
 
-    p[j] = exp(scale * q . k[j] - m) for j <= position; out = sum_j p[j] v[j] / sum_j p[j]
+    p[j] = exp(scale * q . k[j] - m) for position - window < j <= position;
+    out = sum_j p[j] v[j] / sum_j p[j]
 
 Legend: T tokens, Q columns of qkv, N heads, H head width. Takes rotated qkv; the plain form that
 models are drawn with. `dtype` is the result's element type, `cache_dtype` that of stored keys and
-values. Passes split it into rope_cache and paged_attention.
+values; `window` 0 means no lower bound. Passes split it into rope_cache and paged_attention.
 
 Source: Vaswani et al., "Attention Is All You Need"; grouped heads as in Ainslie et al., "GQA".
 """
@@ -26,6 +27,7 @@ from tidemill.ops.expect import (
     expect_dims,
     expect_dtype_attr,
     expect_type,
+    expect_window,
 )
 from tidemill.ops.heads import HEAD_ATTRS, Heads
 from tidemill.ops.paged_attention import attend_batch, attention_cost
@@ -37,6 +39,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     """Type: f32[T, Q] -> activation[T, num_heads * head_size]."""
     expect_count(types, 1)
     heads = Heads.of(attrs)
+    expect_window(attrs)
     rows, _ = expect_dims("qkv", types[0], 2)
     expect_type("qkv", types[0], DType.F32, rows, heads.qkv_width)
     expect_dtype_attr(attrs, "cache_dtype", *WEIGHT_DTYPES)
@@ -67,6 +70,6 @@ ROW = OpRow(
     rule,
     reference,
     cost,
-    attrs={**HEAD_ATTRS, "scale": float, "dtype": str, "cache_dtype": str},
+    attrs={**HEAD_ATTRS, "window": int, "scale": float, "dtype": str, "cache_dtype": str},
     writes_cache=True,
 )

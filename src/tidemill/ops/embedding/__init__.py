@@ -2,8 +2,8 @@
 
     out[t, :] = table[tokens[t], :]
 
-Legend: T tokens, V vocabulary, H hidden. Supported: table bf16, f16, f32 or q8; the result is f32,
-exact. Deterministic, and no row depends on another.
+Legend: T tokens, V vocabulary, H hidden. Supported: table bf16, f16, f32, q8 or f8; the result is
+f32, exact. Deterministic, and no row depends on another.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tidemill.base.dtypes import GROUP_HEADER_BYTES, DType
+from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Registers, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
@@ -96,13 +96,15 @@ class LinearKernels:
         groups = w.bytes(panel_header_bytes(form.weight))
         with f.loop(0, self.k // size) as g:
             header = groups.bytes(g * group_bytes(form.weight))
-            for key in (*tile, *(("x", m) for m in range(rows))):
+            x_sums = [("x", m) for m in range(rows)] if form.sums_x else []
+            for key in (*tile, *x_sums):
                 acc[key] = f.zero(form.sum_type)
             x_at = x.bytes(g * (size // k_step(form.weight) * form.x_step_bytes))
-            body = header.bytes(PANEL * GROUP_HEADER_BYTES)
+            body = header.bytes(PANEL * form.weight.group_header_bytes)
             self._emit_steps(acc, rows, size // k_step(form.weight), x_at, body)
             for m in range(rows):
-                x_sum = form.sum_of_x(acc["x", m], x.bytes(m * self.x_row_bytes), self.k, g)
+                summed = acc["x", m] if form.sums_x else None
+                x_sum = form.sum_of_x(summed, x.bytes(m * self.x_row_bytes), self.k, g)
                 for j in range(2):
                     at = m * PANEL + j * LANES
                     out.put(at, form.add_group(out.vec(at, LANES), acc[m, j], header, j, x_sum))
@@ -124,7 +126,7 @@ class LinearKernels:
                     for m in range(rows):
                         word = x.bytes((s + u) * form.x_step_bytes).bytes(m * self.x_row_bytes)
                         broadcast = form.load_x(word, part)
-                        if isinstance(form, Q4WidenedFormat):
+                        if isinstance(form, Q4WidenedFormat) and form.sums_x:
                             acc["x", m] = form.dot(acc["x", m], form.ones(f), broadcast)
                         for j in range(2):
                             acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)

@@ -15,7 +15,7 @@ from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F32, I32, Type
-from tidemill.ops.cpu_elements import PairMath
+from tidemill.ops.cpu_elements import PairMath, widen_e4m3
 from tidemill.ops.layout import PANEL, k_step
 from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
 from tidemill.ops.linear.widened import WidenedFormat
@@ -154,15 +154,15 @@ class Q8Format:
 
 
 @dataclass(frozen=True)
-class Q8WidenedFormat(WidenedFormat):
-    """q8 weights, widened in registers, with f32 or bf16 activations; sums in f32.
+class ByteFormat(WidenedFormat):
+    """q8 and f8 weights, widened in registers, with f32 or bf16 activations; sums in f32.
 
-    Levels are exact in bf16, so that a bf16 dot product takes two of a word at once.
+    What a byte stands for is exact in bf16, so that a bf16 dot product takes two of a word at once.
     """
 
     @property
     def name(self) -> str:
-        return f"q8_{self.activation.value}"
+        return f"{self.weight.value}_{self.activation.value}"
 
     @property
     def num_parts(self) -> int:
@@ -179,17 +179,19 @@ class Q8WidenedFormat(WidenedFormat):
 
     def part_of_w(self, word: Value, part: int) -> Value:
         if not self.takes_pairs:
-            return _level(word, part)
-        even, odd = (_level(word, 2 * part + i).bits_as(I32.x(LANES)) for i in range(2))
+            return self._byte(word, part)
+        even, odd = (self._byte(word, 2 * part + i).bits_as(I32.x(LANES)) for i in range(2))
         return (even >> 16) | (odd & _HIGH_HALF)
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         return total * panel.vec(j * LANES, LANES)
 
-
-def _level(word: Value, index: int) -> Value:
-    """The level in byte `index` of each word, as f32."""
-    return (word << (24 - 8 * index)).shift_right_signed(24).to(F32)
+    def _byte(self, word: Value, index: int) -> Value:
+        """What byte `index` of each word stands for, as f32."""
+        at_top = word << (24 - 8 * index)
+        if self.weight is DType.F8:
+            return widen_e4m3(at_top)
+        return at_top.shift_right_signed(24).to(F32)
 
 
 def format_for(isa: Isa, weight: DType, activation: DType) -> Format:
@@ -197,8 +199,10 @@ def format_for(isa: Isa, weight: DType, activation: DType) -> Format:
     if weight.group_size:
         is_leveled = activation is DType.Q8
         return Q4Format(isa, weight) if is_leveled else Q4WidenedFormat(isa, weight, activation)
-    if weight is not DType.Q8:
-        plain = PlainFormat(isa, weight)
-        assert activation is plain.activation, (weight, activation)
-        return plain
-    return Q8Format(isa) if activation is DType.Q8 else Q8WidenedFormat(isa, weight, activation)
+    if weight is DType.Q8 and activation is DType.Q8:
+        return Q8Format(isa)
+    if weight.is_quantized:
+        return ByteFormat(isa, weight, activation)
+    plain = PlainFormat(isa, weight)
+    assert activation is plain.activation, (weight, activation)
+    return plain

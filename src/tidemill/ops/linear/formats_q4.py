@@ -1,13 +1,16 @@
 """4-bit weights by group of inputs: how their words multiply, and what a group adds to an output.
 
-    value = scale * nibble - offset, both f16, for each group and output
+    value = scale * nibble - offset, both f16, for each group and output; or
+    value = scale * (nibble - 8)
 
 Sums over a group are exact integers (x of q8) or f32 (x widened); then, once a group and in order,
-out += scale * sum(nibble * x) - offset * sum(x). A word is 8 inputs (ops/layout.py).
+out += scale * sum(nibble * x) - offset * sum(x), or out += scale * sum((nibble - 8) * x). A word is
+8 inputs (ops/layout.py).
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
@@ -22,10 +25,12 @@ _NIBBLES = 0x0F0F0F0F
 _BF16_ONES = 0x3F803F80
 
 
-def _header(header: Pointer, j: int) -> tuple[Value, Value]:
-    """Scales and offsets of vector j of a group."""
-    scales, offsets = (header.of(F16).vec(at + j * LANES, LANES) for at in (0, PANEL))
-    return scales.to(F32), offsets.to(F32)
+def _scales(header: Pointer, j: int) -> Value:
+    return header.of(F16).vec(j * LANES, LANES).to(F32)
+
+
+def _offsets(header: Pointer, j: int) -> Value:
+    return header.of(F16).vec(PANEL + j * LANES, LANES).to(F32)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Q4Format:
     weight: DType
     activation: DType = DType.Q8
     num_parts: int = 2
+    sums_x: bool = False
     sum_type: Type = _SUMS
     vector_bytes: int = 4 * LANES
     x_step_bytes: int = 8
@@ -67,7 +73,7 @@ class Q4Format:
     def dot(self, total: Value, w: Value, x: Value) -> Value:
         return self.isa.dot_quad(total, w, x)
 
-    def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
+    def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value:
         """The sum of the group's bytes: whole numbers, exact in any order."""
         num = self.weight.group_size // 32
         sums = x_row.bytes(sums_at(k)).at(group * num)
@@ -76,9 +82,14 @@ class Q4Format:
             total = total + sums[i]
         return total
 
-    def add_group(self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value) -> Value:
-        scales, offsets = _header(header, j)
-        return out + (scales * total.to(F32) - offsets * x_sum)
+    def add_group(
+        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+    ) -> Value:
+        scales = _scales(header, j)
+        assert x_sum is not None
+        if self.weight.has_offsets:
+            return out + (scales * total.to(F32) - _offsets(header, j) * x_sum)
+        return out + scales * (total.to(F32) - x_sum * 8.0)  # in brackets whole numbers, exactly
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         assert x_scale is not None
@@ -89,9 +100,18 @@ class Q4Format:
 class Q4WidenedFormat(WidenedFormat):
     """4-bit weights, widened in registers, with f32 or bf16 activations; sums in f32.
 
-    Nibbles are exact in bf16: two make the index of a table of bf16 numbers for a dot product. The
-    sum of x comes from a product with ones.
+    Nibbles are exact in bf16: two make the index of a table of bf16 numbers for a dot product.
+    Where groups have offsets, the sum of x comes from a product with ones.
     """
+
+    @property
+    def sums_x(self) -> bool:
+        return self.weight.has_offsets
+
+    @property
+    def zero(self) -> int:
+        """The nibble that stands for 0."""
+        return 0 if self.weight.has_offsets else 8
 
     @property
     def name(self) -> str:
@@ -103,8 +123,9 @@ class Q4WidenedFormat(WidenedFormat):
 
     @property
     def tile_rows(self) -> int:
-        """Three sums a row: two of outputs, one of x."""
-        return max(2, self.isa.tile_rows * 4 // 7)
+        """Three sums a row, two of outputs and one of x; or two, beside words and their parts."""
+        rows = self.isa.tile_rows
+        return max(2, rows * 4 // 7 if self.sums_x else rows - 2)
 
     @property
     def x_step_bytes(self) -> int:
@@ -112,11 +133,11 @@ class Q4WidenedFormat(WidenedFormat):
 
     def part_of_w(self, word: Value, part: int) -> Value:
         if not self.takes_pairs:
-            return ((word >> _bit(part)) & 15).to(F32)
+            return (((word >> _bit(part)) & 15) - self.zero).to(F32)
         low, high = _bit(2 * part), _bit(2 * part + 1)
         upper = word >> (high - 16) if high >= 16 else word << (16 - high)
         pair = ((word >> low) & 15) | (upper & (15 << 16))
-        table = word.f.table([_bf16_bits(i % 16) for i in range(2 * LANES)], I16)
+        table = word.f.table([_bf16_bits(i % 16 - self.zero) for i in range(2 * LANES)], I16)
         name = "llvm.x86.avx512.permvar.hi.512"
         found = word.f.intrinsic(name, table.type, table, pair.bits_as(table.type))
         return found.bits_as(_SUMS)
@@ -124,12 +145,16 @@ class Q4WidenedFormat(WidenedFormat):
     def ones(self, f: Function) -> Value:
         return f.constant(_BF16_ONES, _SUMS) if self.takes_pairs else f.constant(1.0, V)
 
-    def sum_of_x(self, summed: Value, x_row: Pointer, k: int, group: Value) -> Value:
+    def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value | None:
         return summed
 
-    def add_group(self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value) -> Value:
-        scales, offsets = _header(header, j)
-        return out + (scales * total - offsets * x_sum)
+    def add_group(
+        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+    ) -> Value:
+        scales = _scales(header, j)
+        if x_sum is not None:
+            return out + (scales * total - _offsets(header, j) * x_sum)
+        return out + scales * total
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         return total
@@ -142,7 +167,4 @@ def _bit(k: int) -> int:
 
 def _bf16_bits(number: int) -> int:
     """The bits of a small whole number as bf16."""
-    if number == 0:
-        return 0
-    exponent = number.bit_length() - 1
-    return (127 + exponent) << 7 | (number << 7 >> exponent) & 0x7F
+    return int.from_bytes(struct.pack(">f", number)[:2], "big")

@@ -9,7 +9,8 @@ finishes the last one joins them.
 Promise: batch-invariant and deterministic. Chunks and partitions start at fixed positions of the
 sequence, a row's operations depend on its position alone, and positions beyond a row's own
 contribute exact zeros, so decode, prefill, any chunking and any number of threads give the same
-bits. f32 accumulation; probabilities are rounded to the activation type. Cost is 4*H FLOPs for
+bits. With a window, a tile starts at the chunk of the first position that any of its rows sees;
+chunks before it would change nothing. f32 accumulation; probabilities are rounded to the activation type. Cost is 4*H FLOPs for
 each (query head, position) and the cache read once for a tile.
 """
 
@@ -59,11 +60,12 @@ def _slot_bytes(group: int, head_size: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """Shapes of one model's heads."""
+    """Shapes of one model's heads; a row sees its last `window` positions, 0 means all."""
 
     isa: Isa
     num_heads: int
     cache: CacheLayout
+    window: int = 0
 
     @property
     def activation(self) -> DType:
@@ -87,7 +89,7 @@ class AttentionKernel:
     def shape(self, tokens: int) -> TileShape:
         """The tile of so many tokens."""
         return TileShape(
-            self.isa, self.cache, self.partials, self.group, tokens, self.row_bytes
+            self.isa, self.cache, self.partials, self.group, tokens, self.row_bytes, self.window
         )
 
     def emit(self, module: Module, symbol: str) -> Kernel:
@@ -97,7 +99,7 @@ class AttentionKernel:
 
 @dataclass(frozen=True)
 class _Item:
-    """One (tile, head): its index among the step's, place, and the arguments of its parts."""
+    """One (tile, head): its index among the step's, its place, and its positions' partitions."""
 
     index: Value
     row: Value
@@ -105,6 +107,7 @@ class _Item:
     position: Value
     head: Value
     table: Pointer
+    first: Value
 
     @property
     def end(self) -> Value:
@@ -112,7 +115,7 @@ class _Item:
 
     @property
     def num_parts(self) -> Value:
-        return (self.end + (ATTENTION_PARTITION - 1)) // ATTENTION_PARTITION
+        return (self.end - self.first + (ATTENTION_PARTITION - 1)) // ATTENTION_PARTITION
 
 
 class _Dealer:
@@ -171,7 +174,9 @@ class _Dealer:
         table_row = self.frame.integer("table_row")
         row, count, position, sequence = (words[i].to(I64) for i in range(TILE_WORDS))
         table = self.frame.pointer("tables", I32).at(sequence * table_row)
-        return _Item(index, row, count, position, index // self.num_tiles, table)
+        seen = self.kernel.shape(1).first_seen(position)
+        first = seen // ATTENTION_PARTITION * ATTENTION_PARTITION
+        return _Item(index, row, count, position, index // self.num_tiles, table, first)
 
     def _serve(self, taken: Value, following: Value, total: Value, num_parts: Value) -> None:
         f = self.f
@@ -184,9 +189,10 @@ class _Dealer:
 
     def _compute_whole(self, item: _Item, after: _Item) -> None:
         """All partitions of an item, joined as they come."""
-        f, none = self.f, self.f.constant(0, I64)
-        self._call_body(item, after, none, self.own)
-        with f.loop(ATTENTION_PARTITION, item.end, ATTENTION_PARTITION) as start:
+        f = self.f
+        self._call_body(item, after, item.first, self.own)
+        second = item.first + ATTENTION_PARTITION
+        with f.loop(second, item.end, ATTENTION_PARTITION) as start:
             self._call_body(item, after, start, self.more)
             f.call(self.join, self.own, self.more, item.count * self.kernel.group)
         f.call(self.finish, self.own, self._output(item), item.count)
@@ -196,7 +202,7 @@ class _Dealer:
         f, slot_bytes = self.f, self.slot_bytes
         slots = self.work.of(F32).bytes(_HEADER_BYTES).bytes(item.index * num_parts * slot_bytes)
         with f.when(part < item.num_parts):
-            start = part * ATTENTION_PARTITION
+            start = item.first + part * ATTENTION_PARTITION
             self._call_body(item, after, start, slots.bytes(part * slot_bytes))
             finished = self.work.at(_FINISHED).at(item.index)
             with f.when((finished.atomic_add(1) + 1).eq(item.num_parts)):

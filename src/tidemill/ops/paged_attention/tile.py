@@ -38,6 +38,19 @@ class TileShape:
     group: int
     tokens: int
     q_row_bytes: int
+    window: int = 0
+
+    def first_seen(self, position: Value) -> Value:
+        """The first position that a row at `position` sees."""
+        if not self.window:
+            return position.f.constant(0, position.type)
+        return (position - (self.window - 1)).max(0)
+
+    def is_seen(self, lanes: Value, end: Value) -> Value:
+        """Which lanes lie in a window that ends before lane `end`."""
+        if not self.window:
+            return lanes < end
+        return (lanes < end) & (lanes >= end - self.window)
 
     @property
     def activation(self) -> DType:
@@ -100,7 +113,7 @@ class TilePart:
         self.scores = f.registers(V)
 
     def emit(self) -> Function:
-        """Emit the body: chunks that every row sees whole, then those that end within."""
+        """Emit the body; chunks that every row sees whole need no masks."""
         f, shape = self.f, self.shape
         used = self.count * shape.group + (shape.rows_a_group - 1)
         self.num_groups = used // shape.rows_a_group
@@ -108,12 +121,16 @@ class TilePart:
         with f.loop(0, self.num_groups * shape.rows_a_group) as r:
             shape.partials.clear(self.rows.at(r * shape.partials.row_floats))
         end = self.stop.min(self.position + self.count)
-        seen_by_all = (self.position + 1) // ATTENTION_CHUNK * ATTENTION_CHUNK
-        whole = seen_by_all.min(end)
-        with f.loop(self.start, whole, ATTENTION_CHUNK) as start:
-            self._chunk(start, end, is_whole=True)
-        with f.loop(self.start.max(seen_by_all), end, ATTENTION_CHUNK) as start:
-            self._chunk(start, end, is_whole=False)
+        first = shape.first_seen(self.position) // ATTENTION_CHUNK * ATTENTION_CHUNK
+        last_sees = shape.first_seen(self.position + (self.count - 1))
+        with f.loop(self.start.max(first), end, ATTENTION_CHUNK) as start:
+            is_whole = start + (ATTENTION_CHUNK - 1) <= self.position
+            if shape.window:
+                is_whole = is_whole & (start >= last_sees)
+            with f.when(is_whole):
+                self._chunk(start, end, is_whole=True)
+            with f.when(is_whole.eq(0)):
+                self._chunk(start, end, is_whole=False)
         return f
 
     def _load_queries(self) -> None:
@@ -212,7 +229,8 @@ class TilePart:
         """Which lanes of each column the row sees."""
         limit = self.limits[g * self.shape.rows_a_group + r] - start.to(I32)
         lanes = self.f.table(list(range(LANES)), I32)
-        return [lanes < (limit - c * LANES).splat(LANES) for c in range(_COLUMNS)]
+        ends = [(limit - c * LANES).splat(LANES) for c in range(_COLUMNS)]
+        return [self.shape.is_seen(lanes, end) for end in ends]
 
     def _raise_tops(self, rows: list[Pointer]) -> None:
         """Where a row's maximum outgrew its exponent, scale what it has to the new one."""
