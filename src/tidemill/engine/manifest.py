@@ -86,8 +86,7 @@ class KvLayout:
     @property
     def block_bytes_per_layer(self) -> int:
         """Bytes of K (or of V) for one block of one layer."""
-        elements = self.num_kv_heads * self.head_size * self.tokens_per_block
-        return elements * self.dtype.itemsize_bytes
+        return self.num_kv_heads * self.tokens_per_block * self.dtype.row_bytes(self.head_size)
 
     @property
     def bytes_per_token(self) -> int:

@@ -69,7 +69,7 @@ class AttentionKernel:
 
     @property
     def activation(self) -> DType:
-        return PairMath(self.isa, self.cache.dtype).activation
+        return PairMath(self.isa, self.cache.compute).activation
 
     @property
     def group(self) -> int:
@@ -216,8 +216,8 @@ class _Dealer:
         kernel, f = self.kernel, self.f
         args = [
             self._heads_part("q", item), self._cached("k", item), self._cached("v", item),
-            item.table, self._cached("k", after), after.table, rows, item.position, item.count,
-            start, start + ATTENTION_PARTITION,
+            item.table, self._cached("k", after), self._cached("v", after), after.table, rows,
+            item.position, item.count, start, start + ATTENTION_PARTITION,
         ]  # fmt: skip
         for height, body in self.bodies.items():
             chosen = item.count.eq(1) if height == 1 else item.count > 1

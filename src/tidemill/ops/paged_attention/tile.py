@@ -20,6 +20,7 @@ from tidemill.codegen.types import F32, I16, I32, I64, PTR
 from tidemill.codegen.vector_math import exp2
 from tidemill.ops.cpu_elements import PairMath, store_f32
 from tidemill.ops.layout import ATTENTION_CHUNK, CacheLayout
+from tidemill.ops.paged_attention.cached_head import CachedHead, WidenedChunk, widened_floats
 from tidemill.ops.paged_attention.partials import MASKED, Partials
 
 MAX_SPARE_ROWS = 8  # that the last row group may have beyond the tile's own
@@ -70,46 +71,31 @@ class TileShape:
         return self.num_row_groups * self.rows_a_group
 
 
-class CachedHead:
-    """One key-value head of the cache, seen through a sequence's block table."""
-
-    def __init__(self, cache: CacheLayout, k: Pointer, v: Pointer, table: Pointer) -> None:
-        self.cache, self.k, self.v, self.table = cache, k, v, table
-
-    def keys(self, position: Value) -> Pointer:
-        """Sixteen keys from `position` on: a row of words for every `step` dimensions."""
-        block, within = self._place(position)
-        return self.k.bytes(block + within * self.cache.word_bytes)
-
-    def values(self, position: Value) -> Pointer:
-        """Sixteen values from `position` on: contiguous rows of words, `step` positions each."""
-        block, within = self._place(position)
-        return self.v.bytes(block + within * (self.cache.head_size * self.cache.dtype.itemsize_bytes))
-
-    def _place(self, position: Value) -> tuple[Value, Value]:
-        block = self.table[position // self.cache.tokens_per_block].to(I64)
-        return block * self.cache.block_bytes, position % self.cache.tokens_per_block
-
-
 class TilePart:
     """The body of one tile height."""
 
     def __init__(self, shape: TileShape, module: Module, symbol: str) -> None:
         self.f = f = module.function(
-            symbol, q=PTR, k=PTR, v=PTR, table=PTR, next_k=PTR, next_table=PTR, rows=PTR,
-            position=I64, count=I64, start=I64, stop=I64,
+            symbol, q=PTR, k=PTR, v=PTR, table=PTR, next_k=PTR, next_v=PTR, next_table=PTR,
+            rows=PTR, position=I64, count=I64, start=I64, stop=I64,
         )  # fmt: skip
-        self.shape, self.math = shape, PairMath(shape.isa, shape.cache.dtype)
+        self.shape, self.math = shape, PairMath(shape.isa, shape.cache.compute)
         self.width, self.words = shape.cache.head_size, shape.cache.head_size // self.math.step
-        q, k, v, table, next_k, next_table, rows = (arg.as_pointer(F32) for arg in f.args[:7])
+        q, k, v, table, next_k, next_v, next_table, rows = (
+            arg.as_pointer(F32) for arg in f.args[:8]
+        )
         self.head = CachedHead(shape.cache, k, v, table.of(I32))
-        self.next_head = CachedHead(shape.cache, next_k, next_k, next_table.of(I32))
+        self.next_head = CachedHead(shape.cache, next_k, next_v, next_table.of(I32))
         self.q_in, self.rows = q, rows
-        self.position, self.count, self.start, self.stop = f.args[7:]
+        self.position, self.count, self.start, self.stop = f.args[8:]
         size = shape.activation.itemsize_bytes
         self.q = f.stack(F32, shape.num_rows * self.width * size // 4)
         self.p = f.stack(F32, shape.num_rows * ATTENTION_CHUNK * size // 4)
         self.limits = f.stack(I32, shape.num_rows)
+        self.widened: WidenedChunk | None = None
+        if shape.cache.dtype.is_quantized:
+            keys, values = (f.stack(F32, widened_floats(shape.cache)) for _ in range(2))
+            self.widened = WidenedChunk(shape.isa, shape.cache, keys, values)
         self.scores = f.registers(V)
 
     def emit(self) -> Function:
@@ -153,30 +139,47 @@ class TilePart:
         f = self.f
         columns = f.constant(_COLUMNS, I64).min((end - start + (LANES - 1)) // LANES)
         following = self._following(start + ATTENTION_CHUNK, end)
+        if self.widened is not None:
+            self.widened.fill(self.head, start, columns)
         with f.loop(0, self.num_groups) as g:
-            self._score(g, start, end, is_whole)
+            self._score(g, start, end, following, is_whole)
             self._share(g, start, is_whole)
         with f.loop(0, self.num_groups) as g:
             self._accumulate(g, start, columns, following)
 
     def _following(self, start: Value, end: Value) -> tuple[CachedHead, Value]:
-        """Whose keys are wanted after this chunk, and from where: the next tile's at the end."""
+        """What is wanted after this chunk, and from which position: the next tile's at the end."""
         f, head, other = self.f, self.head, self.next_head
         is_own = start < end
-        k, table = (
-            f.select(is_own, own, others).as_pointer(own.element)
-            for own, others in ((head.k, other.k), (head.table, other.table))
-        )
-        return CachedHead(self.shape.cache, k, k, table), f.select(is_own, start, 0)
+        pairs = ((head.k, other.k), (head.v, other.v), (head.table, other.table))
+        k, v, table = (f.select(is_own, a, b).as_pointer(a.element) for a, b in pairs)
+        return CachedHead(self.shape.cache, k, v, table), f.select(is_own, start, 0)
+
+    def _view(self, start: Value) -> tuple[CachedHead | WidenedChunk, Value]:
+        """Where this chunk is read from, and its first position there."""
+        if self.widened is None:
+            return self.head, start
+        return self.widened, self.f.constant(0, I64)
 
     def _prefetched_columns(self, g: Value) -> list[Value]:
         """Each row group fetches its share of the columns that come next."""
         each = -(-_COLUMNS // self.shape.num_row_groups)
         return [(g * each + i).min(_COLUMNS - 1) * LANES for i in range(each)]
 
-    def _score(self, g: Value, start: Value, end: Value, is_whole: bool) -> None:
-        """scores[r, c] = q[r] . k over the head width, in order."""
-        values = [self.head.values(start + at) for at in self._prefetched_columns(g)]
+    def _score(
+        self,
+        g: Value,
+        start: Value,
+        end: Value,
+        following: tuple[CachedHead, Value],
+        is_whole: bool,
+    ) -> None:
+        """scores[r, c] = q[r] . k over the head width, in order.
+
+        This chunk's values will be wanted next; where they are widened already, the next chunk's.
+        """
+        head, first = (self.head, start) if self.widened is None else following
+        values = [head.values(first + at) for at in self._prefetched_columns(g)]
         for r in range(self.shape.rows_a_group):
             for c in range(_COLUMNS):
                 self.scores[r, c] = self.f.zero(V)
@@ -192,16 +195,18 @@ class TilePart:
         self, g: Value, start: Value, columns: range, fetched: list[Pointer]
     ) -> None:
         f, math, rows = self.f, self.math, self.shape.rows_a_group
-        keys = {c: self.head.keys(start + c * LANES) for c in columns}
+        view, first = self._view(start)
+        keys = {c: view.keys(first + c * LANES) for c in columns}
+        fetch_bytes = LANES * self.shape.cache.word_bytes
         queries = self.q.at(g * (rows * self.words))
         with f.loop(0, self.words, 2) as d:
             for u in range(2):
                 vectors = {
-                    c: math.load_w(at.bytes((d + u) * self.shape.cache.key_step_bytes))
+                    c: math.load_w(at.bytes((d + u) * view.key_step_bytes))
                     for c, at in keys.items()
                 }
                 for value in fetched:
-                    value.bytes((d + u) * math.vector_bytes).prefetch(0)
+                    value.bytes((d + u) * fetch_bytes).prefetch(0)
                 for r in range(rows):
                     query = math.load_x(queries.at(r * self.words + u).at(d))
                     for c in columns:
@@ -211,6 +216,7 @@ class TilePart:
         """Turn scores into shares p = 2^(score - top), and add them to the row's sum."""
         f, partials, count = self.f, self.shape.partials, self.shape.rows_a_group
         rows = self.rows.at(g * (count * partials.row_floats))
+        self._scale_scores(start)
         seen = {} if is_whole else {r: self._seen(g, r, start) for r in range(count)}
         for r, c in [(r, c) for r in seen for c in range(_COLUMNS)]:
             self.scores[r, c] = f.select(seen[r][c], self.scores[r, c], MASKED)
@@ -223,7 +229,14 @@ class TilePart:
                 powers = [f.select(s, p, 0.0) for s, p in zip(seen[r], powers, strict=True)]
             sums = (powers[0] + powers[1]) + (powers[2] + powers[3])
             row.put(partials.total_at, row.vec(partials.total_at, LANES) + sums)
-            self._store_shares(g, r, powers)
+            self._store_shares(g, r, start, powers)
+
+    def _scale_scores(self, start: Value) -> None:
+        """Keys of 8 bits met the queries without their scales."""
+        for c in range(_COLUMNS) if self.widened is not None else ():
+            scales = self.head.scales(self.head.k, start + c * LANES)
+            for r in range(self.shape.rows_a_group):
+                self.scores[r, c] = self.scores[r, c] * scales
 
     def _seen(self, g: Value, r: int, start: Value) -> list[Value]:
         """Which lanes of each column the row sees."""
@@ -256,7 +269,12 @@ class TilePart:
     def _exp2(self, x: Value) -> Value:
         return exp2(x, is_rough=self.shape.activation is DType.BF16)
 
-    def _store_shares(self, g: Value, r: int, powers: list[Value]) -> None:
+    def _store_shares(self, g: Value, r: int, start: Value, powers: list[Value]) -> None:
+        """Round the row's shares; those of 8-bit values take the values' scales with them."""
+        if self.widened is not None:
+            at = [start + c * LANES for c in range(_COLUMNS)]
+            scales = [self.head.scales(self.head.v, each) for each in at]
+            powers = [power * scale for power, scale in zip(powers, scales, strict=True)]
         size = self.shape.activation.itemsize_bytes
         row = self.p.bytes((g * self.shape.rows_a_group + r) * (ATTENTION_CHUNK * size))
         for c, power in enumerate(powers):
@@ -278,7 +296,8 @@ class TilePart:
                 sums[r, d] = rows.vec(r * partials.row_floats + d * LANES, LANES)
             with self.f.loop(0, columns) as c:
                 words = c * (LANES // self.math.step)
-                values = self.head.values(start + c * LANES)
+                view, first = self._view(start)
+                values = view.values(first + c * LANES)
                 self._accumulate_16(dims, sums, values, shares.at(words), fetched, words)
             for r, d in keys:
                 rows.put(r * partials.row_floats + d * LANES, sums[r, d])
@@ -293,11 +312,12 @@ class TilePart:
         words: Value,
     ) -> None:
         cache, math = self.shape.cache, self.math
-        word_bytes, chunk_words = cache.word_bytes, ATTENTION_CHUNK // math.step
+        view = self.head if self.widened is None else self.widened
+        word_bytes, chunk_words = view.word_bytes, ATTENTION_CHUNK // math.step
         first_word, last_word = (at * LANES // math.step for at in (dims.start, dims.stop))
         with self.f.loop(0, LANES // math.step, 2) as t:
             for u in range(2):
-                at = values.bytes((t + u) * (cache.head_size * word_bytes))
+                at = values.bytes((t + u) * view.value_step_bytes)
                 vectors = {d: math.load_w(at.bytes(d * LANES * word_bytes)) for d in dims}
                 for keys in fetched:
                     for first in range(first_word, last_word, chunk_words):
