@@ -117,13 +117,13 @@ class Bench:
         self._count = np.array([len(self._tiles)], np.int64)
         group = self.model.num_heads // self.model.num_kv_heads
         self._work = allocate(work_bytes(group, self.model.head_size, case.start + case.tokens))
-        named = {
+        named: dict[str, npt.NDArray[Any]] = {
             "tiles": self._tiles, "num_tiles": self._count, "tables": self._tables, "q": self._q,
             "y": self._y, "work": self._work,
         }  # fmt: skip
         records = np.zeros((self.layers, abi.RECORD_WORDS), np.int64)
         for layer, record in enumerate(records):
-            words: dict[str, int] = {name: address_of(array) for name, array in named.items()}
+            words = {name: address_of(array) for name, array in named.items()}
             words["table_row"] = self._tables.shape[1]
             words["k"] = address_of(self._cache) + layer * layer_bytes
             words["v"] = words["k"] + layer_bytes // 2
@@ -174,7 +174,7 @@ def _compile(
     row = TensorType(DType.BF16, ("T", model.num_heads * model.head_size))
     attrs: dict[str, int | float | str | bool] = {
         "num_heads": model.num_heads, "num_kv_heads": model.num_kv_heads,
-        "head_size": model.head_size, "cache_dtype": dtype.value,
+        "head_size": model.head_size, "cache_dtype": dtype.value, "window": 0,
     }  # fmt: skip
     op = Op("paged_attention", (Value("q", row),), (Value("y", row),), attrs, 0)
     config = BuildConfig(1, 1, 1, 1, 1, BLOCK)

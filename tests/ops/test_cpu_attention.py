@@ -116,7 +116,6 @@ class Paged:
     lengths: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        heads = self.heads
         # Whoever had a block before left numbers in it: they must not matter. Block 0 is nobody's.
         self.k, self.v = (self._stale() for _ in range(2))
         self.k[0], self.v[0] = 0, 0

@@ -10,8 +10,9 @@ Promise: batch-invariant and deterministic. Chunks and partitions start at fixed
 sequence, a row's operations depend on its position alone, and positions beyond a row's own
 contribute exact zeros, so decode, prefill, any chunking and any number of threads give the same
 bits. With a window, a tile starts at the chunk of the first position that any of its rows sees;
-chunks before it would change nothing. f32 accumulation; probabilities are rounded to the activation type. Cost is 4*H FLOPs for
-each (query head, position) and the cache read once for a tile.
+chunks before it would change nothing. f32 accumulation; probabilities are rounded to the activation
+type. Keys and values of 8 bits are widened once for a tile; their scales meet scores and
+probabilities. Cost is 4*H FLOPs for each (query head, position) and the cache read once for a tile.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from dataclasses import dataclass
 
 from tidemill.base.abi import TILE_WORDS
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Function, Pointer, Value
+from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import Isa
-from tidemill.codegen.kernel import Frame, Kernel, open_kernel
+from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
 from tidemill.ops.cpu_elements import PairMath
 from tidemill.ops.layout import ATTENTION_PARTITION, CacheLayout, activation_row, round_up
 from tidemill.ops.paged_attention.partials import Partials, partial_row_bytes
-from tidemill.ops.paged_attention.tile import MAX_SPARE_ROWS, TilePart, TileShape
+from tidemill.ops.paged_attention.tile import TilePart
+from tidemill.ops.paged_attention.tile_state import MAX_SPARE_ROWS, TileShape
 
 FIELDS = ("tiles", "num_tiles", "tables", "table_row", "q", "k", "v", "y", "work")
 # Work memory: words for the items taken and the threads that are done, a line each, then a count
@@ -82,15 +84,11 @@ class AttentionKernel:
 
     @property
     def partials(self) -> Partials:
-        return Partials(
-            self.isa, self.cache.head_size, self.group, self.activation, self.row_bytes
-        )
+        return Partials(self.isa, self.cache.head_size, self.group, self.activation, self.row_bytes)
 
     def shape(self, tokens: int) -> TileShape:
         """The tile of so many tokens."""
-        return TileShape(
-            self.isa, self.cache, self.partials, self.group, tokens, self.row_bytes, self.window
-        )
+        return TileShape(self.isa, self.cache, self.partials, tokens, self.window)
 
     def emit(self, module: Module, symbol: str) -> Kernel:
         """Emit the kernel, and a body for each tile height."""
@@ -124,7 +122,9 @@ class _Dealer:
     def __init__(self, kernel: AttentionKernel, module: Module, symbol: str) -> None:
         self.kernel, partials = kernel, kernel.partials
         self.bodies = {
-            tokens: TilePart(kernel.shape(tokens), module, f"{symbol}_part_{tokens}").emit()
+            tokens: TilePart(
+                kernel.shape(tokens), kernel.row_bytes, module, f"{symbol}_part_{tokens}"
+            ).emit()
             for tokens in sorted({1, tile_tokens(kernel.group)})
         }
         self.join = partials.emit_join(module, f"{symbol}_join")
@@ -168,9 +168,7 @@ class _Dealer:
     def _item(self, index: Value) -> _Item:
         """Item `index`: head by head, tiles from the last, which is the longest of a prompt."""
         last = self.num_tiles - 1
-        words = self.frame.pointer("tiles", I32).at(
-            (last - index % self.num_tiles) * TILE_WORDS
-        )
+        words = self.frame.pointer("tiles", I32).at((last - index % self.num_tiles) * TILE_WORDS)
         table_row = self.frame.integer("table_row")
         row, count, position, sequence = (words[i].to(I64) for i in range(TILE_WORDS))
         table = self.frame.pointer("tables", I32).at(sequence * table_row)
@@ -213,7 +211,7 @@ class _Dealer:
                 f.call(self.finish, slots, self._output(item), item.count)
 
     def _call_body(self, item: _Item, after: _Item, start: Value, rows: Pointer) -> None:
-        kernel, f = self.kernel, self.f
+        f = self.f
         args = [
             self._heads_part("q", item), self._cached("k", item), self._cached("v", item),
             item.table, self._cached("k", after), self._cached("v", after), after.table, rows,

@@ -2,9 +2,9 @@
 
 Legend: T tokens over threads, N query heads, H head width, R rotated width. Rotated queries are
 scaled and stored as activations; rotated keys and plain values go to the token's slot of the
-paged cache (slot = block * tokens_per_block + offset). f32 arithmetic, rounded once. Two tokens of a
-pair share a word of V: the masked store touches only its own half, so neighbours on other threads
-are safe.
+paged cache (slot = block * tokens_per_block + offset). f32 arithmetic, rounded once. Two tokens
+of a pair share a word of V: the masked store touches only its own half, so neighbours on other
+threads are safe.
 Values are stored finite (beyond the cache type's range: its largest number). Attention multiplies
 what a block's former owner left behind by zero, and an infinity there would spoil another request.
 """
