@@ -87,10 +87,7 @@ class WidenedChunk:
     def _widen(self, at: Pointer) -> Value:
         """Sixteen words as f32 lanes' bits."""
         raw = at.of(I8).vec(0, LANES * self.cache.step)
-        if self.cache.dtype is DType.F8:
-            wide = widen_e4m3(raw.to(I32) << 24)
-        else:
-            wide = raw.to(F32)
+        wide = widen_e4m3(raw.to(I32) << 24) if self.cache.dtype is DType.F8 else raw.to(F32)
         return round_lanes(self.isa, wide, self.cache.compute).bits_as(F32.x(LANES))
 
 
