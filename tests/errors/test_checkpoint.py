@@ -210,6 +210,18 @@ def test_value_too_large_for_float16(refusal: Refusal, model: Path) -> None:
     assert "model.norm.weight" in message and "bfloat16" in message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"use_weight_only": True}])
+def test_weights_that_are_not_numbers(
+    refusal: Refusal, model: Path, value: float, settings: dict[str, Any]
+) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    _edit_weights(model, lambda weights: weights[name][3].fill_(value))
+    error = refusal(model, **settings)
+    assert error.where == "transformer.layers.1.attention.dense.weight[3, 0]"
+    assert error.got == "48 of 2304 are NaN or infinite"
+
+
 @pytest.mark.parametrize("num_bytes", [10, 60, 130, 300])
 def test_truncated_gguf(refusal: Refusal, gguf_path: Path, num_bytes: int) -> None:
     _truncate(gguf_path, num_bytes)

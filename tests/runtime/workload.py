@@ -54,6 +54,7 @@ def random_config(draw: random.Random) -> RuntimeConfig:
         enable_partial_reuse=draw.random() < 0.7,
         max_draft_len=draw.choice([0, 0, 1, 4]),
         event_buffer_max_size=100_000,
+        max_step_ms=draw.choice([0.0, 0.01, 100.0]),
     )
 
 

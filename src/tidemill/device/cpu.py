@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,12 +65,20 @@ class Team:
     """Threads that walk one table of records together; the caller of `step` is thread 0.
 
     Workers spin briefly between steps and then sleep, so an idle team uses no CPU. Each worker
-    holds the code and memory it runs on, so nothing is unmapped under it. Not thread-safe: one
-    owner calls `step` and `close`.
+    holds the code and memory it runs on, so nothing is unmapped under it. Given `cpus`, each thread
+    stays on one of them, and so does the one that steps. Not thread-safe: one owner calls `step`
+    and `close`.
     """
 
-    def __init__(self, code: LoadedCode, records: npt.NDArray[np.int64], num_threads: int) -> None:
+    def __init__(
+        self,
+        code: LoadedCode,
+        records: npt.NDArray[np.int64],
+        num_threads: int,
+        cpus: Sequence[int] = (),
+    ) -> None:
         self._code, self._records = code, records
+        self._cpus, self._caller = cpus, 0
         self.num_threads = num_threads
         self._memory = allocate(8 * abi.context_words(num_threads))
         self._context = self._memory.view(np.int64)
@@ -96,6 +106,9 @@ class Team:
 
     def step(self) -> None:
         """Run the records once."""
+        if self._cpus and self._caller != threading.get_ident():
+            self._caller = threading.get_ident()
+            self._pin(0)
         self._step(self._address)
 
     def profile(self) -> npt.NDArray[np.int64]:
@@ -113,5 +126,11 @@ class Team:
             thread.join(_JOIN_SECONDS)
         self._threads = []
 
+    def _pin(self, thread: int) -> None:
+        """Keep the calling thread on its CPU."""
+        os.sched_setaffinity(0, {self._cpus[thread % len(self._cpus)]})
+
     def _serve(self, thread: int) -> None:
+        if self._cpus:
+            self._pin(thread)
         self._worker(self._address, thread)

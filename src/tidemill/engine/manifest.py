@@ -116,7 +116,9 @@ class WeightRange:
 class Tactic:
     """How one shape of an op is computed, and why: `chosen_by` is user, default or measured.
 
-    `measured_us` is the time that decided, 0.0 where nothing was timed.
+    It goes for up to `max_rows` rows (0: any number above the row before); `flops` and `bytes` are
+    its cost at the most of them. `measured_us` is the time that decided and `roofline_share` how
+    near to the machine's limit that was, 0.0 where nothing was timed.
     """
 
     op: str
@@ -124,6 +126,10 @@ class Tactic:
     choice: str
     chosen_by: str
     measured_us: float = 0.0
+    max_rows: int = 0
+    flops: float = 0.0
+    bytes: float = 0.0
+    roofline_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,15 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
     parser.add_argument("--kv-cache-tokens", type=int)
     parser.add_argument("--num-threads", type=int)
     parser.add_argument("--kv-cache-fraction", type=float)
+    parser.add_argument("--pin-threads", type=int, default=0)
     parser.add_argument("--runtime", type=_runtime_config, default=RuntimeConfig())
     flags = parser.parse_args(arguments)
     session = SessionConfig(
-        flags.kv_cache_tokens, flags.num_threads, flags.kv_cache_fraction, flags.runtime
+        flags.kv_cache_tokens,
+        flags.num_threads,
+        flags.kv_cache_fraction,
+        bool(flags.pin_threads),
+        flags.runtime,
     )
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process

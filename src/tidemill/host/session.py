@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tidemill.base.errors import InvalidRequestError, RequestError
 from tidemill.host.config import SessionConfig
-from tidemill.host.jobs import Job, make_job
+from tidemill.host.jobs import Job, News, make_job
 from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
 from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
@@ -91,12 +92,8 @@ class Session:
                 continue
             news = job.take(token_update)
             updates.extend(news.updates)
-            for number in news.ended:
-                self._forget(job, number)
-            if news.requests:
-                self._go_on(job, news.requests)
-            if not self._id_to_numbers[job.request_id]:
-                del self._id_to_numbers[job.request_id]
+            if news.ended:
+                self._follow(job, news)
         return updates
 
     def info(self) -> HostInfo:
@@ -140,13 +137,18 @@ class Session:
             del self._id_to_numbers[request.request_id]
             raise
 
-    def _go_on(self, job: Job, requests: list[Request]) -> None:
+    def _follow(self, job: Job, news: News) -> None:
+        """Forget what ended of a job, and run what comes next."""
+        for number in news.ended:
+            self._forget(job, number)
         try:
-            self._run(job, requests)
+            self._run(job, news.requests)
         except RequestError as error:
             self._failed.append(Update.failed(job.request_id, error))
+        if not self._id_to_numbers[job.request_id]:
+            del self._id_to_numbers[job.request_id]
 
-    def _run(self, job: Job, requests: list[Request]) -> None:
+    def _run(self, job: Job, requests: Sequence[Request]) -> None:
         """Queue all of a job's requests, or none and raise."""
         numbers = self._id_to_numbers[job.request_id]
         try:
@@ -182,6 +184,7 @@ def _load(
             kv_cache_tokens=config.kv_cache_tokens,
             kv_cache_fraction=config.kv_cache_fraction,
             num_threads=config.num_threads,
+            pin_threads=config.pin_threads,
         )
         try:
             return executor, reading.result()

@@ -6,6 +6,7 @@ shapes are `EngineLimits`. Knows nothing of command lines or messages.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -34,6 +35,8 @@ class RuntimeConfig:
 
     Units: `max_queue_size` counts requests (0: no limit), `max_draft_len` tokens proposed a step by
     looking the latest `max_matching_ngram_size` tokens up in the request itself (0: never).
+    `max_step_ms` is how long a step may keep running requests from their next token because
+    prompts enter with it (0: as long as `max_num_tokens` take).
     """
 
     policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
@@ -45,6 +48,7 @@ class RuntimeConfig:
     max_matching_ngram_size: int = 3
     iter_stats_max_iterations: int = 1000
     event_buffer_max_size: int = 0
+    max_step_ms: float = 100.0
 
     def __post_init__(self) -> None:
         least = (
@@ -53,17 +57,18 @@ class RuntimeConfig:
             ("max_matching_ngram_size", self.max_matching_ngram_size, 1),
             ("iter_stats_max_iterations", self.iter_stats_max_iterations, 0),
             ("event_buffer_max_size", self.event_buffer_max_size, 0),
+            ("max_step_ms", self.max_step_ms, 0),
         )
         faults = [
             f"{name} must be at least {bound}, got {value}"
             for name, value, bound in least
-            if value < bound
+            if not bound <= value < math.inf
         ]
         if faults:
             raise ConfigError(
                 "the runtime cannot be configured so",
                 where="runtime config",
-                expected="every number at least its bound",
+                expected="every number finite and at least its bound",
                 got="; ".join(faults),
                 hint="see docs/RUNTIME.md",
             )

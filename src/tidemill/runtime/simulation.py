@@ -161,7 +161,10 @@ def simulate(
 
     executor = _RecordingExecutor(limits, answer)
     drafted = max((request.draft_length for request in requests), default=0)
-    config = replace(config, event_buffer_max_size=MAX_EVENTS, max_draft_len=drafted)
+    # Steps take no time here, whatever the machine needs to imagine them.
+    config = replace(
+        config, event_buffer_max_size=MAX_EVENTS, max_draft_len=drafted, max_step_ms=0.0
+    )
     now = [0.0]
     loop = Loop(executor, config, lambda: now[0], draft if drafted else None)
     arrivals = sorted(range(len(requests)), key=lambda index: requests[index].arrival_step)

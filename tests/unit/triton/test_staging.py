@@ -22,6 +22,8 @@ version_policy: { all { } }
 parameters: { key: "tensor_parallel_size" value: { string_value: "2" } }
 """
 
+PARAMETER = 'parameters {{ key: "batch_scheduler_policy" value {{ string_value: "{}" }} }}'
+
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
@@ -39,6 +41,25 @@ def test_repository_that_loads_as_it_is_is_not_copied(tmp_path: Path) -> None:
     staged = stage_repository(tmp_path / "models", tmp_path / "staged", print)
     assert staged == tmp_path / "models"
     assert not (tmp_path / "staged").exists()
+
+
+def test_settings_override_those_of_every_config_and_leave_the_files_alone(
+    repository: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "models" / "own"
+    (own / "1").mkdir(parents=True)
+    text = 'name: "own" backend: "tidemill"\n' + PARAMETER.format("static_batch")
+    (own / "config.pbtxt").write_text(text)
+    (own / "1" / "rank0.engine").write_text("engine")
+    settings = {"batch_scheduler_policy": "max_utilization", "max_queue_size": "3"}
+    staged = stage_repository(repository, tmp_path / "staged", print, settings)
+    for name in ("own", "llama2_7b"):
+        served = (staged / name / "config.pbtxt").read_text()
+        parameters = text_format.Parse(served, model_config_pb2.ModelConfig()).parameters
+        assert parameters["batch_scheduler_policy"].string_value == "max_utilization"
+        assert parameters["max_queue_size"].string_value == "3"
+        assert (staged / name / "1" / "rank0.engine").read_text() == "engine"
+    assert (own / "config.pbtxt").read_text() == text
 
 
 def test_every_change_is_said_and_the_rest_of_the_config_is_kept(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from tests.unit.triton import fake_pb_utils
 from tidemill.base.errors import HostError
 from tidemill.frontends.triton import metric_table as table
 from tidemill.frontends.triton.metrics import MetricSet, publish_harvest, resident_bytes
+from tidemill.frontends.triton.stub_api import make_metric, make_metric_family
 from tidemill.frontends.triton.traffic import BucketCounts, Traffic
 from tidemill.host.messages import Update
 
@@ -88,6 +92,39 @@ def test_unchanged_gauge_is_not_sent_again() -> None:
     assert metric.value == -1.0
     metrics.set(table.QUEUE_DEPTH, "", 4)
     assert metric.value == 4 and metric.labels == {"model": "m", "version": "1"}
+
+
+def test_farewell_leaves_gauges_of_a_model_that_is_gone_and_totals_as_they_were() -> None:
+    metrics, made = MetricSet("m", "1"), fake_pb_utils.MetricFamily.made
+    metrics.introduce()
+    metrics.set(table.QUEUE_DEPTH, "", 3)
+    metrics.set(table.ENGINE_UP, "", 1)
+    metrics.accumulate(table.INTER_TOKEN_COUNT, "", 7)
+    metrics.say_farewell()
+    values = {name: [each.value for each in family.metrics] for name, family in made.items()}
+    assert values["tidemill_queue_depth"] == [0.0]
+    assert np.isnan(values["tidemill_engine_up"]).all()
+    assert values["tidemill_inter_token_latency_seconds_count"] == [7.0]
+
+
+def test_gauge_that_an_older_stub_overwrote_is_put_right() -> None:
+    metrics = MetricSet("m", "1")
+    metrics.set(table.ENGINE_UP, "", 1)
+    (metric,) = fake_pb_utils.MetricFamily.made["tidemill_engine_up"].metrics
+    metric.value = math.nan
+    metrics.forget_what_was_set()
+    metrics.set(table.ENGINE_UP, "", 1)
+    assert metric.value == 1
+
+
+def test_metric_outlives_everybody_who_knew_it() -> None:
+    family = make_metric_family("tidemill_kept", "", "gauge")
+    metric = make_metric(family, {"model": "m"})
+    alive = weakref.ref(metric)
+    fake_pb_utils.MetricFamily.made.pop("tidemill_kept").metrics.clear()
+    del metric, family
+    gc.collect()
+    assert alive() is not None
 
 
 def test_harvest_reaches_every_counter_and_histogram(clock: list[float]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tidemill.frontends.cli.session_flags import takes_settings
 from tidemill.frontends.cli.shell import check_choice, print_json, say
 
 STYLES = ("text", "tokens", "inflight_batcher_llm", "llmapi")
@@ -33,6 +34,7 @@ Examples:
 """
 
 
+@takes_settings
 def deploy(
     engine_dir: Annotated[Path, typer.Option("--engine_dir", help="Engine that build wrote.")],
     model_repository: Annotated[
@@ -66,6 +68,8 @@ def deploy(
         bool, typer.Option("--replace", help="Replace a model of that name.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    *,
+    settings: dict[str, str],
 ) -> None:
     check_choice("--style of deploy", style, STYLES)
     check_choice("--link of deploy", link, LINKS)
@@ -83,6 +87,7 @@ def deploy(
         exclude_input_in_output=exclude_input_in_output,
         link=link,
         replace=replace,
+        settings=settings,
     )
     report = deploy_engine(request)
     if as_json:

@@ -17,7 +17,6 @@ _KERNEL = "one attention kernel, which accumulates in float32, serves every case
 _WINDOW = "attention windows given at run time"
 _LORA = "LoRA adapters"
 _FILES = "output files; redirect stdout or use --json"
-_SIZED = "the KV cache is sized from the engine's limits"
 _BOOL = ("True", "False", "true", "false", "1", "0")
 
 
@@ -62,15 +61,11 @@ TABLE = (
     _refused("--lora_dir", Kind.TEXT, _LORA),
     _refused("--lora_task_uids", Kind.TEXT, _LORA),
     ForeignFlag("--draft_target_model_config", Kind.TEXT, _SPECULATION),
-    ForeignFlag("--prompt_lookup_config", Kind.TEXT, _SPECULATION),
+    ForeignFlag("--prompt_lookup_config", Kind.TEXT, "--max_draft_len has n-gram lookup"),
     ForeignFlag("--medusa_choices", Kind.TEXT, _SPECULATION),
     ForeignFlag("--eagle_choices", Kind.TEXT, _SPECULATION),
     ForeignFlag("--lookahead_config", Kind.TEXT, _SPECULATION),
     ForeignFlag("--gpu_weights_percent", Kind.NUMBER, "weights are mapped from the engine file"),
-    ForeignFlag("--max_tokens_in_paged_kv_cache", Kind.INTEGER, _SIZED),
-    ForeignFlag("--kv_cache_free_gpu_memory_fraction", Kind.NUMBER, _SIZED),
-    ForeignFlag("--kv_cache_enable_block_reuse", Kind.SWITCH, "answers do not depend on it"),
-    ForeignFlag("--enable_chunked_context", Kind.SWITCH, "long prompts are always chunked"),
     ForeignFlag(
         "--log_level",
         ("internal_error", "error", "warning", "info", "verbose", "debug", "trace"),

@@ -70,7 +70,9 @@ QUEUE_DEPTH = Family(
     "tidemill_queue_depth", GAUGE, "Requests that wait for a place in the engine's batch"
 )
 IN_FLIGHT = Family("tidemill_requests_in_flight", GAUGE, "This model's requests under way")
-ENGINE_UP = Family("tidemill_engine_up", GAUGE, "1 while the engine host answers, 0 otherwise")
+ENGINE_UP = Family(
+    "tidemill_engine_up", GAUGE, "1 while the engine host answers, 0 otherwise; NaN: unloaded"
+)
 HIT_RATE = Family(
     "tidemill_kv_cache_hit_rate", GAUGE, "Share of the prompts' blocks found in the cache"
 )

@@ -2,11 +2,14 @@
 
 In: the engine's counters, asked of its host, and the model's `Traffic`. Out: the families of
 `metric_table`. One thread does all of it: Triton 2.51 dies of two that call at once
-(docs/decisions/051). Busy models publish ten times a second, idle ones once.
+(docs/decisions/051). Busy models publish twice a second, idle ones once:
+a round is some thirty calls, each of which wakes both processes on cores the engine wants.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +19,15 @@ from tidemill.base import debug
 from tidemill.base.errors import TidemillError
 from tidemill.frontends.triton import metric_table as table
 from tidemill.frontends.triton.metric_table import Family
-from tidemill.frontends.triton.stub_api import Metric, make_metric_family
+from tidemill.frontends.triton.stub_api import Metric, make_metric, make_metric_family
 from tidemill.frontends.triton.traffic import BucketCounts, Harvest, Traffic
 from tidemill.host.messages import HostInfo
 
-PERIOD_S = 0.1
+PERIOD_S = 0.5
 IDLE_PERIOD_S = 1.0
 INFO_TIMEOUT_S = 2.0
 PAGE_BYTES = 4096
+ROUNDS_BETWEEN_REPEATS = 20
 
 
 class Client(Protocol):
@@ -43,6 +47,7 @@ class MetricSet:
         }
         self._metrics: dict[tuple[Family, str], Metric] = {}
         self._latest: dict[tuple[Family, str], float] = {}
+        self._totals: dict[tuple[Family, str], float] = {}
 
     def set(self, family: Family, label: str, value: float) -> None:
         """Set a gauge, where it has changed: each call crosses to the server and back."""
@@ -58,7 +63,18 @@ class MetricSet:
 
     def accumulate(self, family: Family, label: str, amount: float) -> None:
         """Add to a gauge that only rises."""
-        self.set(family, label, self._latest.get((family, label), 0.0) + amount)
+        total = self._totals.get((family, label), 0.0) + amount
+        self._totals[family, label] = total
+        self.set(family, label, total)
+
+    def forget_what_was_set(self) -> None:
+        """Send each gauge once more: an older stub of this model may have said farewell since."""
+        self._latest.clear()
+
+    def say_farewell(self) -> None:
+        """Leave gauges that are true of a model that is gone, since they cannot be deleted."""
+        for family, label in set(self._latest) - set(self._totals):
+            self.set(family, label, math.nan if family is table.ENGINE_UP else 0.0)
 
     def observe(self, family: Family, label: str, value: float) -> None:
         """Count a value in a histogram."""
@@ -69,11 +85,7 @@ class MetricSet:
         if key not in self._metrics:
             labels = {**self._labels, family.label: label} if family.label else self._labels
             handle = self._family_to_handle[family]
-            self._metrics[key] = (
-                handle.Metric(labels=labels, buckets=list(family.buckets))
-                if family.buckets
-                else handle.Metric(labels=labels)
-            )
+            self._metrics[key] = make_metric(handle, labels, family.buckets)
         return self._metrics[key]
 
     def introduce(self) -> None:
@@ -128,12 +140,18 @@ class MetricsPublisher:
             # to hear of the engine's steps.
             debug.say(debug.Level.DECISIONS, "triton", f"no metrics are published: {error}")
             metrics = None
-        while not self._closed.is_set():
+        for number in itertools.count(1):
+            if self._closed.is_set():
+                break
             self._publish(metrics)
+            if metrics is not None and number % ROUNDS_BETWEEN_REPEATS == 0:
+                metrics.forget_what_was_set()
             if not self._is_busy:
                 self._traffic.has_started.wait(IDLE_PERIOD_S)
             self._traffic.has_started.clear()
             self._closed.wait(PERIOD_S)
+        if metrics is not None:
+            metrics.say_farewell()
 
     def _publish(self, metrics: MetricSet | None) -> None:
         num_in_flight = self._traffic.num_in_flight

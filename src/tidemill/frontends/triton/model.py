@@ -11,9 +11,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tidemill.api.retarget import ensure_native_code
-from tidemill.base.errors import InvalidRequestError, TidemillError
+from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.inflight import InflightRequests, Observer
 from tidemill.frontends.triton.metrics import MetricsPublisher
@@ -48,6 +51,8 @@ NO_SEQUENCES = (
     "num_return_sequences > 1 requires the tensorrt_llm backend to be using decoupled "
     "transaction policy"
 )
+REQUEST_TYPE, WHOLE_REQUEST = "request_type", "context_and_generation"
+LOGITS_TYPES = ("TYPE_FP32", "TYPE_FP16")
 NO_STOP_ID = "Trying to stop a request but request ID is not provided"
 
 
@@ -63,6 +68,8 @@ class ServedModel(ABC):
         policy = config.get("model_transaction_policy", {})
         self.is_decoupled = bool(policy.get("decoupled", False))
         self.has_batch = int(config.get("max_batch_size", 0)) > 0
+        self.logits_type = logits_type_of(config)
+        self.output_names = frozenset(each["name"] for each in config.get("output", []))
         self.parameters = ModelParameters.of_config(config)
         place = ModelPlace(Path(args["model_repository"]), args["model_version"])
         self.engine_dir, session = self.find_engine(place)
@@ -118,6 +125,7 @@ class ServedModel(ABC):
         if is_probe(request):
             self._probes.start(sender)
             return
+        refuse_request_type(request.parameters())
         arrays = collect_arrays(request)
         triton_id = request.request_id()
         if is_set(arrays, "stop"):
@@ -128,6 +136,7 @@ class ServedModel(ABC):
             return
         self.check_outputs(request.requested_output_names())
         requests, answer = self.read(arrays, sender)
+        check_beams(requests, self.parameters.whole_number("max_beam_width"))
         self._inflight.start(triton_id, answer, requests)
 
     def answer_stop(self, sender: ResponseSender) -> None:
@@ -163,6 +172,60 @@ def check_batch(is_decoupled: bool, num_prompts: int, num_answers: int) -> None:
     if num_prompts > 1:
         raise InvalidRequestError(NO_BATCH, got=f"{num_prompts} prompts")
     raise InvalidRequestError(NO_SEQUENCES, got=f"{num_answers} sequences")
+
+
+def check_beams(requests: Sequence[GenerateRequest], max_beam_width: int | None) -> None:
+    """Refuse searches wider than the deployment allows.
+
+    Raises: InvalidRequestError.
+    """
+    width = max((each.beams.width for each in requests if each.beams is not None), default=1)
+    if max_beam_width is not None and width > max(1, max_beam_width):
+        raise InvalidRequestError(
+            "the beam search is wider than this deployment allows",
+            where="beam_width",
+            expected=f"at most {max_beam_width}",
+            got=str(width),
+            hint="parameter max_beam_width of config.pbtxt",
+        )
+
+
+def refuse_request_type(parameters: str) -> None:
+    """Refuse halves of disaggregated serving; `parameters` are the request's, as JSON.
+
+    Raises: InvalidRequestError.
+    """
+    if REQUEST_TYPE not in parameters:
+        return
+    kind = json.loads(parameters).get(REQUEST_TYPE, WHOLE_REQUEST)
+    if kind != WHOLE_REQUEST:
+        raise InvalidRequestError(
+            "disaggregated serving does not exist here",
+            where=f"request parameter {REQUEST_TYPE}",
+            expected=WHOLE_REQUEST,
+            got=repr(kind),
+        )
+
+
+def logits_type_of(config: Mapping[str, Any]) -> type[np.floating[Any]]:
+    """Return the type in which a config.pbtxt declares logits; upstream's templates leave it open.
+
+    Raises: ConfigError for another than FP32 and FP16.
+    """
+    declared = {
+        tensor["data_type"]
+        for tensor in config.get("output", [])
+        if tensor["name"] in ("context_logits", "generation_logits")
+    }
+    if not declared <= set(LOGITS_TYPES):
+        raise ConfigError(
+            "logits cannot be given in this type",
+            where="context_logits, generation_logits in config.pbtxt",
+            expected=" or ".join(LOGITS_TYPES),
+            got=", ".join(sorted(declared)),
+            hint="logits_datatype:TYPE_FP32 for fill_template.py",
+        )
+    return np.float16 if "TYPE_FP16" in declared else np.float32
 
 
 def is_set(arrays: Arrays, name: str) -> bool:

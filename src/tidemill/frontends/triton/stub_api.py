@@ -6,6 +6,7 @@ with the protocols below and with NumPy arrays.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -83,7 +84,28 @@ def make_metric_family(name: str, description: str, kind: str) -> MetricFamily:
         "histogram": family_class.HISTOGRAM,
     }
     family: MetricFamily = family_class(name=name, description=description, kind=codes[kind])
+    _keep_for_ever(family)
     return family
+
+
+def make_metric(
+    family: MetricFamily, labels: Mapping[str, str], buckets: Sequence[float] = ()
+) -> Metric:
+    """Return the metric of a family with these labels; the server keeps it when the stub ends."""
+    settings = {"labels": dict(labels), **({"buckets": list(buckets)} if buckets else {})}
+    metric = family.Metric(**settings)
+    _keep_for_ever(metric)
+    return metric
+
+
+def _keep_for_ever(thing: object) -> None:
+    """Keep an object from being deleted, even when the interpreter ends.
+
+    Triton 2.51 counts a metric's users for each stub alone. A model that is loaded again begins
+    before its old stub has ended, with the same labels and so with the same metric: what the old
+    one deletes, the new one would write to, until the server's memory is broken.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def make_response(outputs: Mapping[str, Array]) -> Response:

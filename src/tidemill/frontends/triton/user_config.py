@@ -51,6 +51,7 @@ def outline_of(config: Any) -> Outline:
         name=config.name,
         inputs={tensor.name for tensor in config.input},
         outputs={tensor.name for tensor in config.output},
+        has_batch=config.max_batch_size > 0,
         parameters=set(config.parameters),
     )
 

@@ -7,7 +7,7 @@ Block 0 of the cache is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tidemill.base import abi
 from tidemill.base.debug import Level, say
-from tidemill.base.target import num_physical_cores
+from tidemill.base.target import num_physical_cores, physical_cpus
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 from tidemill.engine.manifest import Operand, PlanOp
 from tidemill.engine.native_code import find_native_code
@@ -25,7 +25,6 @@ from tidemill.runtime.executor.cache_size import choose_cache_tokens
 from tidemill.runtime.executor.observed_step import ObservedStep
 from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.executor.weights_memory import place_weights
-from tidemill.runtime.observation import Observation
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 Array = npt.NDArray[Any]
@@ -34,13 +33,18 @@ Array = npt.NDArray[Any]
 class NativeExecutor:
     """One engine, loaded and ready to step. Not thread-safe: one loop owns it."""
 
-    def __init__(self, engine: EngineFile, kv_cache_tokens: int, num_threads: int) -> None:
+    def __init__(
+        self,
+        engine: EngineFile,
+        kv_cache_tokens: int,
+        num_threads: int,
+        cpus: Sequence[int] = (),
+    ) -> None:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens)
         self._num_blocks = self.limits.num_blocks + 1
-        self._weights = place_weights(engine.weights, num_threads)
-        engine.forget_pages()
+        self._weights = place_weights(engine.weights, num_threads, engine.forget_weights)
         self._arena = allocate(manifest.arena_bytes)
         own_scratch_bytes = manifest.scratch_bytes_per_thread * num_threads
         self._scratch = allocate(manifest.shared_scratch_bytes + own_scratch_bytes)
@@ -49,7 +53,7 @@ class NativeExecutor:
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
-        self.team = Team(code, self._make_records(code), num_threads)
+        self.team = Team(code, self._make_records(code), num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -63,27 +67,29 @@ class NativeExecutor:
         kv_cache_tokens: int | None = None,
         kv_cache_fraction: float | None = None,
         num_threads: int | None = None,
+        pin_threads: bool = False,
         is_checked: bool = False,
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
+        With `pin_threads` every thread stays on a core of its own, the one that steps on the first.
         Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
         `kv_cache_fraction` of the free memory at most.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
         tokens = kv_cache_tokens or choose_cache_tokens(engine, kv_cache_fraction)
-        return NativeExecutor(engine, tokens, num_threads or num_physical_cores())
+        cpus = physical_cpus() if pin_threads else ()
+        return NativeExecutor(engine, tokens, num_threads or num_physical_cores(), cpus)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         num_rows = self._prepare(plan)
-        observations: dict[int, Observation] = {}
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-        else:
-            self.team.step()
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()), observations)
+            return StepResult(self._drawn(num_rows), observations)
+        self.team.step()
+        return StepResult(self._drawn(num_rows))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
@@ -93,7 +99,7 @@ class NativeExecutor:
             self.team.step()
             observe(op)
         self.team.select(0, len(self.manifest.plan))
-        return StepResult(tuple(self._next_tokens[:num_rows].tolist()))
+        return StepResult(self._drawn(num_rows))
 
     def buffer(self, name: str) -> Array:
         """View a buffer of the arena in storage type, padding included: (rows, row elements)."""
@@ -105,6 +111,9 @@ class NativeExecutor:
         """End the team and release the engine."""
         self.team.close()
         self.engine.close()
+
+    def _drawn(self, num_rows: int) -> tuple[int, ...]:
+        return (*self._next_tokens[:num_rows].tolist(),)
 
     def _prepare(self, plan: StepPlan) -> int:
         """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
