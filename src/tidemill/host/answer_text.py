@@ -37,6 +37,7 @@ class AnswerText:
         self.request_id = request.request_id
         self._is_streaming = request.streaming
         self._tells_metrics = request.return_perf_metrics
+        self._tells_text = request.detokenize
         self._num_input_tokens = num_input_tokens
         self._num_output_tokens = 0
         self._matcher = (
@@ -112,7 +113,7 @@ class AnswerText:
             text, self._stop_reason = self._matcher.push(text)
             if is_last and self._stop_reason is None:
                 text += self._matcher.finish()
-        if text:
+        if text and self._tells_text:
             self._text.append(text)
 
     def _drain(self, finish_reason: str | None) -> Update:

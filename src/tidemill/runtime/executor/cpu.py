@@ -46,7 +46,8 @@ class NativeExecutor:
         self._num_blocks = self.limits.num_blocks + 1
         self._weights = place_weights(engine.weights, num_threads, engine.forget_weights)
         self._arena = allocate(manifest.arena_bytes)
-        self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
+        own_scratch_bytes = manifest.scratch_bytes_per_thread * num_threads
+        self._scratch = allocate(manifest.shared_scratch_bytes + own_scratch_bytes)
         self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
         self._cache = allocate(2 * manifest.kv.num_layers * self._block_bytes)
         self.inputs = StepInputs(manifest, self.limits)
