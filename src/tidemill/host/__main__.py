@@ -11,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-from tidemill.base.target import num_physical_cores
 from tidemill.host.config import SessionConfig
 from tidemill.host.process import ProcessConfig, run_host
 from tidemill.host.session import Session
@@ -35,18 +34,11 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
         flags.kv_cache_tokens,
         flags.num_threads,
         flags.kv_cache_fraction,
-        _pins(flags.pin_threads, flags.num_threads),
+        None if flags.pin_threads is None else bool(flags.pin_threads),
         flags.runtime,
-    )
+    ).in_own_process
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process
-
-
-def _pins(asked_for: int | None, num_threads: int | None) -> bool:
-    """By default, threads that are as many as the cores do not move: two would share one."""
-    if asked_for is not None:
-        return bool(asked_for)
-    return num_threads in (None, num_physical_cores())
 
 
 def _runtime_config(text: str) -> RuntimeConfig:

@@ -107,6 +107,6 @@ def read_session(settings: Mapping[str, str]) -> SessionConfig:
     """
     from tidemill.host.runtime_settings import read_session_settings, tell_settings
 
-    session = read_session_settings(settings)
+    session = read_session_settings(settings).in_own_process
     say(f"runtime: {tell_settings(session, settings)}")
     return session

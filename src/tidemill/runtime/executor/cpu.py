@@ -53,9 +53,8 @@ class NativeExecutor:
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
-        cpus = physical_cpus()
-        places = cpus if pin_threads or num_threads == len(cpus) else ()
-        self.team = Team(code, self._make_records(code), num_threads, places, pin_threads)
+        cpus = physical_cpus() if pin_threads else ()
+        self.team = Team(code, self._make_records(code), num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -74,8 +73,7 @@ class NativeExecutor:
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
-        Workers of a team that takes all cores stay on one each, so that no two ever share one;
-        with `pin_threads` any team's do, and so does the thread that steps.
+        With `pin_threads` each thread stays on a core of its own, the one that steps on the first.
         Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
         `kv_cache_fraction` of the free memory at most.
         Raises: EngineFormatError, EngineTargetError.
