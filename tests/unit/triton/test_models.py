@@ -422,7 +422,5 @@ def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
 def test_log_says_how_the_engine_is_run_and_who_chose(load: Load) -> None:
     load(parameters={"max_queue_size": {"string_value": "7"}})
     line = Logger.lines[-1]
-    assert line.startswith(
-        "served is run with batch_scheduler_policy guaranteed_no_evict (default)"
-    )
+    assert " is run with batch_scheduler_policy guaranteed_no_evict (default), " in line
     assert "max_queue_size 7 (user)" in line
