@@ -87,9 +87,9 @@ class NativeExecutor:
         num_rows = self._prepare(plan)
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-            return StepResult(self._drawn(num_rows), observations)
+            return StepResult(self._drawn(num_rows), (*self.inputs.failed, *observations))
         self.team.step()
-        return StepResult(self._drawn(num_rows))
+        return StepResult(self._drawn(num_rows), (*self.inputs.failed,))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
