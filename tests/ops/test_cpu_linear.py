@@ -28,6 +28,7 @@ from tidemill.ir.graph import Op
 from tidemill.ir.storage import Array, widen
 from tidemill.ops.batch import Numerics
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up
+from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.row import activation_dtype
 from tidemill.quant.packing import interleave_gate, pack_activations, pack_panels, pad_vector
 
@@ -93,7 +94,7 @@ def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: in
         common: dict[str, Array | int] = {
             "rows": count(rows), "x": packed_x, "w": pack_panels(weight, dtype),
             "bias": pad_vector(bias) if has_bias else 0, "panels": padded_n(n) // PANEL,
-            "y_row_bytes": padded_n(n) * 4,
+            "y_row_bytes": padded_n(n) * 4, **scratch(k, dtype),
         }  # fmt: skip
         plain = make_op("linear", [x_type, w_type, *bias_types])
         nothing = wide_rows(np.zeros((rows, n), np.float32))
@@ -145,6 +146,14 @@ def test_grouped_linear_layers_equal_their_references_and_their_crowd(
         y = part.record["y"]
         assert isinstance(y, np.ndarray)
         assert_same_bits(y[: last - first, :n], rows_bits[-1][first:last, :n], whole.op.kind)
+
+
+def scratch(k: int, dtype: DType) -> dict[str, Array | int]:
+    """What a quantised layer's record has besides: memory for each of two threads."""
+    if not dtype.is_quantized:
+        return {}
+    size = prepared_bytes(k, dtype)
+    return {"scratch": np.zeros(2 * size, np.uint8), "scratch_bytes": size}
 
 
 def never_empty(rows: Array) -> Array:

@@ -47,6 +47,7 @@ CACHE_KEYS = [
 ]
 REQUEST_KEYS = [
     "id",
+    "clientId",
     "stage",
     "contextPrefillPosition",
     "numGeneratedTokens",

@@ -49,7 +49,7 @@ from tidemill.api.runtime_options import (
     SchedulerConfig,
     ServiceOptions,
 )
-from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
+from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams, make_request
 from tidemill.api.shared_session import SharedSession
 from tidemill.host.messages import GenerateRequest
 from tidemill.host.session import Session
@@ -102,10 +102,7 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The engine's tokenizer.
-
-        Raises: SessionError when the engine has none.
-        """
+        """The engine's tokenizer. Raises: SessionError when it has none."""
         return tokenizer_of(self._session)
 
     @property
@@ -196,6 +193,10 @@ class LLM:
         """Tell the statistics of each iteration since the last call."""
         return self._stats.read()
 
+    def get_request_events(self) -> list[dict[str, Any]]:
+        """Tell what happened to requests since the last call; see `event_buffer_max_size`."""
+        return self._stats.read_events()
+
     def get_stats_async(self) -> AsyncIterator[dict[str, Any]]:
         """Tell statistics for as long as iterations follow one another."""
         return self._stats.follow()
@@ -218,7 +219,7 @@ class LLM:
     ) -> tuple[AskedPrompt, GenerateRequest]:
         params = params or SamplingParams()
         asked = read_prompt(next(self._next_number), prompt, params, self._session)
-        return asked, served.apply(params.to_request(*parts(asked), streams))
+        return asked, served.apply(make_request(params, *parts(asked), streams))
 
     def _own(self, session: Session) -> None:
         self._session = session

@@ -27,7 +27,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
     parser.add_argument("--kv-cache-tokens", type=int)
     parser.add_argument("--num-threads", type=int)
     parser.add_argument("--kv-cache-fraction", type=float)
-    parser.add_argument("--pin-threads", type=int, default=0)
+    parser.add_argument("--pin-threads", type=int)
     parser.add_argument("--kv-cache-host-memory-bytes", type=int, default=0)
     parser.add_argument("--runtime", type=_runtime_config, default=RuntimeConfig())
     flags = parser.parse_args(arguments)
@@ -35,10 +35,10 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
         flags.kv_cache_tokens,
         flags.num_threads,
         flags.kv_cache_fraction,
-        bool(flags.pin_threads),
+        None if flags.pin_threads is None else bool(flags.pin_threads),
         flags.kv_cache_host_memory_bytes,
         flags.runtime,
-    )
+    ).in_own_process
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process
 

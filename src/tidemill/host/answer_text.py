@@ -37,6 +37,7 @@ class AnswerText:
         self.request_id = request.request_id
         self._is_streaming = request.streaming
         self._tells_metrics = request.return_perf_metrics
+        self._tells_text = request.detokenize
         self._num_input_tokens = num_input_tokens
         self._num_output_tokens = 0
         self._matcher = (
@@ -86,7 +87,7 @@ class AnswerText:
         return last
 
     def _observe(self, observations: Sequence[Observation]) -> str:
-        """Take in what the step showed; returns how the logits processor failed, if it did."""
+        """Take in what the step showed; returns how the request's own code failed, if it did."""
         if self._observed is None:
             self._observed = ObservedOutput()
         for observation in observations:
@@ -112,7 +113,7 @@ class AnswerText:
             text, self._stop_reason = self._matcher.push(text)
             if is_last and self._stop_reason is None:
                 text += self._matcher.finish()
-        if text:
+        if text and self._tells_text:
             self._text.append(text)
 
     def _drain(self, finish_reason: str | None) -> Update:
@@ -134,8 +135,8 @@ class AnswerText:
 
 def _processor_error(failure: str) -> InvalidRequestError:
     return InvalidRequestError(
-        "the request's logits processor failed",
-        where="logits_processor",
-        expected="a function that changes the logits in place",
+        "the request's guide or logits processor failed",
+        where="guided decoding or logits_processor",
+        expected="a grammar that can be followed, a function that changes the logits in place",
         got=failure,
     )

@@ -104,6 +104,7 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     retention: KvCacheRetention | None = None
     speculation: bool = True
     return_perf_metrics: bool = False
+    detokenize: bool = True
 
 
 class Update(msgspec.Struct, array_like=True):

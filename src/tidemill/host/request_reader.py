@@ -63,6 +63,7 @@ class RequestReader:
             wishes=request.wishes,
             guide=self._guide(request),
             processor=find_processor(request.processor) if request.processor else None,
+            client_id=request.request_id,
             priority=request.priority,
             allotted_time_ms=request.allotted_time_ms,
             cache_salt=request.cache_salt,
@@ -74,7 +75,10 @@ class RequestReader:
             raise InvalidRequestError("; ".join(faults), where=f"request {request.request_id}")
 
         def make_answer() -> AnswerText:
-            return AnswerText(request, self._tokenizer, len(tokens), echo)
+            # Stop strings are looked for in text, whether it is told or not.
+            is_text = request.detokenize or bool(request.stop)
+            tokenizer = self._tokenizer if is_text else None
+            return AnswerText(request, tokenizer, len(tokens), echo)
 
         return Reading(request, computed, make_answer, numbers)
 

@@ -98,8 +98,7 @@ class Register:
         """Keep an event for each of some requests, where events are wanted."""
         if self.events.is_on:
             for state in states:
-                request_id = state.request.request_id
-                self.events.add(kind, request_id, self.iteration, now, detail)
+                self.events.add(kind, state.request, self.iteration, now, detail)
 
     def request_stats(self, scheduled: set[int]) -> list[RequestStats]:
         """Tell where each request is; `scheduled` holds ids of state objects."""
@@ -119,6 +118,7 @@ class Register:
                 state.metrics,
                 len(state.table.blocks),
                 len(state.table.blocks) - state.table.num_cached_tokens // unit,
+                state.request.client_id,
             )
             for stage, states in stages
             for state in states

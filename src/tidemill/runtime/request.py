@@ -64,7 +64,7 @@ class Request:
     output and stay in it. The last `num_prior_output` tokens of the prompt are output of earlier
     rounds. `request_id` is unique within the loop. Requests of higher `priority` (0 to 1) are
     served first. After `allotted_time_ms` the request ends as it stands. Cached blocks are shared
-    within one `lora_id` and `cache_salt` only.
+    within one `lora_id` and `cache_salt` only. `client_id` is what events and statistics call it.
     """
 
     request_id: int
@@ -83,6 +83,7 @@ class Request:
     guide: TokenGuide | None = None
     processor: LogitsProcessor | None = None
     num_prior_output: int = 0
+    client_id: str = ""
 
     @property
     def needs_history(self) -> bool:

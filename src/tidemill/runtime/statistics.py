@@ -102,6 +102,7 @@ class RequestStats:
     metrics: RequestMetrics
     num_held_blocks: int = 0
     num_new_held_blocks: int = 0
+    client_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the reference's keys of request stats."""
@@ -110,6 +111,7 @@ class RequestStats:
         num_steps = self.num_generated_tokens - metrics.num_accepted_draft_tokens
         return {
             "id": self.request_id,
+            "clientId": self.client_id,
             "stage": self.stage.value,
             "contextPrefillPosition": self.num_computed_tokens,
             "numGeneratedTokens": self.num_generated_tokens,

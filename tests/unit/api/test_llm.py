@@ -14,6 +14,7 @@ from tidemill.api.llm import LLM, SamplingParams, TokensPrompt
 from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.host.session import Session
+from tidemill.runtime.config import RuntimeConfig
 
 
 @pytest.fixture
@@ -218,3 +219,49 @@ def test_a_request_served_impossibly_is_refused_alone(llm: LLM) -> None:
     with pytest.raises(TypeError, match="priorty"):
         llm.generate("say>hello", priorty=0.5)
     assert good.result().outputs[0].text == "hello"
+
+
+def test_perf_metrics_have_the_keys_of_the_reference(llm: LLM) -> None:
+    (answer,) = llm.generate("say>hello", SamplingParams(return_perf_metrics=True)).outputs
+    metrics = answer.request_perf_metrics
+    assert metrics is not None
+    assert list(metrics) == [
+        *("timingMetrics", "kvCacheMetrics", "speculativeDecoding", "firstIter", "lastIter")
+    ]
+    timing = metrics["timingMetrics"]
+    moments = ("arrivalTime", "firstScheduledTime", "firstTokenTime", "lastTokenTime")
+    times = [timing[moment] for moment in moments]
+    assert times == sorted(times)
+
+
+def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
+    (answer,) = llm.generate("say>hello", SamplingParams(detokenize=False)).outputs
+    assert answer.text == "" and answer.length == 5
+    params = SamplingParams(detokenize=False, stop="l")
+    (stopped,) = llm.generate("say>hello", params).outputs
+    assert (stopped.text, stopped.stop_reason, stopped.length) == ("", "l", 3)
+
+
+def test_long_prompts_lose_their_beginning_where_asked(llm: LLM) -> None:
+    output = llm.generate("say>no>hello", SamplingParams(truncate_prompt_tokens=6))
+    assert len(output.prompt_token_ids) == 6 and output.outputs[0].text == "hello"
+    whole = llm.generate(">ab", SamplingParams(truncate_prompt_tokens=6))
+    assert len(whole.prompt_token_ids) == 3
+
+
+def test_wishes_of_the_reference_that_cannot_be_had_are_named() -> None:
+    with pytest.raises(InvalidRequestError, match="beam_width_array, return_encoder_output"):
+        SamplingParams(beam_width_array=[2, 3], return_encoder_output=True)
+    with pytest.raises(InvalidRequestError, match=r"require truncate_prompt_tokens >= 1, got tru"):
+        SamplingParams(truncate_prompt_tokens=0)
+
+
+def test_events_tell_each_life_once_under_the_id_of_the_request(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    config = RuntimeConfig(event_buffer_max_size=100)
+    with LLM.from_session(open_session(tmp_path, runtime=config)) as llm:
+        output = llm.generate("say>hello")
+        events = llm.get_request_events()
+        assert [each["kind"] for each in events] == ["queued", "admitted", "first_token", "ended"]
+        assert {each["clientId"] for each in events} == {str(output.request_id)}
+        assert events[-1]["detail"] == "end_id" and llm.get_request_events() == []

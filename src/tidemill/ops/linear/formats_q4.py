@@ -44,7 +44,6 @@ class Q4Format:
     weight: DType
     activation: DType = DType.Q8
     num_parts: int = 2
-    sums_x: bool = False
     sum_type: Type = _SUMS
     vector_bytes: int = 4 * LANES
     x_step_bytes: int = 8
@@ -72,6 +71,9 @@ class Q4Format:
 
     def dot(self, total: Value, w: Value, x: Value) -> Value:
         return self.isa.dot_quad(total, w, x)
+
+    def ones(self, f: Function) -> Value | None:
+        return None
 
     def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value:
         """The sum of the group's bytes: whole numbers, exact in any order."""
@@ -148,7 +150,9 @@ class Q4WidenedFormat(WidenedFormat):
         """What input `index` of each word stands for, before scale and offset, as f32."""
         return (((word >> _bit(index)) & 15) - self.zero).to(F32)
 
-    def ones(self, f: Function) -> Value:
+    def ones(self, f: Function) -> Value | None:
+        if not self.sums_x:
+            return None
         return f.constant(_BF16_ONES, _SUMS) if self.takes_pairs else f.constant(1.0, V)
 
     def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value | None:

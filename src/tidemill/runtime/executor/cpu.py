@@ -7,7 +7,7 @@ Block 0 of the cache is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class NativeExecutor:
         engine: EngineFile,
         kv_cache_tokens: int,
         num_threads: int,
-        cpus: Sequence[int] = (),
+        pin_threads: bool = False,
         host_cache_bytes: int = 0,
     ) -> None:
         manifest = engine.manifest
@@ -51,7 +51,8 @@ class NativeExecutor:
         self._num_blocks = self.limits.num_blocks + 1
         self._weights = place_weights(engine.weights, num_threads, engine.forget_weights)
         self._arena = allocate(manifest.arena_bytes)
-        self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
+        own_scratch_bytes = manifest.scratch_bytes_per_thread * num_threads
+        self._scratch = allocate(manifest.shared_scratch_bytes + own_scratch_bytes)
         self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
         num_parts = 2 * manifest.kv.num_layers
         self._cache = allocate(num_parts * self._block_bytes)
@@ -61,6 +62,7 @@ class NativeExecutor:
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
+        cpus = physical_cpus() if pin_threads else ()
         self.team = Team(code, self._make_records(code), num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
@@ -80,24 +82,23 @@ class NativeExecutor:
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
-        With `pin_threads` every thread stays on a core of its own, the one that steps on the first.
+        With `pin_threads` each thread stays on a core of its own, the one that steps on the first.
         Units: `kv_cache_tokens` is the size of the cache; None computes one within `cache_memory`.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
         tokens = kv_cache_tokens or choose_cache_tokens(engine, cache_memory.fraction)
-        cpus = physical_cpus() if pin_threads else ()
         threads = num_threads or num_physical_cores()
-        return NativeExecutor(engine, tokens, threads, cpus, cache_memory.host_bytes)
+        return NativeExecutor(engine, tokens, threads, pin_threads, cache_memory.host_bytes)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         num_rows = self._prepare(plan)
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-            return StepResult(self._drawn(num_rows), observations)
+            return StepResult(self._drawn(num_rows), (*self.inputs.failed, *observations))
         self.team.step()
-        return StepResult(self._drawn(num_rows))
+        return StepResult(self._drawn(num_rows), (*self.inputs.failed,))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
