@@ -36,8 +36,8 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
         flags.num_threads,
         flags.kv_cache_fraction,
         None if flags.pin_threads is None else bool(flags.pin_threads),
-        flags.kv_cache_host_memory_bytes,
         flags.runtime,
+        flags.kv_cache_host_memory_bytes,
     ).in_own_process
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process

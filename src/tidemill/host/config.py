@@ -29,8 +29,8 @@ class SessionConfig:
     num_threads: int | None = None
     kv_cache_fraction: float | None = None
     pin_threads: bool | None = None
-    kv_cache_host_memory_bytes: int = 0
     runtime: RuntimeConfig = DEFAULT_CONFIG
+    kv_cache_host_memory_bytes: int = 0
 
     @property
     def in_own_process(self) -> SessionConfig:

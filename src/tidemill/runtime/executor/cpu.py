@@ -135,9 +135,9 @@ class NativeExecutor:
         num_parts, num_blocks = 2 * self.manifest.kv.num_layers, self.limits.num_blocks
         if block >= num_blocks:
             slots = self._host_cache.reshape(self.limits.num_host_blocks, num_parts, -1)
-            return slots[block - num_blocks]
-        # Block 0 of the memory is the null block.
-        region: Array = self._cache.reshape(num_parts, num_blocks + 1, -1)[:, block + 1]
+            region: Array = slots[block - num_blocks]
+        else:  # block 0 of the memory is the null block
+            region = self._cache.reshape(num_parts, num_blocks + 1, -1)[:, block + 1]
         return region
 
     def _make_records(self, code: LoadedCode) -> npt.NDArray[np.int64]:

@@ -99,7 +99,7 @@ class BlockStore:
     def publish(self, block: int, parent: bytes, key: bytes, tokens: Sequence[int]) -> None:
         """Let a block be found, all of whose positions are computed; the first of equals stays."""
         slot = self.index.find(key)
-        if slot in self.host.slots:
+        if slot is not None and slot in self.host.slots:
             self.host.claim(slot)
             self.index.remove(slot)
             self.host.give_back(slot)
