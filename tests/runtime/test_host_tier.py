@@ -28,6 +28,9 @@ def test_evicted_prompt_comes_back_from_the_host_instead_of_being_computed() -> 
     # Seven full blocks of each; the second prompt took one block that was empty.
     assert (host.num_onboarded, host.num_blocks) == (7, 8)
     assert host.num_offloaded >= host.num_onboarded + host.num_used
+    told = bench.loop.iterations_since(0)[-1].to_json()["kvCacheStats"]
+    assert [told[key] for key in ("hostMaxNumBlocks", "hostUsedNumBlocks")] == [8, host.num_used]
+    assert (told["offloadedBlocks"], told["onboardedBlocks"]) == (host.num_offloaded, 7)
 
 
 def test_beginning_of_a_block_in_the_host_is_copied_and_stays_there() -> None:

@@ -33,10 +33,13 @@ NO_HOST = HostRoom()
 class HostCounters:
     """Slots, slots in use; blocks moved there and brought back since the start."""
 
-    num_blocks: int
-    num_used: int
-    num_offloaded: int
-    num_onboarded: int
+    num_blocks: int = 0
+    num_used: int = 0
+    num_offloaded: int = 0
+    num_onboarded: int = 0
+
+
+NO_HOST_COUNTERS = HostCounters()
 
 
 class HostTier:
