@@ -107,7 +107,7 @@ def test_generated_tokens_are_found_by_a_prompt_that_continues_them() -> None:
     bench = Bench()
     first = Request(1, prompt(6), 7)
     bench.run(first)
-    output, _ = tokens_alone(first, LIMITS.vocab_size)
+    output, _ = tokens_alone(first, LIMITS)
     # The last token was drawn, not computed: 12 of 13 positions are in the cache.
     assert bench.num_computed(Request(2, (*prompt(6), *output, 3), 1)) == 2
 

@@ -39,7 +39,7 @@ class LlmOptions:
     cache_dir: Path | str | None = None
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
-    pin_threads: bool = False
+    pin_threads: bool | None = None
     max_queue_size: int = DEFAULT_CONFIG.max_queue_size
     max_step_ms: float = DEFAULT_CONFIG.max_step_ms
     kv_cache_config: KvCacheConfig | None = None
@@ -95,12 +95,14 @@ class LlmOptions:
             kv_cache_fraction=cache.free_gpu_memory_fraction,
             num_threads=self.num_threads,
             pin_threads=self.pin_threads,
+            kv_cache_host_memory_bytes=cache.host_cache_size,
             runtime=RuntimeConfig(
                 policy=scheduler.capacity_scheduler_policy,
                 chunking=chunking if self.enable_chunked_prefill else ChunkingPolicy.OFF,
                 max_queue_size=self.max_queue_size,
                 enable_block_reuse=cache.enable_block_reuse,
                 enable_partial_reuse=cache.enable_partial_reuse,
+                secondary_offload_min_priority=cache.secondary_offload_min_priority,
                 max_draft_len=guesses.max_draft_len,
                 max_matching_ngram_size=guesses.max_matching_ngram_size,
                 iter_stats_max_iterations=self.iter_stats_max_iterations,

@@ -6,7 +6,7 @@ layers of equal shape share one. Knows the shapes of an op's operands, not where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.base.dtypes import DType
 from tidemill.builder.build_config import BuildConfig
@@ -111,13 +111,14 @@ class KernelLibrary:
             int(op.attrs["num_heads"]),
             int(op.attrs["rotary_dim"]),
             float(op.attrs["scale"]),
-            self._cache(op),
+            self._cache(op, op.outputs[0].type.dtype),
         )
         return self._once("rope_cache", lambda symbol: emitter.emit(self.module, symbol))
 
     def _paged_attention(self, op: Op) -> Kernel:
         num_heads, window = int(op.attrs["num_heads"]), int(op.attrs["window"])
-        emitter = AttentionKernel(self._isa, num_heads, self._cache(op), window)
+        cache = self._cache(op, op.inputs[0].type.dtype)
+        emitter = AttentionKernel(self._isa, num_heads, cache, window)
         symbol = f"paged_attention_w{window}" if window else "paged_attention"
         return self._once(symbol, lambda symbol: emitter.emit(self.module, symbol))
 
@@ -132,17 +133,21 @@ class KernelLibrary:
         vocab_size = int(op.inputs[0].type.shape[1])
         return self._once("sample", lambda symbol: sample_cpu.emit(self.module, symbol, vocab_size))
 
-    def _cache(self, op: Op) -> CacheLayout:
+    def _cache(self, op: Op, activation: DType) -> CacheLayout:
+        stored = DType(op.attrs["cache_dtype"])
         return CacheLayout(
             int(op.attrs["num_kv_heads"]),
             int(op.attrs["head_size"]),
             self._config.tokens_per_block,
-            DType(op.attrs["cache_dtype"]),
+            stored,
+            activation if stored.is_quantized else stored,
         )
 
 
-def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
-    """Describe the cache that an attention op's kernels use."""
+def kv_layout(attentions: Sequence[Op], num_layers: int, config: BuildConfig) -> KvLayout:
+    """Describe the cache that the kernels of a model's attention ops use."""
+    attention = attentions[0]
+    windows = [int(op.attrs["window"]) for op in attentions]
     heads, kv_heads = int(attention.attrs["num_heads"]), int(attention.attrs["num_kv_heads"])
     return KvLayout(
         num_layers=num_layers,
@@ -151,6 +156,7 @@ def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
         tokens_per_block=config.tokens_per_block,
         dtype=DType(attention.attrs["cache_dtype"]),
         tile_tokens=tile_tokens(heads // kv_heads),
+        attention_window=max(windows) if all(windows) else None,
     )
 
 

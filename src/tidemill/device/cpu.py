@@ -65,9 +65,9 @@ class Team:
     """Threads that walk one table of records together; the caller of `step` is thread 0.
 
     Workers spin briefly between steps and then sleep, so an idle team uses no CPU. Each worker
-    holds the code and memory it runs on, so nothing is unmapped under it. Given `cpus`, each thread
-    stays on one of them, and so does the one that steps. Not thread-safe: one owner calls `step`
-    and `close`.
+    holds the code and memory it runs on, so nothing is unmapped under it. Given `cpus`, each worker
+    stays on one of them, and whoever steps on the first, until `close`. Not thread-safe: one owner
+    calls `step` and `close`.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Team:
     def step(self) -> None:
         """Run the records once."""
         if self._cpus and self._caller != threading.get_ident():
-            self._caller = threading.get_ident()
+            self._caller, self._before = threading.get_ident(), os.sched_getaffinity(0)
             self._pin(0)
         self._step(self._address)
 
@@ -125,6 +125,8 @@ class Team:
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
         self._threads = []
+        if self._caller == threading.get_ident():
+            os.sched_setaffinity(0, self._before)
 
     def _pin(self, thread: int) -> None:
         """Keep the calling thread on its CPU."""
