@@ -205,6 +205,8 @@ def attack(seed: int) -> int:
         tokens_per_block=draw.choice([2, 4, 8]),
         num_blocks=draw.choice([20, 40]),
         vocab_size=50,
+        num_host_blocks=6 * (seed % 3),
+        attention_window=12 if seed % 4 == 3 else None,
     )
     alive: list[int] = []
 

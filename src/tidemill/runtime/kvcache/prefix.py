@@ -48,15 +48,16 @@ def find_prefix(
     blocks = _find_whole(index, span, keys[1 : limit // unit + 1])
     num_whole = len(blocks)
     num_missed = limit // unit - num_whole
-    num_skipped = span.first_needed(num_whole * unit)
-    blocks[:num_skipped] = [NO_BLOCK] * num_skipped
-    found = None
+    partial_block, num_partial = None, 0
     if partial:
         rest = tokens[num_whole * unit : min((num_whole + 1) * unit, limit)]
         found = index.find_partial(keys[num_whole], rest)
-    if found is None:
-        return Prefix(tuple(blocks), num_missed=num_missed, num_skipped=num_skipped)
-    return Prefix(tuple(blocks), *found, max(0, num_missed - 1), num_skipped)
+        if found is not None:
+            partial_block, num_partial = found
+            num_missed = max(0, num_missed - 1)
+    num_skipped = span.first_needed(num_whole * unit + num_partial)
+    blocks[:num_skipped] = [NO_BLOCK] * num_skipped
+    return Prefix(tuple(blocks), partial_block, num_partial, num_missed, num_skipped)
 
 
 def _find_whole(index: ReuseIndex, span: BlockSpan, keys: Sequence[bytes]) -> list[int]:
