@@ -20,6 +20,7 @@ from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.guide import Guide, GuideMaker
+from tidemill.text.text_length import is_far_longer
 from tidemill.text.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -200,7 +201,7 @@ def encode_prompt(
             got=f"half a surrogate pair at character {error.start}",
             hint="decode the bytes as UTF-8 before they are sent",
         ) from error
-    if max_tokens is not None and tokenizer.exceeds(text, max_tokens):
+    if max_tokens is not None and is_far_longer(tokenizer, text, max_tokens):
         raise InvalidRequestError(
             f"prompt length exceeds maximum input length ({max_tokens})",
             where="prompt",

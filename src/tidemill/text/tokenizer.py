@@ -22,9 +22,6 @@ from tidemill.text.tokenizer_config import TokenizerConfig, read_tokenizer_confi
 if TYPE_CHECKING:
     from tidemill.text.chat_template import ChatTemplate
 
-# Of each token that is allowed; few texts have longer ones.
-FIRST_LOOK_CHARACTERS = 16
-
 
 class Tokenizer:
     """A loaded tokenizer; it never changes, so threads may share it."""
@@ -98,18 +95,6 @@ class Tokenizer:
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
-
-    def exceeds(self, text: str, max_tokens: int) -> bool:
-        """Say whether a text is far longer than so many tokens, in time that these would take.
-
-        Twice as many must stand in a part of it: where a part is cut, tokens may differ a little.
-        """
-        length = FIRST_LOOK_CHARACTERS * max_tokens
-        while length < len(text):
-            if len(self.encode(text[:length], add_special_tokens=False)) > 2 * max_tokens:
-                return True
-            length *= 2
-        return False
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Turn the ids of a whole text back into it."""

@@ -16,6 +16,7 @@ from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.stub_api import Array
 from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
 from tidemill.frontends.triton.word_lists import pack_words
+from tidemill.text.text_length import is_far_longer
 
 NO_END = -1
 # It does not know the engine, which refuses what is too long for it: this is for texts that would
@@ -53,7 +54,7 @@ class PreprocessingModel(LocalModel):
 
     def _check_length(self, prompt: str) -> None:
         """Refuse a prompt that no model can take; reading it all would keep others waiting."""
-        if self.tokenizer.exceeds(prompt, MAX_TOKENS):
+        if is_far_longer(self.tokenizer, prompt, MAX_TOKENS):
             raise InvalidRequestError(
                 "the prompt is too long",
                 where="QUERY",
