@@ -23,6 +23,8 @@ def check_windows(parameters: ModelParameters, engine_dir: Path) -> None:
     Raises: ConfigError naming what is asked for and what the engine has.
     """
     asked, sinks = parameters.get(WINDOWS), parameters.get(SINKS)
+    if asked is None and sinks is None:
+        return
     config = parse_json((engine_dir / CONFIG_FILE).read_bytes())
     length = int(config["build_config"]["max_seq_len"])
     num_layers = int(config["pretrained_config"]["num_hidden_layers"])
