@@ -240,6 +240,7 @@ def _manifest(
         inputs=plan.inputs,
         arena_bytes=plan.arena_bytes,
         scratch_bytes_per_thread=plan.scratch_bytes_per_thread,
+        shared_scratch_bytes=plan.shared_scratch_bytes,
         kv=plan.kv,
         code=CodeSection(
             isa.target.name,

@@ -111,13 +111,14 @@ class KernelLibrary:
             int(op.attrs["num_heads"]),
             int(op.attrs["rotary_dim"]),
             float(op.attrs["scale"]),
-            self._cache(op),
+            self._cache(op, op.outputs[0].type.dtype),
         )
         return self._once("rope_cache", lambda symbol: emitter.emit(self.module, symbol))
 
     def _paged_attention(self, op: Op) -> Kernel:
         num_heads, window = int(op.attrs["num_heads"]), int(op.attrs["window"])
-        emitter = AttentionKernel(self._isa, num_heads, self._cache(op), window)
+        cache = self._cache(op, op.inputs[0].type.dtype)
+        emitter = AttentionKernel(self._isa, num_heads, cache, window)
         symbol = f"paged_attention_w{window}" if window else "paged_attention"
         return self._once(symbol, lambda symbol: emitter.emit(self.module, symbol))
 
@@ -132,12 +133,14 @@ class KernelLibrary:
         vocab_size = int(op.inputs[0].type.shape[1])
         return self._once("sample", lambda symbol: sample_cpu.emit(self.module, symbol, vocab_size))
 
-    def _cache(self, op: Op) -> CacheLayout:
+    def _cache(self, op: Op, activation: DType) -> CacheLayout:
+        stored = DType(op.attrs["cache_dtype"])
         return CacheLayout(
             int(op.attrs["num_kv_heads"]),
             int(op.attrs["head_size"]),
             self._config.tokens_per_block,
-            DType(op.attrs["cache_dtype"]),
+            stored,
+            activation if stored.is_quantized else stored,
         )
 
 

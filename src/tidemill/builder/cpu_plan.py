@@ -40,6 +40,7 @@ class CpuPlan:
     inputs: tuple[TensorSpec, ...]
     arena_bytes: int
     scratch_bytes_per_thread: int
+    shared_scratch_bytes: int
     kv: KvLayout
 
 
@@ -66,6 +67,7 @@ def lower_for_cpu(
         places.input_specs,
         places.arena_bytes,
         max(map(_scratch_bytes, graph.ops), default=0),
+        places.shared_scratch_bytes,
         kv_layout(attention, places.num_layers, config),
     )
 
@@ -158,6 +160,7 @@ def _paged_attention(op: Op, at: OperandPlaces) -> list[Operand]:
         at.buffer("q", op.inputs[0]),
         *at.cache(op.layer),
         at.buffer("y", op.outputs[0]),
+        at.shared_scratch("work"),
     ]
 
 
@@ -169,14 +172,14 @@ def _sample(op: Op, at: OperandPlaces) -> list[Operand]:
         *(at.input(name, name) for name in settings),
         at.input("position", "sampled_positions"),
         at.buffer("tokens", op.outputs[0]),
-        *_scratch(op),
+        *_scratch(op, at),
     ]
 
 
-def _scratch(op: Op) -> list[Operand]:
+def _scratch(op: Op, at: OperandPlaces) -> list[Operand]:
     """A thread's own memory: where it begins, and how much of it each thread has."""
     size = Operand("scratch_bytes", "immediate", _scratch_bytes(op))
-    return [Operand("scratch", "scratch", 0), size]
+    return [at.own_scratch("scratch"), size]
 
 
 def _scratch_bytes(op: Op) -> int:
@@ -206,7 +209,7 @@ def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
         at.buffer("y", op.outputs[0]),
         Operand("y_row_bytes", "immediate", at.buffer_row_bytes(op.outputs[0])),
         Operand("panels", "immediate", padded_n(num_outputs) // PANEL),
-        *(_scratch(op) if weights[0].type.dtype.is_quantized else ()),
+        *(_scratch(op, at) if weights[0].type.dtype.is_quantized else ()),
     ]
 
 

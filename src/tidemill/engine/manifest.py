@@ -86,8 +86,7 @@ class KvLayout:
     @property
     def block_bytes_per_layer(self) -> int:
         """Bytes of K (or of V) for one block of one layer."""
-        elements = self.num_kv_heads * self.head_size * self.tokens_per_block
-        return elements * self.dtype.itemsize_bytes
+        return self.num_kv_heads * self.tokens_per_block * self.dtype.row_bytes(self.head_size)
 
     @property
     def bytes_per_token(self) -> int:
@@ -137,8 +136,9 @@ class Tactic:
 class Manifest:
     """Everything but the bytes of code and weights.
 
-    `chosen_by` maps a build value's name to who chose it: user, default or measured. The writer
-    fills in `format_version`, `sections` and `weights`.
+    Scratch memory is `shared_scratch_bytes` for all threads, zeroed at load, then
+    `scratch_bytes_per_thread` for each. `chosen_by` maps a build value's name to who chose it:
+    user, default or measured. The writer fills in `format_version`, `sections` and `weights`.
     """
 
     tidemill_version: str
@@ -159,4 +159,5 @@ class Manifest:
     source_hash: str
     weights: tuple[WeightRange, ...] = ()
     tactics: tuple[Tactic, ...] = ()
+    shared_scratch_bytes: int = 0
     chosen_by: dict[str, str] = field(default_factory=dict)

@@ -103,7 +103,7 @@ class RequestState:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the request's own logits processor failed in the step."""
+        """Whether the request's own guide or logits processor failed in the step."""
         return any(each.error for each in self.observations)
 
     def observe(self, observation: Observation) -> None:

@@ -7,7 +7,7 @@ Block 0 of the cache is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class NativeExecutor:
         engine: EngineFile,
         kv_cache_tokens: int,
         num_threads: int,
-        cpus: Sequence[int] = (),
+        pin_threads: bool = False,
     ) -> None:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
@@ -46,13 +46,16 @@ class NativeExecutor:
         self._num_blocks = self.limits.num_blocks + 1
         self._weights = place_weights(engine.weights, num_threads, engine.forget_weights)
         self._arena = allocate(manifest.arena_bytes)
-        self._scratch = allocate(manifest.scratch_bytes_per_thread * num_threads)
+        own_scratch_bytes = manifest.scratch_bytes_per_thread * num_threads
+        self._scratch = allocate(manifest.shared_scratch_bytes + own_scratch_bytes)
         self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
         self._cache = allocate(2 * manifest.kv.num_layers * self._block_bytes)
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
-        self.team = Team(code, self._make_records(code), num_threads, cpus)
+        cpus = physical_cpus()
+        places = cpus if pin_threads or num_threads == len(cpus) else ()
+        self.team = Team(code, self._make_records(code), num_threads, places, pin_threads)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -71,24 +74,24 @@ class NativeExecutor:
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
-        With `pin_threads` every thread stays on a core of its own, the one that steps on the first.
+        Workers of a team that takes all cores stay on one each, so that no two ever share one;
+        with `pin_threads` any team's do, and so does the thread that steps.
         Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
         `kv_cache_fraction` of the free memory at most.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
         tokens = kv_cache_tokens or choose_cache_tokens(engine, kv_cache_fraction)
-        cpus = physical_cpus() if pin_threads else ()
-        return NativeExecutor(engine, tokens, num_threads or num_physical_cores(), cpus)
+        return NativeExecutor(engine, tokens, num_threads or num_physical_cores(), pin_threads)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         num_rows = self._prepare(plan)
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-            return StepResult(self._drawn(num_rows), observations)
+            return StepResult(self._drawn(num_rows), (*self.inputs.failed, *observations))
         self.team.step()
-        return StepResult(self._drawn(num_rows))
+        return StepResult(self._drawn(num_rows), (*self.inputs.failed,))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
