@@ -220,13 +220,11 @@ def test_teams_larger_than_the_machine_give_the_same_bits(
     alone, crowd = RecordingExecutor(single), RecordingExecutor(team, max_num_tokens=50)
     tokens_alone = run_alone(alone, requests)
     before = os.sched_getaffinity(0)
-    try:
-        assert run_mix(crowd, requests, random.Random(SEED))[0] == tokens_alone
-    finally:
-        os.sched_setaffinity(0, before)
+    assert run_mix(crowd, requests, random.Random(SEED))[0] == tokens_alone
     assert_same(alone, crowd, set(tokens_alone))
     single.close()
     team.close()
+    assert os.sched_getaffinity(0) == before
 
 
 def test_caller_that_flushes_subnormal_numbers_changes_no_bit(make_engine: MakeEngine) -> None:
