@@ -38,6 +38,10 @@ class FakeClient:
         self.cancelled: list[str] = []
         self.is_closed = False
         self.refuses: Exception | None = None
+        self.after_updates: Callable[[], None] = lambda: None
+
+    def call_after_updates(self, callback: Callable[[], None]) -> None:
+        self.after_updates = callback
 
     def submit(self, request: GenerateRequest, on_update: Callable[[Update], None]) -> None:
         if self.refuses is not None:
@@ -55,6 +59,11 @@ class FakeClient:
         raise HostError("the engine host is away")
 
     def tell(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
+        self.hear(row, text, tokens, finish)
+        self.after_updates()
+
+    def hear(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
+        """Tell as one of a message's updates that others follow."""
         request_id = self.requests[row].request_id
         self.listeners[row](Update(request_id, tokens, text, finish, 4, len(tokens)))
 
@@ -257,6 +266,19 @@ def test_unloading_ends_what_is_in_flight(load: Load, client: FakeClient) -> Non
     assert client.is_closed
 
 
+def test_responses_of_one_message_go_out_together_after_its_last_update(
+    load: Load, client: FakeClient
+) -> None:
+    model = load()
+    senders = [ask(model, name, stream=on()) for name in ("a", "b")]
+    for row in (0, 1):
+        client.hear(row, "x", [1])
+        client.hear(row, "y", [2], "length")
+    assert not any(sender.sent for sender in senders)
+    client.after_updates()
+    assert all(len(each.sent) == 2 and each.is_complete for each in senders)
+
+
 def test_response_that_cannot_be_sent_becomes_an_error(
     load: Load, client: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +366,12 @@ def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
     wishes = OutputWishes(True, False, False, False)
     answer = TextAnswer(sender, [AnswerPlace(None, None)], wishes)
     end = Update("r", [1], "a", "length", 4, 1)
-    thread = threading.Thread(target=lambda: answer.update(0, end))
+
+    def send() -> None:
+        answer.update(0, end)
+        answer.flush()
+
+    thread = threading.Thread(target=send)
     thread.start()
     while thread.is_alive():
         answer.is_unwanted()
