@@ -1,139 +1,263 @@
-"""Times whole steps of engines: decode at several batch sizes, prefill, and the time by op.
+"""Times whole steps of engines: decode at several batch sizes, and prompts of several lengths.
 
-    bench/steps.py ENGINE_DIR... [--threads N] [--profile]
+    scripts/bench steps [ENGINE_DIR ...] [--batches 1 8 32] [--prompts 512 2048] [--prototype DIR]
 
-Engines are interleaved, round by round, beside the machine's peaks of the same run. Decode: B
-sequences at position 128 advance by one token; prefill: one fresh prompt. Random tokens, greedy.
-Prints one JSON line for each engine and shape: median, p10 and p90 in ms, tokens/s, and the share
-of the read bandwidth that the weights' bytes alone took.
+Checks the answer first: requests in a batch get the tokens that they get alone. Then engines take
+turns, a few steps at each shape, each next to a plain read of memory and loops of dot products on
+registers, so that all see the same state of a shared machine. A step is inputs, native call and
+draws (what the scheduler adds is bench.scheduler_overhead's). Decode: sequences after `--position`
+tokens advance by one. Prefill: one fresh prompt, in the steps that the engine was built for. With
+--prototype, the first engine's decode steps take turns with a peer's of the same shapes.
+
+Prints one JSON line for each engine and shape: median, p10 and p90 in ms, tokens/s, and two shares
+of what was measured beside each visit: `bandwidth_share`, the time in which weights and cache can
+be read, over the step's; `roofline_share`, the longer of that and of the arithmetic, op by op.
+With --profile also each kind of op's share of a step's cycles on thread 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import statistics
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from bench.machine import Peaks, measure_peaks
+from bench.parts.batch_check import check_batch_answers
+from bench.parts.figures import print_line, spread
+from bench.parts.prototype import Prototype
+from bench.parts.sample_engine import build_sample
+from tidemill.api.step_limits import Rates, op_limit, step_sizes
+from tidemill.base.target import num_physical_cores
+from tidemill.builder.machine_limits import MachineLimits
+from tidemill.ir.text import parse_graph
+from tidemill.ops.row import StepSizes
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import PlanEntry, StepPlan
 
-BATCHES = (1, 8, 32)
-PROMPTS = (512, 2048)
-POSITION = 128
-NUM_ROUNDS = 7
-STEPS_IN_ROUND = {1: 24, 8: 12, 32: 6}
+COUNTED_A_VISIT = 4
+PROMPT_EVERY = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Decode of `size` sequences, or a prompt of `size` tokens."""
+
+    what: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.what} {self.size}"
+
+
+@dataclass
+class Visits:
+    """What the steps of one shape took, and the shares that each visit reached."""
+
+    seconds: list[float] = field(default_factory=list)
+    bandwidth_shares: list[float] = field(default_factory=list)
+    roofline_shares: list[float] = field(default_factory=list)
 
 
 class Bench:
     """One engine, with sequences laid out one after the other in the cache."""
 
-    def __init__(self, engine_dir: Path, num_threads: int) -> None:
-        self.name = engine_dir.name
-        tokens = max(32 * 256, 2 * max(PROMPTS))
+    def __init__(self, engine_dir: Path, shapes: list[Shape], options: argparse.Namespace) -> None:
+        self.name, self.position = engine_dir.name, options.position
+        batches = [shape.size for shape in shapes if shape.what == "decode"]
+        prompts = [shape.size for shape in shapes if shape.what == "prefill"]
+        each = options.position + 64
+        tokens = max([batch * each for batch in batches] + prompts) + 64
         self.executor = NativeExecutor.load(
-            engine_dir, kv_cache_tokens=tokens, num_threads=num_threads
+            engine_dir, kv_cache_tokens=tokens, num_threads=options.threads
         )
-        self.random = np.random.default_rng(1)
-        limits = self.executor.limits
-        self.blocks_each = -(-256 // limits.tokens_per_block)
+        self.visits: dict[Shape, Visits] = {shape: Visits() for shape in shapes}
+        self._random = np.random.default_rng(1)
+        self._blocks_each = -(-each // self.executor.limits.tokens_per_block)
+        self._ops = parse_graph(self.executor.manifest.graph_text).ops
 
-    def entry(self, index: int, start: int, count: int, blocks: list[int]) -> PlanEntry:
-        vocab = self.executor.limits.vocab_size
-        tokens = self.random.integers(0, vocab, count).tolist()
-        return PlanEntry(index, tokens, start, blocks, True, SamplingParams())
+    def plans(self, shape: Shape) -> Iterator[StepPlan]:
+        """Give the steps of one measurement."""
+        limits, unit = self.executor.limits, self._blocks_each
+        if shape.what == "decode":
+            blocks = [list(range(i * unit, (i + 1) * unit)) for i in range(shape.size)]
+            yield StepPlan(
+                tuple(self._entry(i, self.position, 1, blocks[i]) for i in range(shape.size))
+            )
+            return
+        table = list(range(-(-shape.size // limits.tokens_per_block)))
+        for start in range(0, shape.size, limits.max_num_tokens):
+            count = min(limits.max_num_tokens, shape.size - start)
+            yield StepPlan((self._entry(0, start, count, table),))
 
-    def decode(self, batch: int) -> list[float]:
-        """Seconds of each step."""
-        n = self.blocks_each
-        entries = [
-            self.entry(i, POSITION, 1, list(range(i * n, (i + 1) * n))) for i in range(batch)
-        ]
-        return [self._time(StepPlan(tuple(entries))) for _ in range(STEPS_IN_ROUND[batch])]
-
-    def prefill(self, length: int) -> list[float]:
-        """Seconds of one prompt, in the chunks that the engine takes."""
-        limits = self.executor.limits
-        blocks = list(range(-(-length // limits.tokens_per_block)))
+    def measure(self, shape: Shape) -> float:
+        """Return the seconds of one decode step, or of one prompt."""
         total = 0.0
-        for start in range(0, length, limits.max_num_tokens):
-            count = min(limits.max_num_tokens, length - start)
-            total += self._time(StepPlan((self.entry(0, start, count, blocks),)))
-        return [total]
+        for plan in self.plans(shape):
+            start = time.perf_counter()
+            self.executor.execute(plan)
+            total += time.perf_counter() - start
+        return total
 
-    def _time(self, plan: StepPlan) -> float:
-        start = time.perf_counter()
-        self.executor.execute(plan)
-        return time.perf_counter() - start
+    def visit(self, shape: Shape, rates: Rates) -> None:
+        """Time a shape; the first step may meet another team's threads, still spinning."""
+        count = COUNTED_A_VISIT if shape.what == "decode" else 1
+        if shape.what == "decode":
+            self.measure(shape)
+        seconds = [self.measure(shape) for _ in range(count)]
+        visits = self.visits[shape]
+        visits.seconds += seconds
+        typical_s = statistics.median(seconds)
+        limits = [op_limit(op, sizes, rates) for sizes in self._sizes(shape) for op in self._ops]
+        visits.bandwidth_shares.append(sum(each.read_s for each in limits) / typical_s)
+        visits.roofline_shares.append(sum(each.seconds for each in limits) / typical_s)
 
-    def profile(self, batch: int) -> dict[str, float]:
-        """Share of one decode step's cycles by kind of op, of thread 0, waiting apart."""
-        cycles = self.executor.team.profile()
-        self.decode(batch)
-        return self._shares(cycles)
-
-    def profile_prefill(self, length: int) -> dict[str, float]:
-        cycles = self.executor.team.profile()
-        self.prefill(length)
-        return self._shares(cycles)
-
-    def _shares(self, cycles: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> dict[str, float]:
+    def cycles(self, shape: Shape) -> dict[str, float]:
+        """Return each kind of op's share of a step's cycles on thread 0, waiting apart."""
+        counted = self.executor.team.profile()
+        self.measure(shape)
         totals: dict[str, float] = defaultdict(float)
-        for op, (work, wait) in zip(self.executor.manifest.plan, cycles[0], strict=True):
+        for op, (work, wait) in zip(self.executor.manifest.plan, counted[0], strict=True):
             totals[op.op] += float(work)
             totals["waiting"] += float(wait)
         whole = sum(totals.values())
         return {name: round(value / whole, 3) for name, value in sorted(totals.items())}
 
+    def _sizes(self, shape: Shape) -> list[StepSizes]:
+        """Return what each step of a measurement asks of its ops."""
+        if shape.what == "decode":
+            return [step_sizes(shape.size, self.position, 1)]
+        most = self.executor.limits.max_num_tokens
+        starts = range(0, shape.size, most)
+        return [step_sizes(1, start, min(most, shape.size - start)) for start in starts]
 
-def report(bench: Bench, what: str, tokens: int, seconds: list[float], peaks: Peaks) -> None:
-    low, median, high = (float(np.percentile(seconds, p)) for p in (10, 50, 90))
-    line = {
-        "bench": "steps", "engine": bench.name, "what": what, "threads": peaks.num_threads,
-        "median_ms": round(median * 1e3, 3), "p10_ms": round(low * 1e3, 3),
-        "p90_ms": round(high * 1e3, 3), "tokens_s": round(tokens / median, 1),
-    }  # fmt: skip
-    if what == "decode 1":
-        read = sum(op.bytes_fixed for op in bench.executor.manifest.plan) / median / 1e9
-        line["read_share"] = round(read / peaks.read_gb_s, 3)
-    print(json.dumps(line), flush=True)
+    def _entry(self, index: int, start: int, count: int, blocks: list[int]) -> PlanEntry:
+        vocab = self.executor.limits.vocab_size
+        tokens = self._random.integers(0, vocab, count).tolist()
+        return PlanEntry(index, tokens, start, blocks, True, SamplingParams())
+
+
+class Peer:
+    """The prototype's decode steps, at the positions of ours."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        context = options.position + 16
+        self._engine = Prototype(
+            options.prototype, tuple(options.batches), context, options.threads
+        )
+        self._position = options.position
+        self.seconds: dict[int, list[float]] = defaultdict(list)
+
+    def visit(self, batch: int) -> None:
+        times = []
+        for _ in range(COUNTED_A_VISIT + 1):
+            self._engine.prepare(batch, self._position)
+            start = time.perf_counter()
+            self._engine.step(batch)
+            times.append(time.perf_counter() - start)
+        self.seconds[batch] += times[1:]
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 def main() -> None:
-    """Warm up, time in rounds, print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("engines", nargs="*", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--profile", action="store_true")
-    args = parser.parse_args()
-    if not args.engines:
-        print("steps: no engine given, nothing timed", file=sys.stderr)
-        return
-    peaks = measure_peaks(args.threads)
-    print(json.dumps({"bench": "machine", **{k: round(v, 1) for k, v in vars(peaks).items()}}))
-    benches = [Bench(path, args.threads) for path in args.engines]
-    times: dict[tuple[str, int, Bench], list[float]] = defaultdict(list)
-    for number in range(NUM_ROUNDS + 1):
+    """Check, warm up, time in turns, print."""
+    options = read_options()
+    shapes = [Shape("decode", batch) for batch in options.batches]
+    shapes += [Shape("prefill", length) for length in options.prompts]
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engines = options.engines or [build_sample(scratch)]
+        for engine_dir in engines:
+            check_batch_answers(engine_dir, max(options.batches), options.threads)
+        benches = [Bench(engine_dir, shapes, options) for engine_dir in engines]
+        limits = MachineLimits(options.threads)
+        stack.callback(limits.close)
+        peer = Peer(options) if options.prototype else None
+        seen = take_turns(benches, limits, peer, options.rounds)
         for bench in benches:
-            for batch in BATCHES:
-                found = bench.decode(batch)
-                times["decode", batch, bench] += found if number else []
-            for length in PROMPTS if number % 3 == 0 else ():
-                found = bench.prefill(length)
-                times["prefill", length, bench] += found if number else []
-    for (what, size, bench), seconds in sorted(times.items(), key=lambda item: item[0][:2]):
-        report(bench, f"{what} {size}", size, seconds, peaks)
-    for bench in benches if args.profile else ():
-        shares = {str(batch): bench.profile(batch) for batch in BATCHES}
-        shares["prefill 512"] = bench.profile_prefill(512)
-        print(json.dumps({"bench": "profile", "engine": bench.name, **shares}))
-        bench.executor.close()
+            report(bench, options, peer if bench is benches[0] else None)
+            if options.profile:
+                shares = {shape.name: bench.cycles(shape) for shape in shapes}
+                print(json.dumps({"bench": "profile", "engine": bench.name, **shares}))
+            bench.executor.close()
+        report_machine(seen)
+        if peer is not None:
+            peer.close()
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("engines", nargs="*", type=Path, help="default: the sample in bfloat16")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompts", type=int, nargs="*", default=[512, 2048])
+    parser.add_argument("--position", type=int, default=128, help="tokens before a decode step")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=num_physical_cores())
+    parser.add_argument("--prototype", type=Path, help="directory of the peer's smol.py")
+    parser.add_argument("--profile", action="store_true")
+    return parser.parse_args()
+
+
+def take_turns(
+    benches: list[Bench], limits: MachineLimits, peer: Peer | None, num_rounds: int
+) -> list[Rates]:
+    """Visit every engine's shapes round by round; prompts, which take longer, in some rounds."""
+    for bench in benches:
+        for shape in bench.visits:
+            bench.measure(shape)
+    seen = []
+    for turn in range(num_rounds):
+        for shape in benches[0].visits:
+            if shape.what == "prefill" and turn % PROMPT_EVERY:
+                continue
+            for bench in benches:
+                rates = Rates.measure(limits)
+                bench.visit(shape, rates)
+                seen.append(rates)
+            if peer is not None and shape.what == "decode":
+                peer.visit(shape.size)
+    return seen
+
+
+def report(bench: Bench, options: argparse.Namespace, peer: Peer | None) -> None:
+    """Print an engine's lines."""
+    for shape, visits in bench.visits.items():
+        median_s = statistics.median(visits.seconds)
+        facts = {
+            "engine": bench.name,
+            "what": shape.name,
+            "target": bench.executor.manifest.code.target,
+            "threads": options.threads,
+            "position": options.position if shape.what == "decode" else 0,
+            "ms": spread([each * 1e3 for each in visits.seconds]),
+            "tokens_per_s": round(shape.size / median_s, 1),
+            "bandwidth_share": round(statistics.median(visits.bandwidth_shares), 3),
+            "roofline_share": round(statistics.median(visits.roofline_shares), 3),
+        }
+        if peer is not None and shape.what == "decode":
+            peer_s = statistics.median(peer.seconds[shape.size])
+            facts["prototype_ms"] = round(peer_s * 1e3, 3)
+            facts["speed_over_prototype"] = round(peer_s / median_s, 3)
+        print_line("steps", **facts)
+
+
+def report_machine(seen: list[Rates]) -> None:
+    for what in ("read", "bf16", "int8"):
+        rates = [getattr(each, what) / 1e9 for each in seen]
+        print_line("steps", what=f"{what} rate, G/s", **spread(rates, 1))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ TOLERANCES: dict[tuple[str, DType], Tolerance] = {
     ("rms_norm", DType.BF16): _BF16_STORE,
     **{("rope_cache", dtype): _F32_MATH for dtype in (DType.F32, DType.F16)},
     ("rope_cache", DType.BF16): _BF16_STORE,
+    **{("rope_cache", dtype): _BF16_STORE for dtype in (DType.Q8, DType.F8)},
     ("paged_attention", DType.F32): _F32_SUM,
+    **{("paged_attention", dtype): _BF16_PROBABILITIES for dtype in (DType.Q8, DType.F8)},
     ("paged_attention", DType.F16): _F16_CACHE,
     ("paged_attention", DType.BF16): _BF16_PROBABILITIES,
 }

@@ -27,13 +27,13 @@ class RecordingExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         result = self._executor.execute(plan)
-        drawn = [entry for entry in plan.entries if entry.samples]
+        drawn = [entry for entry in plan.entries if entry.num_draws]
         rows = self._executor.buffer("logits")[: len(drawn), : self.limits.vocab_size]
         for entry, row in zip(drawn, rows, strict=True):
             position = entry.start + len(entry.tokens) - 1
             self.logits[entry.request_id, position] = np.array(row, np.float32)
         self.most_entries = max(self.most_entries, len(plan.entries))
-        self.num_chunks += sum(not entry.samples for entry in plan.entries)
+        self.num_chunks += sum(not entry.num_draws for entry in plan.entries)
         return result
 
     def close(self) -> None:

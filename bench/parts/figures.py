@@ -22,16 +22,18 @@ def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
 
 def print_line(bench: str, **facts: Any) -> None:
     """Print one result with the commit and the machine that it belongs to."""
-    print(json.dumps({"bench": bench, "commit": _commit(), "machine": _machine(), **facts}))
+    print(json.dumps({"bench": bench, "commit": commit(), "machine": machine(), **facts}))
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit that is checked out, and whether it was changed."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return the processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -9,9 +9,30 @@ from typing import TYPE_CHECKING
 from tidemill.base.version import __version__
 
 if TYPE_CHECKING:
-    from tidemill.api.llm import LLM, SamplingParams, TokensPrompt
+    from tidemill.api.llm import (
+        LLM,
+        CapacitySchedulerPolicy,
+        ContextChunkingPolicy,
+        GuidedDecodingParams,
+        KvCacheConfig,
+        NGramDecodingConfig,
+        SamplingParams,
+        SchedulerConfig,
+        TokensPrompt,
+    )
 
-__all__ = ["LLM", "SamplingParams", "TokensPrompt", "__version__"]
+__all__ = [
+    "LLM",
+    "CapacitySchedulerPolicy",
+    "ContextChunkingPolicy",
+    "GuidedDecodingParams",
+    "KvCacheConfig",
+    "NGramDecodingConfig",
+    "SamplingParams",
+    "SchedulerConfig",
+    "TokensPrompt",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

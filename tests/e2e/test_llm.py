@@ -14,6 +14,7 @@ from tests.tiny_llama import TinyLlama
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.llm import LLM, RequestOutput, SamplingParams
+from tidemill.api.sampling_params import make_request
 from tidemill.base.errors import EngineFormatError
 from tidemill.host.client import HostClient
 from tidemill.host.config import HostConfig
@@ -112,7 +113,7 @@ def test_host_gives_the_tokens_of_the_engine_in_process(
     inbox: queue.SimpleQueue[Update] = queue.SimpleQueue()
     with HostClient.connect_or_start(engine_dir, host=HostConfig(grace_seconds=0.1)) as client:
         for number, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
-            client.submit(own.to_request(str(number), None, prompt, is_streaming=False), inbox.put)
+            client.submit(make_request(own, str(number), None, prompt, False), inbox.put)
         updates = [inbox.get(timeout=30) for _ in prompts]
     found = {int(update.request_id): update.token_ids for update in updates}
     assert [found[number] for number in range(NUM_PROMPTS)] == tokens_alone

@@ -7,6 +7,7 @@ The judge is an engine built for the lesser CPU in the first place.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,26 @@ def test_cache_that_cannot_be_written(
     with pytest.raises(SessionError, match="cannot be kept") as caught:
         ensure_native_code(foreign)
     assert "XDG_CACHE_HOME" in caught.value.hint
+
+
+def test_cache_keeps_the_code_that_was_used_last(
+    build_for: BuildFor, hide_above: Hide, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_code, "MAX_CACHED_FILES", 3)
+    foreign = build_for(AARCH64.name)
+    cache.mkdir(mode=0o700, parents=True)
+    for age in range(1, 6):
+        old = cache / f".partial-{age}"
+        old.write_bytes(b"left by a process that was killed")
+        os.utime(old, (1e9 - age, 1e9 - age))
+    hide_above(X86_64_V3)
+    ensure_native_code(foreign)
+    kept = sorted(path.name for path in cache.iterdir())
+    assert kept[:2] == [".partial-1", ".partial-2"] and kept[2].endswith("x86-64-v3.code")
+    os.utime(cache / kept[2], (1, 1))
+    with EngineFile.open(foreign) as engine:
+        find_native_code(engine)
+    assert (cache / kept[2]).stat().st_mtime > 1e9
 
 
 def test_every_target_recompiles_to_the_code_that_a_build_makes(

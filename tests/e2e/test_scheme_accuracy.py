@@ -1,8 +1,8 @@
 """What each quantisation scheme costs the sample model: logits and perplexity on a fixed text.
 
 Measured against the bfloat16 engine of the same checkpoint, whose own distance from float32 is in
-docs/ACCURACY.md, where the bounds stand, too. Every position of the text is judged, decoded one by
-one in four sequences at once.
+docs/ACCURACY.md. The bounds are those of tests/scheme_losses.py. Every position of the text is
+judged, decoded one by one in four sequences at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import pytest
 
 from tests.conftest import MakeSample
 from tests.engine_logits import Array, forced_logits
+from tests.scheme_losses import LOSSES, NOT_ON_THE_SAMPLE, table
 from tidemill.api.build import BuildRequest, build
+from tidemill.quant.schemes import NAME_TO_SCHEME, NONE
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.text.tokenizer import Tokenizer
 
@@ -35,15 +37,6 @@ immediately; that he is to take possession before Michaelmas, and some of his se
 the house by the end of next week." """
 NUM_SEQUENCES = 4
 
-# Scheme -> (rms error of the logits over their rms, change of perplexity), about twice what was
-# measured, as in docs/ACCURACY.md.
-BOUNDS = {
-    "w8a16": (0.08, 0.01),
-    "w8a8": (0.25, 0.04),
-    "w4a16_g32": (0.04, 0.01),
-    "w4a8_g32": (0.27, 0.05),
-    "w4a8_g64": (0.7, 0.7),
-}
 DEFAULT = ("w8a8", "w4a8_g32")  # a few seconds each; the others are a sweep
 
 
@@ -80,7 +73,7 @@ def plain(make_sample: MakeSample) -> Answers:
 
 @pytest.mark.parametrize(
     "scheme",
-    [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.sweep) for name in BOUNDS],
+    [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.sweep) for name in LOSSES],
 )
 def test_scheme_loses_no_more_than_its_table_allows(
     scheme: str, plain: Answers, make_sample: MakeSample, tmp_path: Path
@@ -95,4 +88,10 @@ def test_scheme_loses_no_more_than_its_table_allows(
         f"{scheme}: logits rms {rms:.2e}, perplexity {plain.perplexity:.3f} -> "
         f"{got.perplexity:.3f} ({change:+.2%}), same first {same:.1%}"
     )
-    assert rms < BOUNDS[scheme][0] and change < BOUNDS[scheme][1]
+    assert rms < LOSSES[scheme].max_rms and change < LOSSES[scheme].max_perplexity
+
+
+def test_every_scheme_has_a_row_and_the_document_shows_the_table() -> None:
+    assert {*LOSSES, *NOT_ON_THE_SAMPLE} == NAME_TO_SCHEME.keys() - {NONE.name}
+    document = Path(__file__).parents[2] / "docs" / "ACCURACY.md"
+    assert table() in document.read_text("utf-8"), f"docs/ACCURACY.md should have:\n{table()}"

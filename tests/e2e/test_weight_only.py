@@ -100,7 +100,7 @@ def edit_config(checkpoint: Path, **values: object) -> None:
 def test_weights_permuted_for_a_gpu_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
     edit_config(checkpoint, disable_weight_only_quant_plugin=False)
-    with pytest.raises(UnsupportedError, match="permuted for the kernels of one GPU"):
+    with pytest.raises(UnsupportedError, match="permuted for one GPU's kernels"):
         Checkpoint.open(checkpoint)
 
 
@@ -120,6 +120,36 @@ def test_int8_layers_cannot_be_built_unquantised(tiny_llama: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="int8 already"):
         build(BuildRequest(checkpoint, tmp_path / "engine", quant="none"))
     assert not (tmp_path / "engine").exists()
+
+
+def test_int4_is_stored_plainly_and_quantised_by_group_at_build(
+    make_tiny_llama: MakeTinyLlama, tmp_path: Path
+) -> None:
+    model = make_tiny_llama(TinyLlama(hidden_size=96, head_size=16, intermediate_size=160))
+    checkpoint = convert_int8(
+        model, tmp_path / "int4", dtype="bfloat16", weight_only_precision="int4"
+    )
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["quantization"]["quant_algo"] == "W4A16"
+    report = build(BuildRequest(checkpoint, tmp_path / "engine", max_seq_len=64))
+    settings = report.build_config
+    assert (settings["quant"], settings["quant_head"]) == ("w4a16_g32", "none")
+    assert verify_engine(tmp_path / "engine", checkpoint).is_same_token
+    # What TensorRT-LLM itself writes: symmetric, with its default of 128, which does not divide.
+    edit_config(checkpoint, quantization={"quant_algo": "W4A16", "group_size": 128})
+    with pytest.raises(UnsupportedError, match="groups do not divide"):
+        build(BuildRequest(checkpoint, tmp_path / "other", max_seq_len=64))
+    report = build(BuildRequest(checkpoint, tmp_path / "other", quant="w4a8_g32_sym"))
+    assert report.build_config["quant_head"] == "w8a8"
+
+
+def test_int4_weights_that_are_packed_for_a_gpu_are_refused(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
+    edit_config(checkpoint, quantization={"quant_algo": "W4A16"})
+    with pytest.raises(UnsupportedError, match="int4 weights are permuted"):
+        Checkpoint.open(checkpoint)
 
 
 def test_other_precisions_are_refused(tiny_llama: Path, tmp_path: Path) -> None:

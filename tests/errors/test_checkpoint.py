@@ -105,10 +105,18 @@ def test_unknown_architecture(refusal: Refusal, model: Path) -> None:
     assert "MambaForCausalLM" in str(error) and "LlamaForCausalLM" in str(error)
 
 
-def test_sliding_window_and_other_activation(refusal: Refusal, model: Path) -> None:
-    _edit_config(model, architectures=["MistralForCausalLM"], sliding_window=16, hidden_act="gelu")
+def test_sliding_window_of_a_llama_and_other_activation(refusal: Refusal, model: Path) -> None:
+    _edit_config(model, sliding_window=16, hidden_act="gelu")
     message = str(refusal(model))
     assert "sliding_window 16" in message and "hidden_act gelu" in message
+
+
+def test_layer_types_that_do_not_fit(refusal: Refusal, model: Path) -> None:
+    _edit_config(
+        model, architectures=["MistralForCausalLM"], sliding_window=0, layer_types=["mamba"]
+    )
+    message = str(refusal(model))
+    assert "sliding_window is 0" in message and "layer_types is ['mamba']" in message
 
 
 def test_yarn_rotary_scaling(refusal: Refusal, model: Path) -> None:
@@ -208,6 +216,18 @@ def test_value_too_large_for_float16(refusal: Refusal, model: Path) -> None:
     _edit_weights(model, lambda w: w["model.norm.weight"].__setitem__(3, 1e5))
     message = str(refusal(model, dtype="float16"))
     assert "model.norm.weight" in message and "bfloat16" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"use_weight_only": True}])
+def test_weights_that_are_not_numbers(
+    refusal: Refusal, model: Path, value: float, settings: dict[str, Any]
+) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    _edit_weights(model, lambda weights: weights[name][3].fill_(value))
+    error = refusal(model, **settings)
+    assert error.where == "transformer.layers.1.attention.dense.weight[3, 0]"
+    assert error.got == "48 of 2304 are NaN or infinite"
 
 
 @pytest.mark.parametrize("num_bytes", [10, 60, 130, 300])

@@ -187,3 +187,14 @@ def test_template_that_is_not_there(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: the template cannot be filled\n  where: ")
+
+
+def test_kernels_of_another_cpu_cannot_be_tuned(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    foreign = "aarch64-neon"
+    request = BuildRequest(
+        tmp_path / "checkpoint", tmp_path / "engine", target=foreign, is_tuned=True
+    )
+    with pytest.raises(ConfigError, match="cannot be timed on this machine") as caught:
+        build(request)
+    assert foreign in str(caught.value) and "--tune" in str(caught.value)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.api.llm import LLM
+from tidemill.api.llm import LLM, NGramDecodingConfig
+from tidemill.api.llm_options import LlmOptions
 from tidemill.base.errors import CheckpointError, ConfigError, UnsupportedError
 
 
@@ -41,3 +42,8 @@ def test_failed_build_leaves_no_engine(tmp_path: Path) -> None:
         LLM(model, cache_dir=tmp_path / "cache")
     left = {path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"}
     assert left == {"hashes.json"}
+
+
+def test_speculation_of_a_negative_length() -> None:
+    with pytest.raises(ConfigError, match="max_draft_len must be at least 0"):
+        _ = LlmOptions.from_keywords({"speculative_config": NGramDecodingConfig(-1)}).session

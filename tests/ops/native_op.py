@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tests.runnable_targets import TARGETS
 from tidemill.base import abi
 from tidemill.base.dtypes import DType
-from tidemill.base.target import NAME_TO_TARGET, host_targets
+from tidemill.base.target import host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary
 from tidemill.codegen.compile import compile_ir
@@ -69,7 +70,7 @@ def _compile(
 ) -> tuple[LoadedCode, list[Kernel]]:
     key = (target, "\n".join(f"{print_op(op)} {op.inputs}" for op in ops), tokens_per_block)
     if key not in _compiled:
-        isa = isa_for(NAME_TO_TARGET[target])
+        isa = isa_for(TARGETS[target])
         library = KernelLibrary(isa, BuildConfig(1, 1, 1, 1, 1, tokens_per_block))
         kernels = [library.kernel(op) for op in ops]
         machine = isa.target

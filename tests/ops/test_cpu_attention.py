@@ -26,9 +26,9 @@ from tests.ops.native_op import (
 )
 from tidemill.base.dtypes import DType
 from tidemill.ir.graph import Op
-from tidemill.ir.storage import Array, narrow, widen
+from tidemill.ir.storage import Array, widen
 from tidemill.ops.batch import Batch, KvStore, Numerics
-from tidemill.ops.paged_attention.cpu import tile_tokens
+from tidemill.ops.paged_attention.cpu import tile_tokens, work_bytes
 from tidemill.ops.row import activation_dtype
 
 ROUNDED = Numerics(np.float64, round_activations=True)
@@ -41,7 +41,8 @@ COS, SIN = (
     for f in (np.cos, np.sin)
 )
 
-# A prompt in one piece, in pieces across chunk (64) and block borders, single tokens in between.
+# A prompt in one piece, in pieces across chunk (64), partition (256) and block borders, single
+# tokens in between.
 MIXED_STEPS: list[Step] = [
     [(0, 13)],
     [(0, 1), (1, 29)],
@@ -50,7 +51,11 @@ MIXED_STEPS: list[Step] = [
     [(0, 1), (1, 1), (2, 1), (3, 1)],
     [(2, 14), (0, 1), (3, 83)],
     [(3, 1)],
+    [(3, 179)],
+    [(3, 1), (1, 1)],
 ]
+THREADS_BY_STEP = (1, 2, 3, 5)
+CACHE_DTYPES = (*WEIGHT_DTYPES, DType.Q8, DType.F8)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class Heads:
     window: int = 0
 
     @property
+    def activation(self) -> DType:
+        return DType.BF16 if self.dtype.is_quantized else activation_dtype(self.dtype)
+
+    @property
     def width(self) -> int:
         return self.num_heads * self.head_size
 
@@ -79,7 +88,7 @@ class Heads:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_size
 
     def ops(self) -> list[Op]:
-        half, activation = self.rotary_dim // 2, activation_dtype(self.dtype).value
+        half, activation = self.rotary_dim // 2, self.activation.value
         heads: dict[str, int | float | str | bool] = {
             "num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads,
             "head_size": self.head_size, "cache_dtype": self.dtype.value,
@@ -107,12 +116,21 @@ class Paged:
     lengths: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        heads = self.heads
-        shape = (NUM_BLOCKS, heads.num_kv_heads * heads.head_size * heads.tokens_per_block)
         # Whoever had a block before left numbers in it: they must not matter. Block 0 is nobody's.
-        self.k, self.v = (draw_stored(self.rng, heads.dtype, *shape) for _ in range(2))
+        self.k, self.v = (self._stale() for _ in range(2))
         self.k[0], self.v[0] = 0, 0
         self.free = [int(block) for block in self.rng.permutation(NUM_BLOCKS - 1) + 1]
+
+    def _stale(self) -> Array:
+        heads, size = self.heads, self.heads.tokens_per_block
+        shape = (NUM_BLOCKS, heads.num_kv_heads, heads.head_size * size)
+        if not heads.dtype.is_quantized:
+            stored = draw_stored(self.rng, heads.dtype, *shape)
+        else:
+            elements = self.rng.integers(0, 256, shape).astype(np.uint8)
+            scales = draw_stored(self.rng, DType.F32, NUM_BLOCKS, heads.num_kv_heads, size)
+            stored = np.concatenate([elements, scales.view(np.uint8)], axis=-1)
+        return stored.reshape(NUM_BLOCKS, -1)
 
     def _drop(self, owned: list[int], start: int) -> None:
         """Give up blocks that lie wholly before the window, and spoil what was in them."""
@@ -120,7 +138,7 @@ class Paged:
         for index in range(max(0, start - window + 1) // size):
             if owned[index]:
                 for stored in (self.k, self.v):
-                    stored[owned[index]] = narrow(np.full(1, np.nan), self.heads.dtype)
+                    stored[owned[index]].view(np.uint8)[:] = 0xFF  # not a number, in every type
                 owned[index] = 0
 
     def advance(self, step: Step) -> dict[str, Array]:
@@ -157,11 +175,14 @@ class Model:
     seed: int
 
     def __post_init__(self) -> None:
-        self.paged = Paged(self.heads, np.random.default_rng(self.seed))
+        heads = self.heads
+        self.paged = Paged(heads, np.random.default_rng(self.seed))
+        group = heads.num_heads // heads.num_kv_heads
+        self.work = np.zeros(work_bytes(group, heads.head_size, MAX_POSITIONS), np.uint8)
 
     def run(self, step: Step, qkv: Array, num_threads: int) -> tuple[Array, Array]:
         """Return queries and results of a step in storage type."""
-        heads, activation = self.heads, activation_dtype(self.heads.dtype)
+        heads, activation = self.heads, self.heads.activation
         inputs = self.paged.advance(step)
         q, y = (empty_activations(len(qkv), heads.width, activation) for _ in range(2))
         cache = {"k": self.paged.k, "v": self.paged.v}
@@ -173,7 +194,7 @@ class Model:
         attention: Operands = {
             "tiles": inputs["tiles"], "num_tiles": count(len(inputs["tiles"])),
             "tables": inputs["tables"], "table_row": inputs["tables"].shape[1],
-            "q": q, "y": y, **cache,
+            "q": q, "y": y, **cache, "work": self.work,
         }  # fmt: skip
         run_native(
             self.target, heads.ops(), [rope, attention], num_threads=num_threads,
@@ -220,6 +241,10 @@ HEADS = [
     Heads(8, 2, 80, 32, DType.BF16, 16, window=33),
     Heads(8, 1, 32, 20, DType.F16, 64, window=64),
     Heads(9, 3, 48, 48, DType.F32, 16, window=70),
+    Heads(9, 3, 64, 64, DType.Q8, 32),
+    Heads(8, 2, 80, 32, DType.Q8, 16, window=33),
+    Heads(8, 1, 32, 20, DType.F8, 64),
+    Heads(2, 2, 128, 96, DType.F8, 16),
 ]
 
 
@@ -227,7 +252,7 @@ HEADS = [
 def test_attention_equals_its_reference_over_mixes_of_prefill_and_decode(
     heads: Heads,
 ) -> None:
-    dtype, activation = heads.dtype, activation_dtype(heads.dtype)
+    dtype, activation = heads.dtype, heads.activation
     judge, rng = Judge(heads), np.random.default_rng(heads.head_size)
     models = [Model(heads, target, seed=heads.head_size) for target in HOST_TARGETS]
     for index, step in enumerate(MIXED_STEPS):
@@ -235,7 +260,7 @@ def test_attention_equals_its_reference_over_mixes_of_prefill_and_decode(
         qkv = draw_stored(rng, DType.F32, rows, heads.qkv_width)
         expected_q, expected_y = judge.run(step, qkv)
         for model in models:
-            q, y = model.run(step, qkv, num_threads=1 + index % 2)
+            q, y = model.run(step, qkv, num_threads=THREADS_BY_STEP[index % 4])
             what = f"{model.target}, step {step}"
             bound = TOLERANCES["rope_cache", dtype]
             assert_close(widen(q, activation), expected_q, bound, "queries, " + what)
@@ -244,32 +269,33 @@ def test_attention_equals_its_reference_over_mixes_of_prefill_and_decode(
 
 
 @pytest.mark.parametrize("window", [0, 37])
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
 @pytest.mark.parametrize("target", HOST_TARGETS)
 def test_attention_has_the_same_bits_however_a_prompt_is_cut(
     target: str, dtype: DType, window: int
 ) -> None:
     heads = Heads(3, 1, 64, 64, dtype, tokens_per_block=16, window=window)
-    total = 147
+    total = 300
     rng = np.random.default_rng(11)
     qkv = draw_stored(rng, DType.F32, total, heads.qkv_width)
     _, whole = Model(heads, target, seed=1).run([(0, total)], qkv, 1)
-    for cuts in ([1] * total, [64, 64, 19], [13, 1, 1, 50, 82], [100, 47]):
+    around = [1] * 20
+    for cuts in ([*around, 230, *around, 30], [64, 64, 19, 153], [13, 1, 1, 50, 189, 46], [299, 1]):
         model = Model(heads, target, seed=len(cuts))
         done = 0
-        for length in cuts:
-            threads = 1 + (length > 1)
+        for index, length in enumerate(cuts):
+            threads = THREADS_BY_STEP[index % 4]
             _, part = model.run([(0, length)], qkv[done : done + length], threads)
             assert_same_bits(part, whole[done : done + length], f"{len(cuts)} cuts, from {done}")
             done += length
 
 
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
 @pytest.mark.parametrize("target", HOST_TARGETS)
 def test_infinities_left_in_a_freed_block_do_not_reach_its_next_owner(
     target: str, dtype: DType
 ) -> None:
-    heads = Heads(3, 1, 64, 64, dtype)
+    heads = Heads(3, 1, 64, 64, dtype, tokens_per_block=16)
     rng = np.random.default_rng(2)
     qkv = draw_stored(rng, DType.F32, 5, heads.qkv_width)
     expected = Model(heads, target, seed=1).run([(0, 5)], qkv, 1)[1]

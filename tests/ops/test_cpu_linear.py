@@ -21,15 +21,19 @@ from tests.ops.native_op import (
     run_native,
     wide_rows,
 )
+from tests.runnable_targets import TARGETS
 from tidemill.base.dtypes import DType
+from tidemill.base.target import X86_64_V3, X86_64_V3_VNNI
 from tidemill.ir.graph import Op
 from tidemill.ir.storage import Array, widen
 from tidemill.ops.batch import Numerics
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up
+from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.row import activation_dtype
 from tidemill.quant.packing import interleave_gate, pack_activations, pack_panels, pad_vector
 
 EXACT = Numerics(np.float64)
+VNNI = X86_64_V3_VNNI.name
 # A multiple of each group size, and one more panel than whole.
 SIZE_TO_SHAPE = {32: (96, 33), 64: (128, 96), 128: (256, 1)}
 GROUPED_FORMATS = [(dtype, DType.Q8) for dtype in DType if dtype.group_size]
@@ -90,7 +94,7 @@ def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: in
         common: dict[str, Array | int] = {
             "rows": count(rows), "x": packed_x, "w": pack_panels(weight, dtype),
             "bias": pad_vector(bias) if has_bias else 0, "panels": padded_n(n) // PANEL,
-            "y_row_bytes": padded_n(n) * 4,
+            "y_row_bytes": padded_n(n) * 4, **scratch(k, dtype),
         }  # fmt: skip
         plain = make_op("linear", [x_type, w_type, *bias_types])
         nothing = wide_rows(np.zeros((rows, n), np.float32))
@@ -144,6 +148,14 @@ def test_grouped_linear_layers_equal_their_references_and_their_crowd(
         assert_same_bits(y[: last - first, :n], rows_bits[-1][first:last, :n], whole.op.kind)
 
 
+def scratch(k: int, dtype: DType) -> dict[str, Array | int]:
+    """What a quantised layer's record has besides: memory for each of two threads."""
+    if not dtype.is_quantized:
+        return {}
+    size = prepared_bytes(k, dtype)
+    return {"scratch": np.zeros(2 * size, np.uint8), "scratch_bytes": size}
+
+
 def never_empty(rows: Array) -> Array:
     return rows if len(rows) else np.zeros((1, rows.shape[1]), rows.dtype)
 
@@ -192,3 +204,14 @@ def test_a_row_of_a_linear_layer_has_the_same_bits_in_any_crowd(
             y, all_y = alone.record["y"], among.record["y"]
             assert isinstance(y, np.ndarray) and isinstance(all_y, np.ndarray)
             assert_same_bits(y, all_y[first:last], among.op.kind)
+
+
+@pytest.mark.skipif(VNNI not in TARGETS, reason="needs a CPU with a byte dot product")
+@pytest.mark.parametrize("weight", [DType.Q8, DType.Q4G64, DType.Q4S64])
+def test_avx2_gives_the_same_bits_with_its_dot_product_and_without(weight: DType) -> None:
+    k, n = SIZE_TO_SHAPE[weight.group_size] if weight.group_size else SHAPES[0]
+    with_dots, without = (draw_cases((weight, DType.Q8), 5, k, n, seed=k) for _ in range(2))
+    run_cases(VNNI, with_dots, 1)
+    run_cases(X86_64_V3.name, without, 1)
+    for one, other in zip(with_dots, without, strict=True):
+        assert_same_bits(one.result(), other.result(), one.op.kind)

@@ -9,6 +9,7 @@ from tidemill.runtime.config import RuntimeConfig
 from tidemill.runtime.events import EventKind
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.request import Request
+from tidemill.runtime.statistics import RequestMetrics, RequestStage, RequestStats
 
 ITERATION_KEYS = [
     "timestamp",
@@ -43,6 +44,21 @@ CACHE_KEYS = [
     "reusedBlocks",
     "missedBlocks",
     "cacheHitRate",
+]
+REQUEST_KEYS = [
+    "id",
+    "clientId",
+    "stage",
+    "contextPrefillPosition",
+    "numGeneratedTokens",
+    "avgNumDecodedTokensPerIter",
+    "scheduled",
+    "paused",
+    "allocTotalBlocksPerRequest",
+    "allocNewBlocksPerRequest",
+    "reusedBlocksPerRequest",
+    "missedBlocksPerRequest",
+    "kvCacheHitRatePerRequest",
 ]
 INFLIGHT_KEYS = [
     "numScheduledRequests",
@@ -119,8 +135,18 @@ def test_request_stats_say_where_each_request_is() -> None:
     stats = {each.request_id: each.to_json() for each in bench.loop.request_stats()}
     assert stats[1]["stage"] == "GENERATION_IN_PROGRESS" and stats[1]["numGeneratedTokens"] == 1
     assert stats[3]["stage"] == "QUEUED" and not stats[3]["scheduled"]
+    assert list(stats[1]) == REQUEST_KEYS
+    # What a request holds counts while it lives: 9 tokens of prompt take 3 blocks of 4, all new.
+    assert stats[1]["allocTotalBlocksPerRequest"] == stats[1]["allocNewBlocksPerRequest"] == 3
+    assert stats[3]["allocTotalBlocksPerRequest"] == 0
     bench.loop.cancel(2)
     bench.loop.cancel(3)
+
+
+def test_tokens_of_a_step_are_counted_with_the_guesses_that_were_right() -> None:
+    metrics = RequestMetrics(0.0, num_draft_tokens=7, num_accepted_draft_tokens=4)
+    stats = RequestStats(1, RequestStage.GENERATION_IN_PROGRESS, 9, 12, True, metrics)
+    assert stats.to_json()["avgNumDecodedTokensPerIter"] == 12 / 8
 
 
 def test_events_tell_a_life_in_order() -> None:

@@ -11,11 +11,18 @@ from tidemill.runtime.executor import weights_memory
 from tidemill.runtime.executor.weights_memory import place_weights
 
 
+def must_not_forget(first: int, size: int) -> None:
+    raise AssertionError("pages that are still computed with were forgotten")
+
+
 @pytest.mark.parametrize("num_bytes", [0, 1, 4097, (16 << 20) - 1, 16 << 20, (16 << 20) + 1])
 def test_copy_holds_the_same_bytes(num_bytes: int) -> None:
     mapped = np.random.default_rng(num_bytes).integers(0, 256, num_bytes, dtype=np.uint8)
-    placed = place_weights(mapped, 2)
+    forgotten: list[tuple[int, int]] = []
+    placed = place_weights(mapped, 2, lambda first, size: forgotten.append((first, size)))
     assert np.array_equal(placed[:num_bytes], mapped)
+    assert sum(size for _, size in forgotten) == num_bytes
+    assert all(first % 4096 == 0 for first, _ in forgotten)
 
 
 def test_short_memory_keeps_the_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +30,7 @@ def test_short_memory_keeps_the_mapping(tmp_path: Path, monkeypatch: pytest.Monk
     meminfo.write_text("MemTotal: 64 kB\nMemAvailable: 15 kB\n")
     monkeypatch.setattr(weights_memory, "_MEMORY", meminfo)
     mapped = np.zeros(4096, np.uint8)
-    assert place_weights(mapped, 2) is mapped
+    assert place_weights(mapped, 2, must_not_forget) is mapped
 
 
 def test_system_without_huge_pages_keeps_the_mapping(
@@ -33,4 +40,4 @@ def test_system_without_huge_pages_keeps_the_mapping(
     setting.write_text("always madvise [never]")
     monkeypatch.setattr(weights_memory, "_HUGE_PAGES", setting)
     mapped = np.zeros(1, np.uint8)
-    assert place_weights(mapped, 2) is mapped
+    assert place_weights(mapped, 2, must_not_forget) is mapped

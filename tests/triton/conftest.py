@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import MakeSample
 from tests.triton.spelled_repository import deploy_spelled, write_spelled_engine
+from tests.triton.upstream_repository import FIRST, LATEST, write_upstreams_repository
+from tests.triton.users_repository import write_users_repository
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
 from tidemill.frontends.triton.serve_request import ServeRequest
 from tidemill.frontends.triton.server import TritonServer
@@ -68,3 +70,26 @@ def served(sample_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("PYTHONPATH", str(REPOSITORY_ROOT))
         with TritonServer(ServeRequest(repository, 0, 0, 0, admin_key=ADMIN_KEY)) as server:
             yield Served(server, spelled, sample_engine)
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A running server of repositories that others wrote, its engine, and what it said."""
+
+    server: TritonServer
+    engine: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="package")
+def existing(sample_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Existing]:
+    """Serve upstream's repositories and a user's own, side by side."""
+    repository = tmp_path_factory.mktemp("existing") / "models"
+    for generation in (LATEST, FIRST):
+        write_upstreams_repository(repository, sample_engine, generation)
+    write_users_repository(repository, sample_engine)
+    flags = ("--model-control-mode=explicit", "--load-model=*")
+    request = ServeRequest(repository, 0, 0, 0, server_flags=flags, admin_key=ADMIN_KEY)
+    said: list[str] = []
+    with TritonServer(request, said.append) as server:
+        yield Existing(server, sample_engine, said)

@@ -19,6 +19,7 @@ from tests.triton.http_calls import call
 from tests.triton.spelled_repository import PACKED_STREAMING, STREAMING, UNARY
 from tests.triton.test_http import wait_until_idle
 from tests.unit.triton.fake_pb_utils import Array, text_array
+from tidemill.frontends.triton.server import TritonServer
 from tidemill.text.tokenizer import Tokenizer
 
 TIMEOUT_S = 20.0
@@ -46,10 +47,10 @@ def on() -> Array:
 
 
 @contextmanager
-def grpc_stream(served: Served) -> Iterator[tuple[Any, queue.Queue[tuple[Any, Any]]]]:
+def grpc_stream(server: TritonServer) -> Iterator[tuple[Any, queue.Queue[tuple[Any, Any]]]]:
     """Open a stream; responses and errors arrive in the queue."""
     received: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    client = grpc_client.InferenceServerClient(served.server.endpoints.grpc_url)
+    client = grpc_client.InferenceServerClient(server.endpoints.grpc_url)
     client.start_stream(callback=lambda result, error: received.put((result, error)))
     try:
         yield client, received
@@ -63,7 +64,7 @@ def take_until_final(received: queue.Queue[tuple[Any, Any]]) -> list[Any]:
     results = []
     while True:
         result, error = received.get(timeout=TIMEOUT_S)
-        assert error is None, error
+        assert error is None, str(error)
         results.append(result)
         if result.get_response().parameters["triton_final_response"].bool_param:
             return results
@@ -111,7 +112,7 @@ def test_grpc_unary_call_answers_whole(served: Served) -> None:
 
 
 def test_grpc_stream_flags_the_last_piece_and_sends_nothing_after_it(served: Served) -> None:
-    with grpc_stream(served) as (client, received):
+    with grpc_stream(served.server) as (client, received):
         client.async_stream_infer(
             STREAMING,
             inputs_of(grpc_client, text_arrays("a >one two", stream=on())),
@@ -129,7 +130,7 @@ def test_grpc_stream_flags_the_last_piece_and_sends_nothing_after_it(served: Ser
 def test_requests_interleaved_on_one_stream_are_told_apart_by_id(served: Served) -> None:
     texts = {f"id-{number}": f"text of number {number}" for number in range(8)}
     joined = dict.fromkeys(texts, "")
-    with grpc_stream(served) as (client, received):
+    with grpc_stream(served.server) as (client, received):
         for request_id, text in texts.items():
             inputs = inputs_of(grpc_client, text_arrays(f">{text}", stream=on()))
             client.async_stream_infer(STREAMING, inputs, request_id=request_id)
@@ -143,7 +144,7 @@ def test_requests_interleaved_on_one_stream_are_told_apart_by_id(served: Served)
 
 
 def test_batch_comes_back_as_one_response_a_row(served: Served) -> None:
-    with grpc_stream(served) as (client, received):
+    with grpc_stream(served.server) as (client, received):
         arrays = text_arrays(">long answer", ">b", ">cc", exclude_input_in_output=on())
         arrays["exclude_input_in_output"] = np.array([[True]] * 3)
         client.async_stream_infer(STREAMING, inputs_of(grpc_client, arrays))
@@ -169,7 +170,7 @@ def test_refusal_keeps_its_code_over_grpc(served: Served) -> None:
 
 
 def test_error_on_a_stream_leaves_the_stream_usable(served: Served) -> None:
-    with grpc_stream(served) as (client, received):
+    with grpc_stream(served.server) as (client, received):
         client.async_stream_infer(STREAMING, inputs_of(grpc_client, text_arrays("x" * 2049)))
         result, error = received.get(timeout=TIMEOUT_S)
         assert result is None and "2048" in str(error)
@@ -179,7 +180,7 @@ def test_error_on_a_stream_leaves_the_stream_usable(served: Served) -> None:
 
 def test_cancelled_stream_frees_the_engine(served: Served) -> None:
     arrays = text_arrays("for ever", max_tokens=2000, stream=on())
-    with grpc_stream(served) as (client, received):
+    with grpc_stream(served.server) as (client, received):
         client.async_stream_infer(STREAMING, inputs_of(grpc_client, arrays))
         received.get(timeout=TIMEOUT_S)
     start = time.monotonic()
@@ -189,7 +190,7 @@ def test_cancelled_stream_frees_the_engine(served: Served) -> None:
 
 def test_stop_tensor_ends_a_running_request_of_the_same_id(served: Served) -> None:
     arrays = text_arrays("for ever", max_tokens=2000, stream=on())
-    with grpc_stream(served) as (client, received):
+    with grpc_stream(served.server) as (client, received):
         client.async_stream_infer(STREAMING, inputs_of(grpc_client, arrays), request_id="long")
         received.get(timeout=TIMEOUT_S)
         stop = {**text_arrays("", max_tokens=0), "stop": on()}
@@ -214,7 +215,7 @@ def test_packed_stream_adds_up_to_the_packed_answers(served: Served) -> None:
         "streaming": np.array([True]),
     }
     rows: list[list[int]] = [[], [], []]
-    with grpc_stream(served) as (client, received):
+    with grpc_stream(served.server) as (client, received):
         client.async_stream_infer(PACKED_STREAMING, inputs_of(grpc_client, arrays))
         for result in take_until_final(received):
             lengths = result.as_numpy("output_lengths")

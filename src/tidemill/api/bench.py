@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tidemill.api.bench_report import BenchReport, Timing, make_report
-from tidemill.api.retarget import ensure_native_code
+from tidemill.api.open_session import open_session
 from tidemill.api.workload import Job, check_jobs, draw_jobs, read_jobs
 from tidemill.base.errors import ConfigError
 from tidemill.host.config import SessionConfig
@@ -60,8 +60,7 @@ def bench(request: BenchRequest, progress: Progress | None = None) -> BenchRepor
             got="none",
             hint="bench/traces/small.json, or bench throughput for drawn requests",
         )
-    ensure_native_code(request.engine_dir)
-    session = Session.open(request.engine_dir, request.session)
+    session = open_session(request.engine_dir, request.session)
     try:
         jobs = _jobs(request, session)
         check_jobs(jobs, session.limits)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ import numpy.typing as npt
 
 from tidemill.api.resolve_build import ResolvedBuild, choose_target, resolve_build
 from tidemill.base.debug import Level, say
+from tidemill.base.errors import ConfigError
+from tidemill.base.target import host_targets, num_physical_cores
 from tidemill.base.version import __version__
 from tidemill.builder.cpu_plan import CpuPlan, lower_for_cpu
 from tidemill.builder.pass_contract import PassResult
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
+from tidemill.builder.tactics import ChosenTactics, measure_tactics, shipped_tactics
 from tidemill.checkpoint.checkpoint import Checkpoint
 from tidemill.codegen.compile import compile_ir, compiler_version
 from tidemill.codegen.isa import Isa, isa_for
@@ -52,6 +55,7 @@ class BuildRequest:
     target: str | None = None
     quant: str | None = None
     quant_head: str | None = None
+    is_tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,17 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         resolved = resolve_build(request, checkpoint.config)
         isa = isa_for(choose_target(request.target))
         graph = _draw(checkpoint, resolved)
+    with stages.time("tune" if request.is_tuned else "tactics"):
+        tactics = _choose_tactics(request, graph, isa, progress)
     with EngineWriter(request.output_dir) as writer:
         sink = _PackingSink(writer, graph, progress)
         with stages.time("pack"):
-            plan = lower_for_cpu(graph, resolved.config, isa, sink)
+            plan = lower_for_cpu(graph, resolved.config, isa, sink, tactics.tables)
         with stages.time("compile"):
             code = _compile(plan, isa)
         with stages.time("write"):
             manifest = _manifest(checkpoint, resolved, graph, plan, code, isa)
+            manifest = replace(manifest, tactics=tactics.records)
             config: dict[str, object] = {
                 "version": __version__,
                 "pretrained_config": checkpoint.config.to_json(),
@@ -150,6 +157,23 @@ def _draw(checkpoint: Checkpoint, resolved: ResolvedBuild) -> Graph:
     model = find_architecture(config.architecture, "config.json of the checkpoint")
     graph = model.draw(config, checkpoint, resolved.config.max_seq_len)
     return run_cpu_pipeline(graph, resolved.quantization, _show_pass)
+
+
+def _choose_tactics(
+    request: BuildRequest, graph: Graph, isa: Isa, progress: Progress | None
+) -> ChosenTactics:
+    """Measure where the user asks for it; code for another CPU cannot be timed on this one."""
+    if not request.is_tuned:
+        return shipped_tactics(graph)
+    if isa.target not in host_targets():
+        raise ConfigError(
+            "kernels for another CPU cannot be timed on this machine",
+            where="--tune and --target of build",
+            expected="one of " + ", ".join(target.name for target in host_targets()),
+            got=isa.target.name,
+            hint="build without --tune, or build on the machine that serves",
+        )
+    return measure_tactics(graph, isa, num_physical_cores(), progress)
 
 
 def _show_pass(name: str, result: PassResult) -> None:
@@ -216,6 +240,7 @@ def _manifest(
         inputs=plan.inputs,
         arena_bytes=plan.arena_bytes,
         scratch_bytes_per_thread=plan.scratch_bytes_per_thread,
+        shared_scratch_bytes=plan.shared_scratch_bytes,
         kv=plan.kv,
         code=CodeSection(
             isa.target.name,

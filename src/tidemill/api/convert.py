@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 _DTYPES = ("auto", *TRTLLM_TO_DTYPE)
+PRECISIONS = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,12 @@ def _write(
     progress: Progress | None,
 ) -> WrittenCheckpoint:
     from tidemill.api.convert_weight_only import weight_only_tensors
+    from tidemill.checkpoint.numbers_only import numbers_only
     from tidemill.checkpoint.weight_only import is_weight_only
     from tidemill.checkpoint.writer import CheckpointWriter, TensorToWrite, WrittenCheckpoint
 
+    loaders = {name: numbers_only(name, load) for name, load in model.loaders.items()}
+    model = replace(model, loaders=loaders)
     tensors = [
         TensorToWrite(name, row, partial(model.loaders[name], config.weight_dtype))
         for name, row in model.rows.items()
@@ -124,8 +128,8 @@ def _check_request(request: ConvertRequest) -> None:
         f"embedding_sharding_dim {request.embedding_sharding_dim} (0 or 1)": (
             request.embedding_sharding_dim in (0, 1)
         ),
-        f"weight_only_precision {request.weight_only_precision} (int8)": (
-            request.weight_only_precision == "int8"
+        f"weight_only_precision {request.weight_only_precision} ({' or '.join(PRECISIONS)})": (
+            request.weight_only_precision in PRECISIONS
         ),
     }
     faults = [fault for fault, is_fine in checks.items() if not is_fine]
@@ -142,7 +146,7 @@ def _check_request(request: ConvertRequest) -> None:
 def _laid_out(config: CheckpointConfig, request: ConvertRequest) -> CheckpointConfig:
     """Return the config in the requested type and layout."""
     from tidemill.checkpoint.config import layout_faults
-    from tidemill.checkpoint.weight_only import as_weight_only, is_weight_only
+    from tidemill.checkpoint.weight_only import as_int4, as_weight_only, is_weight_only
 
     # Splits of experts and attention follow tp_size; those of the source layout are stale.
     kept = {k: v for k, v in config.mapping_extra.items() if not k.startswith(("moe_", "attn_"))}
@@ -154,7 +158,9 @@ def _laid_out(config: CheckpointConfig, request: ConvertRequest) -> CheckpointCo
         use_parallel_embedding=request.use_parallel_embedding,
         embedding_sharding_dim=request.embedding_sharding_dim,
     )
-    if request.use_weight_only or is_weight_only(config):
+    if request.use_weight_only and request.weight_only_precision == "int4":
+        laid_out = as_int4(laid_out)
+    elif request.use_weight_only or is_weight_only(config):
         laid_out = as_weight_only(laid_out)
     faults = layout_faults(laid_out)
     if faults:

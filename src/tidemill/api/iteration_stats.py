@@ -1,4 +1,4 @@
-"""Tells each iteration of a session once, under the keys of TensorRT-LLM's `IterationStats`."""
+"""Tells each iteration and event of a session once; iterations under TensorRT-LLM's JSON keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StatsReader:
     def __init__(self, session: Session, shared: SharedSession) -> None:
         self._session = session
         self._shared = shared
-        self._told_iteration = 0
+        self._told_iteration = self._told_event = 0
 
     def read(self) -> list[dict[str, Any]]:
         """Return the iterations since the last call, as far back as they are kept."""
@@ -28,6 +28,14 @@ class StatsReader:
         if report.iterations:
             self._told_iteration = report.iterations[-1].iteration
         return report.iterations_json()
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return what happened to requests since the last call, as far back as it is kept."""
+        since = StatsSince(event=self._told_event)
+        report = self._shared.between_steps(lambda: self._session.statistics(since))
+        if report.events:
+            self._told_event = report.events[-1].number
+        return [event.to_json() for event in report.events]
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Tell iterations until there has been none for a while."""

@@ -21,6 +21,7 @@ from tidemill.api.engine_cache import find_or_build
 from tidemill.api.generation_result import AskedPrompt, GenerationResult
 from tidemill.api.iteration_stats import StatsReader
 from tidemill.api.llm_options import LlmOptions
+from tidemill.api.open_session import open_session
 from tidemill.api.outputs import (
     CompletionOutput,
     RequestOutput,
@@ -40,23 +41,41 @@ from tidemill.api.prompts import (
     read_prompt,
     tokenizer_of,
 )
-from tidemill.api.retarget import ensure_native_code
-from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams
+from tidemill.api.runtime_options import (
+    CapacitySchedulerPolicy,
+    ContextChunkingPolicy,
+    KvCacheConfig,
+    NGramDecodingConfig,
+    SchedulerConfig,
+    ServiceOptions,
+)
+from tidemill.api.sampling_params import GuidedDecodingParams, SamplingParams, make_request
 from tidemill.api.shared_session import SharedSession
+from tidemill.host.messages import GenerateRequest
 from tidemill.host.session import Session
+from tidemill.runtime.kvcache.retention import KvCacheRetention, TokenRangeRetention
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.tokenizer import Tokenizer
 
 __all__ = [
     "LLM",
+    "CapacitySchedulerPolicy",
     "CompletionOutput",
+    "ContextChunkingPolicy",
     "GenerationResult",
     "GuidedDecodingParams",
+    "KvCacheConfig",
+    "KvCacheRetention",
+    "NGramDecodingConfig",
     "RequestOutput",
     "SamplingParams",
+    "SchedulerConfig",
     "TextUpdate",
+    "TokenRangeRetention",
     "TokensPrompt",
 ]
+
+EachParams = SamplingParams | Sequence[SamplingParams] | None
 
 
 class LLM:
@@ -72,8 +91,7 @@ class LLM:
         chosen = LlmOptions.from_keywords(options)
         cache_dir = None if chosen.cache_dir is None else Path(chosen.cache_dir)
         engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
-        ensure_native_code(engine_dir)
-        self._own(Session.open(engine_dir, chosen.session, chosen.tokenizer))
+        self._own(open_session(engine_dir, chosen.session, chosen.tokenizer))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:
@@ -84,10 +102,7 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The engine's tokenizer.
-
-        Raises: SessionError when the engine has none.
-        """
+        """The engine's tokenizer. Raises: SessionError when it has none."""
         return tokenizer_of(self._session)
 
     @property
@@ -97,31 +112,28 @@ class LLM:
 
     @overload
     def generate(
-        self, inputs: Prompt, sampling_params: SamplingParams | None = None
+        self, inputs: Prompt, sampling_params: SamplingParams | None = None, **service: Any
     ) -> RequestOutput: ...
 
     @overload
     def generate(
-        self,
-        inputs: Prompts,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        self, inputs: Prompts, sampling_params: EachParams = None, **service: Any
     ) -> list[RequestOutput]: ...
 
     def generate(
-        self,
-        inputs: Prompt | Prompts,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        self, inputs: Prompt | Prompts, sampling_params: EachParams = None, **service: Any
     ) -> RequestOutput | list[RequestOutput]:
         """Answer one prompt, or a list of them with one answer for each, in their order.
 
+        `service` are the fields of `ServiceOptions`.
         Raises: RequestError for the first prompt that cannot be served; the others are cancelled.
         """
-        given = as_list(inputs)
+        given, served = as_list(inputs), ServiceOptions(**service)
         asked: list[AskedPrompt] = []
         try:
             for prompt, params in zip(given, one_each(sampling_params, len(given)), strict=True):
-                asked.append(self._ask(prompt, params))
-                request = params.to_request(*parts(asked[-1]), is_streaming=False)
+                each, request = self._ask(prompt, params, served, False)
+                asked.append(each)
                 self._shared.start(request)
             outputs = [_collect(self._shared, each) for each in asked]
         finally:
@@ -134,12 +146,16 @@ class LLM:
         inputs: Prompt,
         sampling_params: SamplingParams | None = None,
         streaming: bool = False,
+        **service: Any,
     ) -> GenerationResult:
-        """Start answering one prompt and return at once; a fault of it comes with the result."""
-        params = sampling_params or SamplingParams()
-        asked = self._ask(inputs, params)
+        """Start answering one prompt and return at once; a fault of it comes with the result.
+
+        `service` are the fields of `ServiceOptions`.
+        """
+        served = ServiceOptions(**service)
+        asked, request = self._ask(inputs, sampling_params, served, streaming)
         result = GenerationResult(asked, self._stepper.forget)
-        self._stepper.start(params.to_request(*parts(asked), is_streaming=streaming), result)
+        self._stepper.start(request, result)
         return result
 
     def generate_stream(
@@ -149,9 +165,8 @@ class LLM:
 
         Raises: RequestError when the prompt cannot be served.
         """
-        params = sampling_params or SamplingParams()
-        asked = self._ask(prompt, params)
-        self._shared.start(params.to_request(*parts(asked), is_streaming=True))
+        asked, request = self._ask(prompt, sampling_params, ServiceOptions(), True)
+        self._shared.start(request)
         try:
             for update in self._shared.updates(asked.request_id):
                 yield to_text_update(update)
@@ -174,13 +189,13 @@ class LLM:
         text = self.tokenizer.apply_chat_template(messages)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> str:
-        """Write a conversation as the prompt's text; `chat_tokens` is the safer form."""
-        return self.tokenizer.apply_chat_template(messages)
-
     def get_stats(self) -> list[dict[str, Any]]:
         """Tell the statistics of each iteration since the last call."""
         return self._stats.read()
+
+    def get_request_events(self) -> list[dict[str, Any]]:
+        """Tell what happened to requests since the last call; see `event_buffer_max_size`."""
+        return self._stats.read_events()
 
     def get_stats_async(self) -> AsyncIterator[dict[str, Any]]:
         """Tell statistics for as long as iterations follow one another."""
@@ -199,15 +214,19 @@ class LLM:
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
 
+    def _ask(
+        self, prompt: Prompt, params: SamplingParams | None, served: ServiceOptions, streams: bool
+    ) -> tuple[AskedPrompt, GenerateRequest]:
+        params = params or SamplingParams()
+        asked = read_prompt(next(self._next_number), prompt, params, self._session)
+        return asked, served.apply(make_request(params, *parts(asked), streams))
+
     def _own(self, session: Session) -> None:
         self._session = session
         self._shared = SharedSession(session)
         self._stepper = BackgroundStepper(self._shared)
         self._next_number = itertools.count()
         self._stats = StatsReader(session, self._shared)
-
-    def _ask(self, prompt: Prompt, params: SamplingParams) -> AskedPrompt:
-        return read_prompt(next(self._next_number), prompt, params, self._session)
 
 
 def _collect(shared: SharedSession, asked: AskedPrompt) -> RequestOutput:

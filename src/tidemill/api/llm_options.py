@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.api.engine_cache import EngineOptions
+from tidemill.api.runtime_options import KvCacheConfig, NGramDecodingConfig, SchedulerConfig
 from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.host.config import SessionConfig
+from tidemill.runtime.config import DEFAULT_CONFIG, ChunkingPolicy, RuntimeConfig
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class LlmOptions:
     """How an engine is built, if it has to be, and how it is run. Units: tokens, requests.
 
     `tokenizer` is a directory whose tokenizer replaces the engine's own, `cache_dir` where built
-    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one;
-    `max_queue_size` 0 is no limit.
+    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one; `pin_threads`
+    keeps each thread on a core of its own; `max_queue_size` 0 is no limit, nor is `max_step_ms` 0.
+    `event_buffer_max_size` is how many events of requests' lives are kept.
     """
 
     tokenizer: Path | str | None = None
@@ -36,7 +39,15 @@ class LlmOptions:
     cache_dir: Path | str | None = None
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
-    max_queue_size: int = 0
+    pin_threads: bool | None = None
+    max_queue_size: int = DEFAULT_CONFIG.max_queue_size
+    max_step_ms: float = DEFAULT_CONFIG.max_step_ms
+    kv_cache_config: KvCacheConfig | None = None
+    scheduler_config: SchedulerConfig | None = None
+    speculative_config: NGramDecodingConfig | None = None
+    enable_chunked_prefill: bool = True
+    iter_stats_max_iterations: int = DEFAULT_CONFIG.iter_stats_max_iterations
+    event_buffer_max_size: int = DEFAULT_CONFIG.event_buffer_max_size
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> LlmOptions:
@@ -75,4 +86,27 @@ class LlmOptions:
     @property
     def session(self) -> SessionConfig:
         """The options that say how it is run."""
-        return SessionConfig(self.kv_cache_tokens, self.num_threads, self.max_queue_size)
+        cache = self.kv_cache_config or KvCacheConfig()
+        scheduler = self.scheduler_config or SchedulerConfig()
+        guesses = self.speculative_config or NGramDecodingConfig(0)
+        chunking = scheduler.context_chunking_policy or DEFAULT_CONFIG.chunking
+        return SessionConfig(
+            kv_cache_tokens=self.kv_cache_tokens or cache.max_tokens,
+            kv_cache_fraction=cache.free_gpu_memory_fraction,
+            num_threads=self.num_threads,
+            pin_threads=self.pin_threads,
+            kv_cache_host_memory_bytes=cache.host_cache_size,
+            runtime=RuntimeConfig(
+                policy=scheduler.capacity_scheduler_policy,
+                chunking=chunking if self.enable_chunked_prefill else ChunkingPolicy.OFF,
+                max_queue_size=self.max_queue_size,
+                enable_block_reuse=cache.enable_block_reuse,
+                enable_partial_reuse=cache.enable_partial_reuse,
+                secondary_offload_min_priority=cache.secondary_offload_min_priority,
+                max_draft_len=guesses.max_draft_len,
+                max_matching_ngram_size=guesses.max_matching_ngram_size,
+                iter_stats_max_iterations=self.iter_stats_max_iterations,
+                event_buffer_max_size=self.event_buffer_max_size,
+                max_step_ms=self.max_step_ms,
+            ),
+        )

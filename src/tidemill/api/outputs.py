@@ -41,7 +41,8 @@ class CompletionOutput:
     `logprobs` has an entry for each output token: itself first, then the likeliest ones asked for.
     `prompt_logprobs` likewise for the prompt, None for its first token. Shapes: `generation_logits`
     is (tokens, vocabulary). What was not asked for is None or empty. Of a streamed answer, all is
-    so far, and `text_diff` and `token_ids_diff` are the news.
+    so far, and `text_diff` and `token_ids_diff` are the news. `request_perf_metrics` has the
+    reference's keys, for the whole answer and, if asked for, with every piece.
     """
 
     index: int
@@ -55,6 +56,7 @@ class CompletionOutput:
     generation_logits: Logits | None = None
     text_diff: str = ""
     token_ids_diff: list[int] = field(default_factory=list)
+    request_perf_metrics: dict[str, Any] | None = None
 
     @property
     def length(self) -> int:
@@ -127,6 +129,7 @@ def extend(answer: CompletionOutput, update: Update) -> CompletionOutput:
         generation_logits=answer.generation_logits if logits is None else logits,
         text_diff=update.text,
         token_ids_diff=update.token_ids,
+        request_perf_metrics=update.metrics.to_json() if update.metrics else None,
     )
 
 

@@ -2,9 +2,8 @@
 
 In: an engine and the step to look at (requests, positions already cached, new tokens of each).
 Out: a `ProfileReport`. The step is run many times with the walker's own cycle counters on; the
-machine's read bandwidth and dot-product rate are measured in between, as they move on a shared
-machine. An op's limit is the larger of its arithmetic at that rate and its bytes of weights and
-cache at that bandwidth; activations stay in the core's caches and are not counted.
+machine's read bandwidth and dot-product rates are measured in between, as they move on a shared
+machine; `step_limits` says what an op's limit is.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tidemill.api.step_limits import Rates, op_limit, step_sizes
 from tidemill.base.errors import ConfigError
 from tidemill.base.target import num_physical_cores
 from tidemill.builder.machine_limits import MachineLimits
@@ -25,13 +25,12 @@ from tidemill.engine.describe import table
 from tidemill.ir.graph import Graph, Op
 from tidemill.ir.text import parse_graph
 from tidemill.ops.row import StepSizes
-from tidemill.ops.table import OPS
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
 
 STEPS_A_ROUND = 10
-_NO_TOKENS = StepSizes(tokens=0, sequences=0, logit_rows=0, kv_tokens=0, attention_pairs=0)
+
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,19 +49,6 @@ class ProfileRequest:
     num_tokens: int = 1
     num_rounds: int = 5
     num_threads: int | None = None
-
-    @property
-    def sizes(self) -> StepSizes:
-        """What the step asks of each op."""
-        count, start = self.num_tokens, self.position
-        pairs = count * start + count * (count + 1) // 2
-        return StepSizes(
-            tokens=self.batch_size * count,
-            sequences=self.batch_size,
-            logit_rows=self.batch_size,
-            kv_tokens=self.batch_size * (start + count),
-            attention_pairs=self.batch_size * pairs,
-        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +83,7 @@ class ProfileReport:
     step_us: float
     read_gb_per_s: float
     dot_gflops: float
+    int8_gops: float
     ops: tuple[OpTime, ...]
 
     @property
@@ -117,7 +104,8 @@ class ProfileReport:
             f"{self.engine_dir} for {self.target}, {self.num_threads} thread(s): {self.title}",
             f"step {self.step_us / 1e3:.3f} ms, limit {self.limit_us / 1e3:.3f} ms "
             f"({self.limit_us / self.step_us:.0%}); measured meanwhile: read "
-            f"{self.read_gb_per_s:.1f} GB/s, dot products {self.dot_gflops:.0f} GFLOP/s",
+            f"{self.read_gb_per_s:.1f} GB/s, dot products {self.dot_gflops:.0f} GFLOP/s of bf16, "
+            f"{self.int8_gops:.0f} GOP/s of int8",
             "",
         ]
         heading = ("op", "calls", "us", "of step", "waiting us", "limit us", "of limit")
@@ -168,8 +156,7 @@ class _Round:
 
     cycles: npt.NDArray[np.float64]
     step_s: float
-    read_bytes_per_s: float
-    dot_flops_per_s: float
+    rates: Rates
 
 
 def _rounds(
@@ -183,12 +170,7 @@ def _rounds(
         seconds = (time.perf_counter() - start) / STEPS_A_ROUND
         if progress:
             progress("steps", done + 1, count)
-        yield _Round(
-            cycles / STEPS_A_ROUND,
-            seconds,
-            limits.read_bytes_per_s(),
-            limits.dot_flops_per_s(),
-        )
+        yield _Round(cycles / STEPS_A_ROUND, seconds, Rates.measure(limits))
 
 
 def _check(request: ProfileRequest, limits: EngineLimits) -> None:
@@ -236,15 +218,18 @@ def _report(
     request: ProfileRequest, num_threads: int, executor: NativeExecutor, rounds: list[_Round]
 ) -> ProfileReport:
     step_s = statistics.median(each.step_s for each in rounds)
-    read = statistics.median(each.read_bytes_per_s for each in rounds)
-    dots = statistics.median(each.dot_flops_per_s for each in rounds)
+    rates = Rates(
+        statistics.median(each.rates.read for each in rounds),
+        statistics.median(each.rates.bf16 for each in rounds),
+        statistics.median(each.rates.int8 for each in rounds),
+    )
     # All of a thread's cycles make up the step, which says how long a cycle is.
     scaled = [each.cycles * (each.step_s * 1e6 / each.cycles[0].sum()) for each in rounds]
     times_us = np.median(np.stack(scaled), axis=0)
+    sizes = step_sizes(request.batch_size, request.position, request.num_tokens)
     graph: Graph = parse_graph(executor.manifest.graph_text)
     ops = tuple(
-        _op_time(op, request.sizes, times_us[:, index], (read, dots))
-        for index, op in enumerate(graph.ops)
+        _op_time(op, sizes, times_us[:, index], rates) for index, op in enumerate(graph.ops)
     )
     return ProfileReport(
         engine_dir=request.engine_dir,
@@ -254,30 +239,22 @@ def _report(
         position=request.position,
         num_tokens=request.num_tokens,
         step_us=step_s * 1e6,
-        read_gb_per_s=read / 1e9,
-        dot_gflops=dots / 1e9,
+        read_gb_per_s=rates.read / 1e9,
+        dot_gflops=rates.bf16 / 1e9,
+        int8_gops=rates.int8 / 1e9,
         ops=ops,
     )
 
 
-def _op_time(
-    op: Op,
-    sizes: StepSizes,
-    times_us: npt.NDArray[np.float64],
-    read_and_dots: tuple[float, float],
-) -> OpTime:
-    cost = OPS[op.kind].cost
-    whole = cost(op, sizes)
-    uncached = StepSizes(sizes.tokens, sizes.sequences, sizes.logit_rows, 0, sizes.attention_pairs)
-    streamed = cost(op, _NO_TOKENS).bytes + whole.bytes - cost(op, uncached).bytes
-    read, dots = read_and_dots
+def _op_time(op: Op, sizes: StepSizes, times_us: npt.NDArray[np.float64], rates: Rates) -> OpTime:
+    limit = op_limit(op, sizes, rates)
     return OpTime(
         op=op.kind,
         layer=op.layer,
         output=op.outputs[0].name,
         work_us=float(times_us[:, 0].max()),
         wait_us=float(times_us[:, 1].mean()),
-        flops=whole.flops,
-        bytes=streamed,
-        limit_us=max(streamed / read, whole.flops / dots) * 1e6,
+        flops=limit.flops,
+        bytes=limit.bytes,
+        limit_us=limit.seconds * 1e6,
     )

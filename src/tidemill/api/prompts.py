@@ -70,12 +70,17 @@ def read_prompt(
 
     Raises: InvalidRequestError for text that is none, SessionError where text needs a tokenizer.
     """
+    text: str | None = None
     if isinstance(prompt, dict):
-        return AskedPrompt(number, prompt.get("prompt"), list(prompt["prompt_token_ids"]))
-    if isinstance(prompt, str):
-        tokens = encode_prompt(tokenizer_of(session), prompt, params.add_special_tokens)
-        return AskedPrompt(number, prompt, tokens)
-    return AskedPrompt(number, None, list(prompt))
+        text, tokens = prompt.get("prompt"), list(prompt["prompt_token_ids"])
+    elif isinstance(prompt, str):
+        text, tokens = (
+            prompt,
+            encode_prompt(tokenizer_of(session), prompt, params.add_special_tokens),
+        )
+    else:
+        tokens = list(prompt)
+    return AskedPrompt(number, text, tokens[-(params.truncate_prompt_tokens or 0) :])
 
 
 def tokenizer_of(session: Session) -> Tokenizer:

@@ -12,7 +12,7 @@ from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
-from tidemill.checkpoint.weight_only import is_weight_only
+from tidemill.checkpoint.weight_only import scheme_asked_for
 from tidemill.quant.schemes import NONE, Quantization, find_scheme
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_MAX_NUM_TOKENS = 1024
 DEFAULT_TOKENS_PER_BLOCK = 32
+# Of checkpoints with quantised layers: what they are, and which schemes run them.
+_STORED = {"w8a16": ("int8", ("w8a16", "w8a8")), "fp8": ("fp8", ("fp8",))}
 MOST = 1 << 24  # beyond it, tables of positions and blocks alone would fill a machine
 
 
@@ -64,26 +66,27 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
             f"max_seq_len {max_seq_len} is beyond the {longest} positions that the model was "
             "trained for; answers may degrade past them"
         )
-    quantization = _resolve_quantization(request, is_weight_only(model))
+    quantization = _resolve_quantization(request, model)
     return ResolvedBuild(config, quantization, chosen_by, tuple(notes))
 
 
-def _resolve_quantization(request: BuildRequest, has_int8_layers: bool) -> Quantization:
+def _resolve_quantization(request: BuildRequest, model: CheckpointConfig) -> Quantization:
     """The layers' scheme is the user's, and the head's follows it unless told otherwise.
 
-    Left open, it is the checkpoint's: one with int8 layers keeps its head as it is.
-    Raises: ConfigError for unknown schemes, and for none where the layers are int8 already.
+    Left open, it is the checkpoint's, whose head stays as it is.
+    Raises: ConfigError for unknown schemes, and for others than those of the checkpoint's weights.
     """
-    if has_int8_layers and request.quant == NONE.name:
+    asked_for = scheme_asked_for(model)
+    layers = find_scheme(request.quant or asked_for, "--quant")
+    kind, allowed = _STORED.get(asked_for, ("", (layers.name,)))
+    if layers.name not in allowed:
         raise ConfigError(
-            "the checkpoint's layers are int8 already",
+            f"the checkpoint's layers are {kind} already",
             where="--quant",
-            expected="w8a16 or w8a8",
-            got=NONE.name,
-            hint="leave --quant out for w8a16, or convert again without --use_weight_only",
+            expected=" or ".join(allowed),
+            got=layers.name,
+            hint=f"leave --quant out for {asked_for}, or convert the original weights again",
         )
-    default = "w8a16" if has_int8_layers else NONE.name
-    layers = find_scheme(request.quant or default, "--quant")
     if request.quant_head is None:
         return Quantization(layers, NONE if request.quant is None else layers.for_head)
     head = find_scheme(request.quant_head, "--quant_head")

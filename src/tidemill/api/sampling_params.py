@@ -63,7 +63,9 @@ class SamplingParams:
     top_k 1 or top_p 0; what is left out beside others is neutral. `end_id` None is the model's
     own. `max_tokens` None is as many as fit. `stop` and `bad` are texts, `stop_token_ids` and
     `bad_token_ids` tokens, or words of several tokens. Of `best_of` answers the best `n` come back,
-    or `n` of as many beams. Raises: InvalidRequestError.
+    or `n` of as many beams. Of a prompt the last `truncate_prompt_tokens` count. `pad_id` changes
+    nothing: nothing is padded. The last five are the reference's, and must ask for nothing.
+    Raises: InvalidRequestError.
     """
 
     max_tokens: int | None = 32
@@ -107,8 +109,19 @@ class SamplingParams:
     beam_search_diversity_rate: float | None = None
     guided_decoding: GuidedDecodingParams | None = None
     logits_processor: LogitsProcessor | str | None = None
+    return_perf_metrics: bool = False
+    detokenize: bool = True
+    truncate_prompt_tokens: int | None = None
+    pad_id: int | None = None
+    spaces_between_special_tokens: bool = True
+    apply_batched_logits_processor: bool = False
+    beam_width_array: Sequence[int] | None = None
+    lookahead_config: object = None
+    additional_model_outputs: Sequence[object] | None = None
+    return_encoder_output: bool = False
 
     def __post_init__(self) -> None:
+        _refuse_unknown_wishes(self)
         faults = sampling_faults(
             resolve_sampling(
                 self.temperature, self.top_k, self.top_p, self.seed, self.min_p, self.rules
@@ -116,6 +129,11 @@ class SamplingParams:
         )
         if self.max_tokens is not None and self.max_tokens < 1:
             faults.append(f"require max_tokens > 0, got max_tokens={self.max_tokens}")
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
+            faults.append(
+                "require truncate_prompt_tokens >= 1,"
+                f" got truncate_prompt_tokens={self.truncate_prompt_tokens}"
+            )
         faults += wishes_faults(self.wishes)
         if not all(self.stop_strings):
             faults.append("require stop strings with at least one character, got ''")
@@ -174,36 +192,63 @@ class SamplingParams:
         }
         return LogitsRules(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
-    def to_request(
-        self, request_id: str, prompt: str | None, prompt_tokens: list[int], is_streaming: bool
-    ) -> GenerateRequest:
-        """Ask for an answer to a prompt under these settings."""
-        rules = self.rules
-        return GenerateRequest(
-            request_id=request_id,
-            prompt=prompt,
-            prompt_tokens=prompt_tokens,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            end_id=-1 if self.ignore_eos else self.end_id,
-            min_p=self.min_p,
-            n=self.n,
-            best_of=None if self.use_beam_search else self.best_of,
-            beams=self.beams,
-            guide=None if self.guided_decoding is None else self.guided_decoding.guide,
-            processor=_processor_name(self.logits_processor),
-            wishes=None if self.wishes.is_empty else self.wishes,
-            rules=None if rules.is_neutral else rules,
-            bad_words=_texts(self.bad),
-            stop=self.stop_strings,
-            stop_token_words=[list(word) for word in _words(self.stop_token_ids)],
-            include_stop_in_output=self.include_stop_str_in_output,
-            exclude_input_in_output=self.exclude_input_from_output,
-            streaming=is_streaming,
-            skip_special_tokens=self.skip_special_tokens,
+
+def make_request(
+    params: SamplingParams,
+    request_id: str,
+    prompt: str | None,
+    prompt_tokens: list[int],
+    is_streaming: bool,
+) -> GenerateRequest:
+    """Ask for an answer to a prompt."""
+    rules = params.rules
+    return GenerateRequest(
+        request_id=request_id,
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        seed=params.seed,
+        end_id=-1 if params.ignore_eos else params.end_id,
+        min_p=params.min_p,
+        n=params.n,
+        best_of=None if params.use_beam_search else params.best_of,
+        beams=params.beams,
+        guide=None if params.guided_decoding is None else params.guided_decoding.guide,
+        processor=_processor_name(params.logits_processor),
+        wishes=None if params.wishes.is_empty else params.wishes,
+        rules=None if rules.is_neutral else rules,
+        bad_words=_texts(params.bad),
+        stop=params.stop_strings,
+        stop_token_words=[list(word) for word in _words(params.stop_token_ids)],
+        include_stop_in_output=params.include_stop_str_in_output,
+        exclude_input_in_output=params.exclude_input_from_output,
+        streaming=is_streaming,
+        skip_special_tokens=params.skip_special_tokens,
+        return_perf_metrics=params.return_perf_metrics,
+        detokenize=params.detokenize,
+    )
+
+
+def _refuse_unknown_wishes(params: SamplingParams) -> None:
+    wishes: dict[str, object] = {
+        "spaces_between_special_tokens=False": not params.spaces_between_special_tokens,
+        "apply_batched_logits_processor": params.apply_batched_logits_processor,
+        "beam_width_array": params.beam_width_array,
+        "lookahead_config": params.lookahead_config,
+        "additional_model_outputs": params.additional_model_outputs,
+        "return_encoder_output": params.return_encoder_output,
+    }
+    asked = [name for name, wish in wishes.items() if wish]
+    if asked:
+        raise InvalidRequestError(
+            "the answer is to have what this version cannot give",
+            where="SamplingParams",
+            expected="none of " + ", ".join(wishes),
+            got=", ".join(asked),
+            hint="leave it out; docs/SAMPLING.md has what can be asked for",
         )
 
 

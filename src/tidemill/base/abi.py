@@ -13,7 +13,8 @@ CONTEXT_GO, CONTEXT_SLEEPERS, CONTEXT_STOP, CONTEXT_BARRIER = 0, 8, 16, 24
 CONTEXT_NUM_OPS, CONTEXT_RECORDS, CONTEXT_NUM_THREADS, CONTEXT_PROFILE = 32, 33, 34, 35
 CONTEXT_SYSCALL = 36  # address of the C library's syscall function
 CONTEXT_BARRIER_SLEEPERS = 40
-CONTEXT_PHASE = 48  # + 8 * thread: barriers passed so far, times the team's size
+CONTEXT_PHASE = 48  # + 16 * thread: barriers passed so far; 8 words on: arrivals of group `thread`
+GROUP_THREADS = 8  # of a larger team's: they arrive together, and the last goes on to the barrier
 
 WORKER_SYMBOL, STEP_SYMBOL = "team_worker", "team_step"
 
@@ -31,4 +32,4 @@ TILE_WORDS = 4
 
 def context_words(num_threads: int) -> int:
     """Size of the context of a team."""
-    return CONTEXT_PHASE + 8 * num_threads
+    return CONTEXT_PHASE + 16 * num_threads

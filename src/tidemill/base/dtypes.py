@@ -88,7 +88,9 @@ _SCALED_ROWS = (DType.Q8, DType.F8)
 SCALE_BYTES = 4  # of the f32 behind a row of q8 or f8
 
 SAFETENSORS_TO_DTYPE = {
-    "F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16, "I8": DType.I8, "U8": DType.U8,
+    "F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16, "I8": DType.I8,
+    "F8_E4M3": DType.U8,  # raw bits: the scales that give them a meaning are other tensors
+    "U8": DType.U8,
     "I32": DType.I32, "I64": DType.I64,
 }  # fmt: skip
 DTYPE_TO_SAFETENSORS = {dtype: name for name, dtype in SAFETENSORS_TO_DTYPE.items()}

@@ -41,13 +41,23 @@ X86_64_V3_VNNI = Target(
     _V3 | {"avx_vnni"},
 )  # fmt: skip
 X86_64_V3 = Target("x86-64-v3", "x86_64", "x86_64-unknown-linux-gnu", "x86-64-v3", "", _V3)
+_NEON = frozenset({"asimd", "asimdhp"})
+AARCH64_BF16 = Target(
+    "aarch64-bf16", "aarch64", "aarch64-unknown-linux-gnu", "generic",
+    "+neon,+fullfp16,+dotprod,+bf16,+i8mm", _NEON | {"asimddp", "bf16", "i8mm"},
+)  # fmt: skip
+AARCH64_DOTPROD = Target(
+    "aarch64-dotprod", "aarch64", "aarch64-unknown-linux-gnu", "generic",
+    "+neon,+fullfp16,+dotprod", _NEON | {"asimddp"},
+)  # fmt: skip
 AARCH64 = Target(
-    "aarch64-neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon,+fullfp16",
-    frozenset({"asimd", "asimdhp"}),
+    "aarch64-neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon,+fullfp16", _NEON,
 )  # fmt: skip
 
 # Best first: the first one that the host satisfies is its native target.
-TARGETS = (X86_64_V4_BF16, X86_64_V4, X86_64_V3_VNNI, X86_64_V3, AARCH64)
+TARGETS = (
+    X86_64_V4_BF16, X86_64_V4, X86_64_V3_VNNI, X86_64_V3, AARCH64_BF16, AARCH64_DOTPROD, AARCH64,
+)  # fmt: skip
 NAME_TO_TARGET = {target.name: target for target in TARGETS}
 
 
@@ -67,11 +77,16 @@ def host_targets() -> tuple[Target, ...]:
     return tuple(t for t in TARGETS if t.arch == arch and t.required <= host_features())
 
 
+def physical_cpus() -> tuple[int, ...]:
+    """One CPU of each core this process may use, in Linux's order: socket after socket."""
+    core_to_cpu: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        core = siblings.read_text().strip() if siblings.exists() else str(cpu)
+        core_to_cpu.setdefault(core, cpu)
+    return tuple(core_to_cpu.values())
+
+
 def num_physical_cores() -> int:
     """Cores this process may use, hyper-threads counted once."""
-    allowed = os.sched_getaffinity(0)
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
-    return max(1, len(cores))
+    return max(1, len(physical_cpus()))

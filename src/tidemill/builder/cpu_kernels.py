@@ -6,11 +6,11 @@ layers of equal shape share one. Knows the shapes of an op's operands, not where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.base.dtypes import DType
 from tidemill.builder.build_config import BuildConfig
-from tidemill.codegen.emitter import Function
+from tidemill.builder.tactics import Width
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.kernel import Kernel
 from tidemill.codegen.module import Module
@@ -22,6 +22,7 @@ from tidemill.ops.gather_last import cpu as gather_last_cpu
 from tidemill.ops.layout import CacheLayout
 from tidemill.ops.linear.cpu import Epilogue, LinearKernels, add_residual, gate_silu, store
 from tidemill.ops.linear.formats import Format, format_for
+from tidemill.ops.linear.tactics import TacticTable, default_table
 from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
 from tidemill.ops.quantize import cpu as quantize_cpu
 from tidemill.ops.rms_norm import cpu as rms_norm_cpu
@@ -32,11 +33,13 @@ from tidemill.ops.sample import cpu as sample_cpu
 class KernelLibrary:
     """Emits kernels into one module on demand."""
 
-    def __init__(self, isa: Isa, config: BuildConfig) -> None:
+    def __init__(
+        self, isa: Isa, config: BuildConfig, tables: Mapping[Width, TacticTable] | None = None
+    ) -> None:
         self.module = Module()
-        self._isa, self._config = isa, config
+        self._isa, self._config, self._tables = isa, config, tables or {}
         self._kernels: dict[str, Kernel] = {}
-        self._tiles: dict[tuple[str, int], tuple[LinearKernels, dict[int, Function]]] = {}
+        self._linears: dict[tuple[str, int], LinearKernels] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
             "embedding": self._embedding,
             "rms_norm": self._rms_norm,
@@ -87,11 +90,12 @@ class KernelLibrary:
         return self._once("_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, k))
 
     def _emit_linear(self, op: Op, symbol: str, form: Format, k: int) -> Kernel:
-        if (form.name, k) not in self._tiles:
-            kernels = LinearKernels(self.module, self._isa, form, k)
-            self._tiles[form.name, k] = kernels, kernels.emit_tiles()
-        kernels, tiles = self._tiles[form.name, k]
-        return kernels.emit(symbol, tiles, _epilogue(op), has_bias(op))
+        if (form.name, k) not in self._linears:
+            self._linears[form.name, k] = LinearKernels(self.module, self._isa, form, k)
+        kernels = self._linears[form.name, k]
+        types = form.weight, form.activation
+        table = self._tables.get((*types, k), default_table(*types))
+        return kernels.emit(symbol, table, _epilogue(op), has_bias(op))
 
     def _quantize(self, op: Op) -> Kernel:
         activation, columns = op.inputs[0].type.dtype, _columns(op)
@@ -107,13 +111,14 @@ class KernelLibrary:
             int(op.attrs["num_heads"]),
             int(op.attrs["rotary_dim"]),
             float(op.attrs["scale"]),
-            self._cache(op),
+            self._cache(op, op.outputs[0].type.dtype),
         )
         return self._once("rope_cache", lambda symbol: emitter.emit(self.module, symbol))
 
     def _paged_attention(self, op: Op) -> Kernel:
         num_heads, window = int(op.attrs["num_heads"]), int(op.attrs["window"])
-        emitter = AttentionKernel(self._isa, num_heads, self._cache(op), window)
+        cache = self._cache(op, op.inputs[0].type.dtype)
+        emitter = AttentionKernel(self._isa, num_heads, cache, window)
         symbol = f"paged_attention_w{window}" if window else "paged_attention"
         return self._once(symbol, lambda symbol: emitter.emit(self.module, symbol))
 
@@ -128,17 +133,21 @@ class KernelLibrary:
         vocab_size = int(op.inputs[0].type.shape[1])
         return self._once("sample", lambda symbol: sample_cpu.emit(self.module, symbol, vocab_size))
 
-    def _cache(self, op: Op) -> CacheLayout:
+    def _cache(self, op: Op, activation: DType) -> CacheLayout:
+        stored = DType(op.attrs["cache_dtype"])
         return CacheLayout(
             int(op.attrs["num_kv_heads"]),
             int(op.attrs["head_size"]),
             self._config.tokens_per_block,
-            DType(op.attrs["cache_dtype"]),
+            stored,
+            activation if stored.is_quantized else stored,
         )
 
 
-def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
-    """Describe the cache that an attention op's kernels use."""
+def kv_layout(attentions: Sequence[Op], num_layers: int, config: BuildConfig) -> KvLayout:
+    """Describe the cache that the kernels of a model's attention ops use."""
+    attention = attentions[0]
+    windows = [int(op.attrs["window"]) for op in attentions]
     heads, kv_heads = int(attention.attrs["num_heads"]), int(attention.attrs["num_kv_heads"])
     return KvLayout(
         num_layers=num_layers,
@@ -147,6 +156,7 @@ def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
         tokens_per_block=config.tokens_per_block,
         dtype=DType(attention.attrs["cache_dtype"]),
         tile_tokens=tile_tokens(heads // kv_heads),
+        attention_window=max(windows) if all(windows) else None,
     )
 
 

@@ -17,6 +17,8 @@ from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_memory import place_buffers, place_inputs
 from tidemill.engine.manifest import Operand, TensorSpec
 from tidemill.ir.graph import Constant, Graph, Op, Value
+from tidemill.ops.heads import Heads
+from tidemill.ops.paged_attention.cpu import work_bytes
 from tidemill.quant.packing import interleave_gate, pack_panels, pad_vector
 
 Array = npt.NDArray[Any]
@@ -37,7 +39,11 @@ class OperandPlaces:
         self._buffers, self.arena_bytes = place_buffers(graph, config)
         self._inputs, _ = place_inputs(config)
         self._packed: dict[str, int] = {}
-        self._layers = sorted({op.layer for op in graph.ops if op.kind == "paged_attention"})
+        attentions = [op for op in graph.ops if op.kind == "paged_attention"]
+        self.shared_scratch_bytes = max(
+            (_work_bytes(op, config.max_seq_len) for op in attentions), default=0
+        )
+        self._layers = sorted({op.layer for op in attentions})
 
     @property
     def num_layers(self) -> int:
@@ -82,6 +88,14 @@ class OperandPlaces:
         index = 2 * self._layers.index(layer)
         return Operand("k", "kv", index), Operand("v", "kv", index + 1)
 
+    def shared_scratch(self, name: str) -> Operand:
+        """Memory that threads work in together."""
+        return Operand(name, "scratch", 0)
+
+    def own_scratch(self, name: str) -> Operand:
+        """Memory of each thread, one after the other, behind what they share."""
+        return Operand(name, "scratch", self.shared_scratch_bytes)
+
     def matrix(self, name: str, value: Value) -> Operand:
         """A weight matrix, packed into panels."""
         return self._weight(name, (value,), lambda w: pack_panels(w[0], value.type.dtype))
@@ -113,6 +127,11 @@ class OperandPlaces:
             constants = [self._constants[value.name] for value in values]
             self._packed[key] = self._sink(key, lambda: pack([_load(c) for c in constants]))
         return Operand(name, "weights", self._packed[key])
+
+
+def _work_bytes(attention: Op, max_seq_len: int) -> int:
+    heads = Heads.of(attention.attrs)
+    return work_bytes(heads.num_heads // heads.num_kv_heads, heads.head_size, max_seq_len)
 
 
 def _load(constant: Constant) -> Array:

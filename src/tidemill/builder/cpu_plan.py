@@ -7,7 +7,7 @@ to the same records for every CPU target; only the emitted code differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tidemill.base import abi
@@ -15,11 +15,14 @@ from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary, has_bias, kv_layout
 from tidemill.builder.cpu_operands import OperandPlaces, WeightSink
+from tidemill.builder.tactics import LINEAR_KINDS, Width
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.module import Module
 from tidemill.engine.manifest import KvLayout, Operand, PlanOp, TensorSpec
 from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up, wide_row
+from tidemill.ops.linear.prepared import prepared_bytes
+from tidemill.ops.linear.tactics import TacticTable
 from tidemill.ops.row import StepSizes
 from tidemill.ops.table import OPS
 
@@ -37,27 +40,35 @@ class CpuPlan:
     inputs: tuple[TensorSpec, ...]
     arena_bytes: int
     scratch_bytes_per_thread: int
+    shared_scratch_bytes: int
     kv: KvLayout
 
 
-def lower_for_cpu(graph: Graph, config: BuildConfig, isa: Isa, sink: WeightSink) -> CpuPlan:
-    """Lower a graph of ops that have CPU kernels.
+def lower_for_cpu(
+    graph: Graph,
+    config: BuildConfig,
+    isa: Isa,
+    sink: WeightSink,
+    tables: Mapping[Width, TacticTable] | None = None,
+) -> CpuPlan:
+    """Lower a graph of ops that have CPU kernels, with the shipped tactics unless told others.
 
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    library = KernelLibrary(isa, config)
+    library = KernelLibrary(isa, config, tables)
     places = OperandPlaces(graph, config, sink)
     plan = tuple(_lower(op, library, places) for op in graph.ops)
-    attention = next(op for op in graph.ops if op.kind == "paged_attention")
+    attentions = [op for op in graph.ops if op.kind == "paged_attention"]
     return CpuPlan(
         library.module,
         plan,
         places.buffer_specs,
         places.input_specs,
         places.arena_bytes,
-        max((_sample_scratch_bytes(op) for op in graph.ops if op.kind == "sample"), default=0),
-        kv_layout(attention, places.num_layers, config),
+        max(map(_scratch_bytes, graph.ops), default=0),
+        places.shared_scratch_bytes,
+        kv_layout(attentions, places.num_layers, config),
     )
 
 
@@ -149,6 +160,7 @@ def _paged_attention(op: Op, at: OperandPlaces) -> list[Operand]:
         at.buffer("q", op.inputs[0]),
         *at.cache(op.layer),
         at.buffer("y", op.outputs[0]),
+        at.shared_scratch("work"),
     ]
 
 
@@ -160,14 +172,23 @@ def _sample(op: Op, at: OperandPlaces) -> list[Operand]:
         *(at.input(name, name) for name in settings),
         at.input("position", "sampled_positions"),
         at.buffer("tokens", op.outputs[0]),
-        Operand("scratch", "scratch", 0),
-        Operand("scratch_bytes", "immediate", _sample_scratch_bytes(op)),
+        *_scratch(op, at),
     ]
 
 
-def _sample_scratch_bytes(op: Op) -> int:
-    """A row of float32 logits for each thread."""
-    return 4 * wide_row(int(op.inputs[0].type.shape[1]))
+def _scratch(op: Op, at: OperandPlaces) -> list[Operand]:
+    """A thread's own memory: where it begins, and how much of it each thread has."""
+    size = Operand("scratch_bytes", "immediate", _scratch_bytes(op))
+    return [at.own_scratch("scratch"), size]
+
+
+def _scratch_bytes(op: Op) -> int:
+    """A row of f32 logits for sampling, a panel of prepared words for a quantised layer."""
+    if op.kind == "sample":
+        return 4 * wide_row(int(op.inputs[0].type.shape[1]))
+    if op.kind in LINEAR_KINDS:
+        return prepared_bytes(int(op.inputs[1].type.shape[1]), op.inputs[1].type.dtype)
+    return 0
 
 
 def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
@@ -188,6 +209,7 @@ def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
         at.buffer("y", op.outputs[0]),
         Operand("y_row_bytes", "immediate", at.buffer_row_bytes(op.outputs[0])),
         Operand("panels", "immediate", padded_n(num_outputs) // PANEL),
+        *(_scratch(op, at) if weights[0].type.dtype.is_quantized else ()),
     ]
 
 

@@ -1,8 +1,8 @@
-"""The machine's own limits, measured with a team of our threads: read bandwidth, bf16 dot rate.
+"""The machine's own limits, measured with a team of our threads: read bandwidth and dot rates.
 
-Two loops with nothing else in them: one reads memory that no cache holds, prefetching as the
-linear kernels do; the other repeats the target's bf16 dot product on registers. Whoever times a
-kernel runs these in between, since a shared machine's limits move within minutes.
+Loops with nothing else in them: two read memory that no cache holds, of which one prefetches; two
+repeat the target's dot product of bf16 and of int8 on registers. Whoever times a kernel runs these
+in between, since a shared machine's limits move within minutes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from tidemill.codegen.kernel import open_kernel
 from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
-from tidemill.codegen.types import F32, I32
+from tidemill.codegen.types import I32
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 
 READ_BYTES = 256 << 20
 DOT_LOOPS = 200_000
+SETTLE_S = 0.002
 _PREFETCH_BYTES = 8192
 _VECTORS_A_TURN = 8
 _TURN_BYTES = _VECTORS_A_TURN * 64
@@ -37,8 +38,10 @@ class MachineLimits:
         isa = isa_for(host_targets()[0])
         module = Module()
         emit_team(module, isa)
-        _emit_read(module)
-        _emit_dots(module, isa)
+        _emit_read(module, "read", is_prefetching=False)
+        _emit_read(module, "read_prefetching", is_prefetching=True)
+        _emit_dots(module, isa, is_int8=False)
+        _emit_dots(module, isa, is_int8=True)
         target = isa.target
         text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
         image = link_object(compile_ir(text, target))
@@ -46,33 +49,44 @@ class MachineLimits:
         self._memory = allocate(READ_BYTES)
         self._memory[:] = 1
         self._out = np.zeros(64 * num_threads, np.float32)
-        records = np.zeros((2, abi.RECORD_WORDS), np.int64)
+        records = np.zeros((4, abi.RECORD_WORDS), np.int64)
         out = address_of(self._out)
-        records[0, :4] = code.address("read"), address_of(self._memory), READ_BYTES, out
-        records[1, :4] = code.address("dots"), address_of(self._memory), DOT_LOOPS, out
+        loops = {"read": READ_BYTES, "read_prefetching": READ_BYTES}
+        loops |= {"bf16_dots": DOT_LOOPS, "int8_dots": DOT_LOOPS}
+        for record, (symbol, size) in zip(records, loops.items(), strict=True):
+            record[:4] = code.address(symbol), address_of(self._memory), size, out
         self._team = Team(code, records, num_threads)
-        self._dot_flops = 4.0 * LANES * _ACCUMULATORS * DOT_LOOPS * num_threads
+        self._dots = float(LANES * _ACCUMULATORS * DOT_LOOPS * num_threads)
 
     def read_bytes_per_s(self) -> float:
-        """Read all of the memory once, every thread its part."""
-        return READ_BYTES / self._time_s(0)
+        """Read all of the memory once, every thread its part; with or without prefetching."""
+        return READ_BYTES / min(self._time_s(0), self._time_s(1))
 
     def dot_flops_per_s(self) -> float:
         """Multiply and add pairs of bf16 on registers, on every thread."""
-        return self._dot_flops / self._time_s(1)
+        return 4 * self._dots / self._time_s(2)
+
+    def int8_ops_per_s(self) -> float:
+        """Multiply and add quads of int8 on registers, on every thread."""
+        return 8 * self._dots / self._time_s(3)
 
     def close(self) -> None:
         self._team.close()
 
     def _time_s(self, record: int) -> float:
+        """The best of three, when other teams' threads no longer hold a core by spinning."""
         self._team.select(record, 1)
-        start = time.perf_counter()
-        self._team.step()
-        return time.perf_counter() - start
+        seconds = []
+        time.sleep(SETTLE_S)
+        for _ in range(3):
+            start = time.perf_counter()
+            self._team.step()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
 
 
-def _emit_read(module: Module) -> None:
-    _, frame = open_kernel(module, "read", ("data", "num_bytes", "out"))
+def _emit_read(module: Module, symbol: str, is_prefetching: bool) -> None:
+    _, frame = open_kernel(module, symbol, ("data", "num_bytes", "out"))
     f, data = frame.f, frame.pointer("data", I32)
     first, last = frame.share(frame.integer("num_bytes") // _TURN_BYTES)
     sums = f.registers(I32.x(LANES))
@@ -81,7 +95,8 @@ def _emit_read(module: Module) -> None:
     with f.loop(first, last) as turn:
         here = data.bytes(turn * _TURN_BYTES)
         for lane in range(_VECTORS_A_TURN):
-            here.prefetch(64 * lane + _PREFETCH_BYTES)
+            if is_prefetching:
+                here.prefetch(64 * lane + _PREFETCH_BYTES)
             sums[lane] = sums[lane] ^ here.vec(LANES * lane, LANES)
     total = sums[0]
     for lane in range(1, _VECTORS_A_TURN):
@@ -89,16 +104,18 @@ def _emit_read(module: Module) -> None:
     frame.pointer("out", I32).put(frame.thread * 64, total)
 
 
-def _emit_dots(module: Module, isa: Isa) -> None:
-    _, frame = open_kernel(module, "dots", ("data", "loops", "out"))
+def _emit_dots(module: Module, isa: Isa, is_int8: bool) -> None:
+    symbol, type_ = ("int8_dots", I32.x(LANES)) if is_int8 else ("bf16_dots", V)
+    _, frame = open_kernel(module, symbol, ("data", "loops", "out"))
     f, data = frame.f, frame.pointer("data", I32)
-    left, right, sums = data.vec(0, LANES), data.vec(LANES, LANES), f.registers(V)
+    left, right, sums = data.vec(0, LANES), data.vec(LANES, LANES), f.registers(type_)
     for each in range(_ACCUMULATORS):
-        sums[each] = f.zero(V)
+        sums[each] = f.zero(type_)
     with f.loop(0, frame.integer("loops")):
         for each in range(_ACCUMULATORS):
-            sums[each] = isa.dot_pair(sums[each], left, right)
+            dot = isa.dot_quad if is_int8 else isa.dot_pair
+            sums[each] = dot(sums[each], left, right)
     total = sums[0]
     for each in range(1, _ACCUMULATORS):
         total = total + sums[each]
-    frame.pointer("out", F32).put(frame.thread * 64, total)
+    frame.pointer("out", type_.scalar).put(frame.thread * 64, total)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tidemill.base.dtypes import DType
-from tidemill.base.errors import CheckpointError, UnsupportedError
+from tidemill.base.errors import CheckpointError
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.file_bytes import Array, has_equal_bits
 from tidemill.checkpoint.json_file import read_json_object
@@ -29,15 +29,9 @@ from tidemill.checkpoint.sharding import (
     shard_shape,
     stage_of,
 )
-from tidemill.checkpoint.weight_only import (
-    PLAIN_LAYOUT_KEY,
-    QUANT_ALGO,
-    as_q8,
-    is_matrix,
-    is_weight_only,
-    scale_name,
-    stored_rows,
-)
+from tidemill.checkpoint.stored_fp8 import UNUSED_ENDINGS
+from tidemill.checkpoint.stored_matrices import StoredMatrices, refuse_other_algorithms
+from tidemill.checkpoint.weight_only import is_matrix
 from tidemill.checkpoint.writer import TOKENIZER_FILES
 
 _MAX_LISTED = 20
@@ -49,13 +43,9 @@ class Checkpoint:
     def __init__(self, directory: Path, config: CheckpointConfig, ranks: list[SafetensorsSource]):
         self.directory = directory
         self._ranks = ranks
-        # A config may ask for int8 layers of weights that are stored plainly.
-        self.has_levels = is_weight_only(config) and any(
-            name.endswith("per_channel_scale") for name in ranks[0].names()
-        )
+        self._matrices = StoredMatrices.find(config, ranks[0].names(), str(directory))
         self.config = self._settle_tie(config)
         self._rows = expected_tensors(self.config)
-        self._check_layout()
         self._check_tensors()
 
     @staticmethod
@@ -63,20 +53,12 @@ class Checkpoint:
         """Open a directory and validate it.
 
         Raises: CheckpointError for missing, truncated or disagreeing files; UnsupportedError for
-        quantised checkpoints other than weight-only int8.
+        quantised checkpoints other than weight-only int8 and fp8.
         """
         directory = Path(directory)
         config_path = directory / "config.json"
         config = CheckpointConfig.from_json(read_json_object(config_path), str(config_path))
-        algorithm = config.quantization.get("quant_algo")
-        if algorithm not in (None, "NO_QUANT", QUANT_ALGO):
-            raise UnsupportedError(
-                "this kind of quantised checkpoint is not supported yet",
-                where=str(config_path),
-                expected=f"quantization.quant_algo null or {QUANT_ALGO}",
-                got=str(algorithm),
-                hint="convert from the unquantised model",
-            )
+        refuse_other_algorithms(config, str(config_path))
         return Checkpoint(directory, config, _open_ranks(directory, config))
 
     def tensor_names(self) -> list[str]:
@@ -88,24 +70,39 @@ class Checkpoint:
         return full_shape(self._rows[name], self.config)
 
     def dtype(self, name: str) -> DType:
-        """Return the type that `read` gives: q8 for a matrix that is stored as levels."""
-        if self.has_levels and is_matrix(name):
-            return DType.Q8
+        """Return the type that `read` gives: q8 and f8 for a matrix that is stored with scales."""
+        if self._matrices.dtype is not None and is_matrix(name):
+            return self._matrices.dtype
         return self._stage(name)[0].dtype(local_name(name, self.config))
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether the layers' matrices are int8 levels."""
+        return self._matrices.dtype is DType.Q8
 
     def read(self, name: str) -> Array:
         """Read a whole tensor in storage type, put together from its ranks."""
-        rows = self._stored_rows()
-        if not rows[name].is_levels:
-            return self._read_stored(name, rows[name])
-        scales = scale_name(name)
+        rows = self._matrices.rows(self.config)
+        stored = self._read_stored(name, rows[name])
+        if self._matrices.dtype is None or not is_matrix(name):
+            return stored
+        scales = self._matrices.scale_name(name, self.config)
         scale_dtype = self._stage(scales)[0].dtype(local_name(scales, self.config))
-        levels = self._read_stored(name, rows[name])
-        return as_q8(levels, self._read_stored(scales, rows[scales]), scale_dtype)
+        return self._matrices.join(stored, self._read_scales(scales, rows[scales]), scale_dtype)
 
-    def _stored_rows(self) -> dict[str, TensorRow]:
-        """Return the tensors that the rank files hold."""
-        return stored_rows(self.config) if self.has_levels else self._rows
+    def _read_scales(self, name: str, row: TensorRow) -> Array:
+        """Read scales; where every rank has all of them, they must be the same."""
+        scales = self._read_stored(name, row)
+        others = [rank.read(local_name(name, self.config)) for rank in self._stage(name)[1:]]
+        if row.split is Split.REPLICATED and not all(has_equal_bits(o, scales) for o in others):
+            raise CheckpointError(
+                "scales differ between ranks",
+                where=f"{self.directory}, {name}",
+                expected="the scales of whole outputs, the same on every tensor-parallel rank",
+                got="different values",
+                hint="quantise the whole matrix, then split it",
+            )
+        return scales
 
     def _read_stored(self, name: str, row: TensorRow) -> Array:
         ranks = self._stage(name)
@@ -149,21 +146,11 @@ class Checkpoint:
             stage = number // self.config.mapping.tp_size
             expected = {
                 local_name(name, self.config): shard_shape(row, self.config)
-                for name, row in self._stored_rows().items()
+                for name, row in self._matrices.rows(self.config).items()
                 if stage_of(name, self.config) == stage
             }
             faults += _tensor_faults(f"rank{number}", rank, expected)
         return faults
-
-    def _check_layout(self) -> None:
-        if self.has_levels and not self.config.extra.get(PLAIN_LAYOUT_KEY):
-            raise UnsupportedError(
-                "int8 weights are permuted for the kernels of one GPU",
-                where=str(self.directory),
-                expected=f"{PLAIN_LAYOUT_KEY} true in config.json: plain [in, out] weights",
-                got=f"{PLAIN_LAYOUT_KEY} {self.config.extra.get(PLAIN_LAYOUT_KEY)}",
-                hint="convert from the original model: tidemill convert --use_weight_only",
-            )
 
     def _check_tensors(self) -> None:
         faults = self._faults()
@@ -191,7 +178,8 @@ def _tensor_faults(
             guess = _guess_split(rank.shape(name), shape)
             faults.append(f"{label}: {name} has shape {rank.shape(name)}, expected {shape}{guess}")
     # A tied model's last stage may hold a copy of the embedding as its head.
-    extra = stored - set(expected) - {LM_HEAD}
+    extra = {name for name in stored - set(expected) if not name.endswith(UNUSED_ENDINGS)}
+    extra -= {LM_HEAD}
     faults += [f"{label}: {name} is not a tensor of this model" for name in sorted(extra)]
     return faults
 

@@ -76,7 +76,7 @@ class SafetensorsSource:
     def dtype(self, name: str) -> DType:
         """Return a tensor's element type.
 
-        Raises: UnsupportedError for types that this version has no name for (F8_E4M3, ...).
+        Raises: UnsupportedError for types that this version has no name for (F8_E5M2, ...).
         """
         entry = self._entries[name]
         if entry.dtype_name not in SAFETENSORS_TO_DTYPE:

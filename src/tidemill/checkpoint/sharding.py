@@ -48,7 +48,8 @@ class TensorRow:
     """One tensor of the model, or of every layer where the name has `{i}`.
 
     Symbols: V vocabulary, H hidden, I intermediate, D head size, Q and K rows of all query and of
-    all key (or value) heads, QKV their joined rows. `is_levels`: stored as int8, inputs first.
+    all key (or value) heads, QKV their joined rows, 1 itself. `is_levels`: stored as int8, inputs
+    first.
     """
 
     name: str
@@ -102,6 +103,7 @@ def dim_sizes(config: CheckpointConfig) -> dict[str, int]:
         "Q": query_rows,
         "K": kv_rows,
         "QKV": query_rows + 2 * kv_rows,
+        "1": 1,
     }
 
 

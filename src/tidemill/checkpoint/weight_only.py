@@ -1,9 +1,11 @@
-"""Weight-only int8 checkpoints: which tensors are stored as levels and scales, and how.
+"""Weight-only checkpoints: which tensors are stored as levels and scales, and how.
 
 In: a config, or a weight matrix. Out: the rows of the rank files, or levels and scales. A layer's
 matrices are stored as X.weight, int8 [in, out], and X.per_channel_scale [out] in the model's type;
 embedding, head and norms stay plain. This is TensorRT-LLM's format with
 disable_weight_only_quant_plugin; its other layout is permuted for one GPU's kernels and refused.
+Int4 is asked for in the config and its matrices are stored plainly: build quantises them, by group,
+as trtllm-build quantises plain weights.
 Source: TensorRT-LLM quantization docs, W8A16: scale = largest magnitude / 128, levels -128..127.
 """
 
@@ -22,7 +24,10 @@ from tidemill.checkpoint.file_bytes import Array
 from tidemill.checkpoint.sharding import Split, TensorRow, expected_tensors
 
 QUANT_ALGO = "W8A16"
+INT4_ALGO = "W4A16"
+GROUP_SIZES = (32, 64, 128)
 PLAIN_LAYOUT_KEY = "disable_weight_only_quant_plugin"
+_ALGO_TO_SCHEME = {QUANT_ALGO: "w8a16", "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8"}
 _MATRIX = re.compile(r"transformer\.layers\..*\.(qkv|dense|fc|gate|proj)\.weight")
 _SCALE_SPLIT = {Split.ROWS: Split.ROWS, Split.QKV: Split.QKV, Split.COLUMNS: Split.REPLICATED}
 
@@ -30,6 +35,22 @@ _SCALE_SPLIT = {Split.ROWS: Split.ROWS, Split.QKV: Split.QKV, Split.COLUMNS: Spl
 def is_weight_only(config: CheckpointConfig) -> bool:
     """Whether the layers' matrices are to be int8, stored so or not."""
     return config.quantization.get("quant_algo") == QUANT_ALGO
+
+
+def as_int4(config: CheckpointConfig) -> CheckpointConfig:
+    """Return the config of the same model with layers that build makes int4, by small groups."""
+    groups = {"quant_algo": INT4_ALGO, "group_size": GROUP_SIZES[0], "has_zero_point": True}
+    return replace(config, quantization={**config.quantization, **groups})
+
+
+def scheme_asked_for(config: CheckpointConfig) -> str:
+    """The name of the scheme that a checkpoint's config asks for."""
+    algorithm = str(config.quantization.get("quant_algo"))
+    if algorithm != INT4_ALGO:
+        return _ALGO_TO_SCHEME.get(algorithm, "none")
+    stated = config.quantization.get("group_size")
+    size = stated if stated in GROUP_SIZES else GROUP_SIZES[0]
+    return f"w4a16_g{size}" + ("" if config.quantization.get("has_zero_point") else "_sym")
 
 
 def as_weight_only(config: CheckpointConfig) -> CheckpointConfig:
@@ -51,14 +72,19 @@ def scale_name(name: str) -> str:
     return name.removesuffix("weight") + "per_channel_scale"
 
 
+def scale_split(row: TensorRow) -> Split:
+    """How the scales by output of a matrix are cut."""
+    return _SCALE_SPLIT[row.split]
+
+
 def stored_rows(config: CheckpointConfig) -> dict[str, TensorRow]:
     """Return every tensor of a weight-only checkpoint, levels and scales in place of matrices."""
     rows: dict[str, TensorRow] = {}
     for name, row in expected_tensors(config).items():
         rows[name] = replace(row, is_levels=is_matrix(name))
         if is_matrix(name):
-            split = _SCALE_SPLIT[row.split]
-            rows[scale_name(name)] = TensorRow(scale_name(row.name), row.dims[:1], split)
+            scales = TensorRow(scale_name(row.name), row.dims[:1], scale_split(row))
+            rows[scale_name(name)] = scales
     return rows
 
 

@@ -221,9 +221,9 @@ class Pointer(Value):
             f"atomicrmw add {self.typed}, {self.element} {value} {order}", self.element
         )
 
-    def prefetch(self, offset_bytes: int) -> None:
+    def prefetch(self, offset_bytes: int, cache_level: int = 1) -> None:
         address = self.of(I8).at(offset_bytes)
-        read, keep, data = (self.f.constant(c, I32) for c in (0, 3, 1))
+        read, keep, data = (self.f.constant(c, I32) for c in (0, 4 - cache_level, 1))
         self.f.intrinsic_void("llvm.prefetch.p0", address, read, keep, data)
 
 

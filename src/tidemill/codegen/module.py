@@ -22,10 +22,14 @@ class Module:
         return f
 
     def text(self, triple: str, cpu: str, features: str, vector_bits: int) -> str:
-        """The module as LLVM IR for one CPU; stores must not become calls of memset or the like."""
+        """The module as LLVM IR for one CPU.
+
+        Stores must not become calls of memset or the like, and no register is wider than asked for.
+        """
         attributes = (
             f'attributes #0 = {{ "target-cpu"="{cpu}" "target-features"="{features}" '
-            f'"prefer-vector-width"="{vector_bits}" "frame-pointer"="none" "no-builtins" }}'
+            f'"prefer-vector-width"="{vector_bits}" "min-legal-vector-width"="{vector_bits}" '
+            '"frame-pointer"="none" "no-builtins" }'
         )
         declared = [self.declarations[name] for name in sorted(self.declarations)]
         bodies = [f.text() for f in self.functions]

@@ -3,7 +3,8 @@
 Exports `team_worker(context, thread)`, which serves steps until stopped (it spins briefly, then
 sleeps on a futex, so that an idle engine uses no CPU), and `team_step(context)`, which runs one
 step with the caller as thread 0. The context is laid out in base/abi.py. Counters only ever grow:
-nothing is reset.
+nothing is reset. At a barrier eight threads at most write to one cache line: those of a larger team
+arrive in groups, whose last goes on for all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from tidemill.base import abi
 from tidemill.codegen.emitter import Function, Pointer, Registers, Value
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.module import Module
-from tidemill.codegen.types import I64, PTR
+from tidemill.codegen.types import BOOL, I64, PTR
 
 SPINS_BEFORE_SLEEP = 20_000
 SPINS_AT_BARRIER = 4_000
@@ -31,7 +32,7 @@ def _emit_walk(module: Module, isa: Isa) -> Function:
     context, thread = f.args[0].as_pointer(I64), f.args[1]
     num_ops, num_threads = context[abi.CONTEXT_NUM_OPS], context[abi.CONTEXT_NUM_THREADS]
     records, profile = context[abi.CONTEXT_RECORDS].as_pointer(I64), context[abi.CONTEXT_PROFILE]
-    phase_at = context.at(thread * 8 + abi.CONTEXT_PHASE)
+    phase_at = context.at(thread * 16 + abi.CONTEXT_PHASE)
     phase, clock = f.registers(I64), f.registers(I64)
     phase[0] = phase_at[0]
     clock[0] = 0
@@ -45,34 +46,44 @@ def _emit_walk(module: Module, isa: Isa) -> Function:
         slot = (thread * num_ops + i) * 2
         _profile(f, profile, is_profiled, slot, clock)
         with f.when(num_threads > 1):
-            phase[0] = phase[0] + num_threads
-            _barrier(f, isa, context, phase[0])
+            phase[0] = phase[0] + 1
+            _barrier(f, isa, context, thread, phase[0])
         _profile(f, profile, is_profiled, slot + 1, clock)
     phase_at[0] = phase[0]
     return f
 
 
-def _barrier(f: Function, isa: Isa, context: Pointer, goal: Value) -> None:
-    """Wait until the team's arrivals reach `goal`.
+def _barrier(f: Function, isa: Isa, context: Pointer, thread: Value, phase: Value) -> None:
+    """Wait until the whole team has arrived at its barrier number `phase`.
 
     Spins for as long as a balanced op could keep the others busy, then sleeps: where another
     job holds a core, a spinning thread would keep the one that it waits for from running.
     """
     arrivals, sleepers = context.at(abi.CONTEXT_BARRIER), context.at(abi.CONTEXT_BARRIER_SLEEPERS)
+    num_threads = context[abi.CONTEXT_NUM_THREADS]
     syscall, spins = context[abi.CONTEXT_SYSCALL].to(PTR), f.registers(I64)
-    is_last = (arrivals.atomic_add(1, "seq_cst") + 1) >= goal
-    with f.when(is_last & sleepers.atomic_load("seq_cst").ne(0)):
-        isa.futex(f, syscall, arrivals, _FUTEX_WAKE_PRIVATE, context[abi.CONTEXT_NUM_THREADS])
+    goal, goes_on = f.registers(I64), f.registers(BOOL)
+    goal[0], goes_on[0] = phase * num_threads, 1
+    with f.when(num_threads > abi.GROUP_THREADS):
+        group = thread // abi.GROUP_THREADS
+        members = (num_threads - group * abi.GROUP_THREADS).min(abi.GROUP_THREADS)
+        line = context.at(group * 16 + (abi.CONTEXT_PHASE + 8))
+        goes_on[0] = (line.atomic_add(1, "seq_cst") + 1).eq(phase * members)
+        goal[0] = phase * ((num_threads + (abi.GROUP_THREADS - 1)) // abi.GROUP_THREADS)
+    with f.when(goes_on[0]):
+        is_last = (arrivals.atomic_add(1, "seq_cst") + 1) >= goal[0]
+        with f.when(is_last & sleepers.atomic_load("seq_cst").ne(0)):
+            isa.futex(f, syscall, arrivals, _FUTEX_WAKE_PRIVATE, num_threads)
     spins[0] = 0
     with f.repeat_until() as until:
         isa.pause(f)
         spins[0] = spins[0] + 1
         seen = arrivals.atomic_load()
-        with f.when((seen < goal) & (spins[0] > SPINS_AT_BARRIER)):
+        with f.when((seen < goal[0]) & (spins[0] > SPINS_AT_BARRIER)):
             sleepers.atomic_add(1, "seq_cst")
             isa.futex(f, syscall, arrivals, _FUTEX_WAIT_PRIVATE, seen)
             sleepers.atomic_add(-1, "seq_cst")
-        until(arrivals.atomic_load() >= goal)
+        until(arrivals.atomic_load() >= goal[0])
 
 
 def _profile(
@@ -102,7 +113,7 @@ def _emit_worker(module: Module, isa: Isa, walk: Function) -> None:
             _sleep(f, isa, context, go, seen[0])
         with f.when(go.atomic_load().ne(seen[0])):
             seen[0] = seen[0] + 1
-            with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)):
+            with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)), isa.own_float_mode(f):
                 f.call(walk, context, thread)
         until_stopped(context.at(abi.CONTEXT_STOP).atomic_load().ne(0))
 
@@ -123,5 +134,5 @@ def _emit_step(module: Module, isa: Isa, walk: Function) -> None:
         syscall, num_threads = context[abi.CONTEXT_SYSCALL], context[abi.CONTEXT_NUM_THREADS]
         go = context.at(abi.CONTEXT_GO)
         isa.futex(f, syscall.to(PTR), go, _FUTEX_WAKE_PRIVATE, num_threads)
-    with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)):
+    with f.when(context.at(abi.CONTEXT_STOP).atomic_load().eq(0)), isa.own_float_mode(f):
         f.call(walk, context, 0)

@@ -6,6 +6,7 @@ from tidemill.codegen.emitter import Value
 from tidemill.codegen.types import I32
 
 _EXP2 = (1.5353362e-4, 1.3398874e-3, 9.6184373e-3, 5.5503324e-2, 2.4022648e-1, 6.9314720e-1, 1.0)
+_EXP2_ROUGH = (9.58285179e-3, 5.59064267e-2, 2.40240987e-1, 6.93124193e-1, 1.0)
 _EXP = (
     1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
     5.0000001201e-1,
@@ -24,11 +25,15 @@ def _scale_by_power_of_two(value: Value, exponent: Value) -> Value:
     return (value.bits_as(I32.x(lanes)) + (exponent.to(I32) << 23)).bits_as(value.type)
 
 
-def exp2(x: Value) -> Value:
-    """2 ** x for x <= 127; relative error 2e-7; below -126 the result is about 2 ** -126."""
+def exp2(x: Value, is_rough: bool = False) -> Value:
+    """2 ** x for x <= 127; relative error 2e-7; below -126 the result is about 2 ** -126.
+
+    A rough one has a relative error of 3e-6, for results that are rounded to bf16. 2 ** 0 is 1.
+    """
     x = x.max(-126.0)
     whole = x.call("rint")
-    return _scale_by_power_of_two(_polynomial(x - whole, _EXP2), whole)
+    coefficients = _EXP2_ROUGH if is_rough else _EXP2
+    return _scale_by_power_of_two(_polynomial(x - whole, coefficients), whole)
 
 
 def exp(x: Value) -> Value:

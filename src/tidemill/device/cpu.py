@@ -6,9 +6,12 @@ that releases the GIL. Knows the native calling convention (base/abi.py) and not
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
+import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,12 +66,20 @@ class Team:
     """Threads that walk one table of records together; the caller of `step` is thread 0.
 
     Workers spin briefly between steps and then sleep, so an idle team uses no CPU. Each worker
-    holds the code and memory it runs on, so nothing is unmapped under it. Not thread-safe: one
-    owner calls `step` and `close`.
+    holds the code and memory it runs on, so nothing is unmapped under it. Given `cpus`, each worker
+    stays on one of them, and whoever steps on the first, until `close`. Not thread-safe: one owner
+    calls `step` and `close`.
     """
 
-    def __init__(self, code: LoadedCode, records: npt.NDArray[np.int64], num_threads: int) -> None:
+    def __init__(
+        self,
+        code: LoadedCode,
+        records: npt.NDArray[np.int64],
+        num_threads: int,
+        cpus: Sequence[int] = (),
+    ) -> None:
         self._code, self._records = code, records
+        self._cpus, self._caller = cpus, 0
         self.num_threads = num_threads
         self._memory = allocate(8 * abi.context_words(num_threads))
         self._context = self._memory.view(np.int64)
@@ -96,6 +107,9 @@ class Team:
 
     def step(self) -> None:
         """Run the records once."""
+        if self._cpus and self._caller != threading.get_ident():
+            self._caller, self._before = threading.get_ident(), os.sched_getaffinity(0)
+            self._pin(0)
         self._step(self._address)
 
     def profile(self) -> npt.NDArray[np.int64]:
@@ -112,6 +126,16 @@ class Team:
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
         self._threads = []
+        if self._caller == threading.get_ident():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._before)
+
+    def _pin(self, thread: int) -> None:
+        """Keep the calling thread on its CPU, unless that was taken from this process since."""
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {self._cpus[thread % len(self._cpus)]})
 
     def _serve(self, thread: int) -> None:
+        if self._cpus:
+            self._pin(thread)
         self._worker(self._address, thread)

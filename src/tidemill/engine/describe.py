@@ -222,10 +222,29 @@ def _tactics_facts(engine: EngineFile) -> object:
 def _tactics_text(engine: EngineFile) -> str:
     if not engine.manifest.tactics:
         return "no tactics are recorded: every kernel has one form for this target"
-    rows = [("op", "shape", "choice", "chosen by", "measured us")]
+    rows = [
+        (
+            "op",
+            "shape",
+            "rows up to",
+            "choice",
+            "chosen by",
+            "Mflop",
+            "kB",
+            "measured us",
+            "roofline",
+        )
+    ]
     for tactic in engine.manifest.tactics:
-        measured = f"{tactic.measured_us:.1f}" if tactic.measured_us else "-"
-        rows.append((tactic.op, tactic.shape, tactic.choice, tactic.chosen_by, measured))
+        is_measured = bool(tactic.measured_us)
+        rows.append(
+            (
+                tactic.op, tactic.shape, str(tactic.max_rows or "any"), tactic.choice,
+                tactic.chosen_by, f"{tactic.flops / 1e6:.1f}", f"{tactic.bytes / 1e3:.0f}",
+                f"{tactic.measured_us:.1f}" if is_measured else "-",
+                f"{tactic.roofline_share:.0%}" if is_measured else "-",
+            )
+        )  # fmt: skip
     return table(rows)
 
 

@@ -74,6 +74,7 @@ class KvLayout:
     """The paged key-value cache of this engine: bytes of one block of one layer, K and V each.
 
     `tile_tokens` is the most tokens of one attention tile, a property of the compiled kernel.
+    Positions more than `attention_window` before the latest are read by no layer; None: all may be.
     """
 
     num_layers: int
@@ -82,12 +83,12 @@ class KvLayout:
     tokens_per_block: int
     dtype: DType
     tile_tokens: int = 1
+    attention_window: int | None = None
 
     @property
     def block_bytes_per_layer(self) -> int:
         """Bytes of K (or of V) for one block of one layer."""
-        elements = self.num_kv_heads * self.head_size * self.tokens_per_block
-        return elements * self.dtype.itemsize_bytes
+        return self.num_kv_heads * self.tokens_per_block * self.dtype.row_bytes(self.head_size)
 
     @property
     def bytes_per_token(self) -> int:
@@ -117,7 +118,9 @@ class WeightRange:
 class Tactic:
     """How one shape of an op is computed, and why: `chosen_by` is user, default or measured.
 
-    `measured_us` is the time that decided, 0.0 where nothing was timed.
+    It goes for up to `max_rows` rows (0: any number above the row before); `flops` and `bytes` are
+    its cost at the most of them. `measured_us` is the time that decided and `roofline_share` how
+    near to the machine's limit that was, 0.0 where nothing was timed.
     """
 
     op: str
@@ -125,14 +128,19 @@ class Tactic:
     choice: str
     chosen_by: str
     measured_us: float = 0.0
+    max_rows: int = 0
+    flops: float = 0.0
+    bytes: float = 0.0
+    roofline_share: float = 0.0
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything but the bytes of code and weights.
 
-    `chosen_by` maps a build value's name to who chose it: user, default or measured. The writer
-    fills in `format_version`, `sections` and `weights`.
+    Scratch memory is `shared_scratch_bytes` for all threads, zeroed at load, then
+    `scratch_bytes_per_thread` for each. `chosen_by` maps a build value's name to who chose it:
+    user, default or measured. The writer fills in `format_version`, `sections` and `weights`.
     """
 
     tidemill_version: str
@@ -153,4 +161,5 @@ class Manifest:
     source_hash: str
     weights: tuple[WeightRange, ...] = ()
     tactics: tuple[Tactic, ...] = ()
+    shared_scratch_bytes: int = 0
     chosen_by: dict[str, str] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 In: an open engine. Out: an image with its entry offsets, or an error that names both targets.
 Recompiled code is one file in the user's cache, named by the engine's hash and the target, written
-whole or not at all; a file that does not check out is as good as none. Knows no compiler.
+whole or not at all; a file that does not check out is as good as none, and of too many those that
+were used longest ago go. Knows no compiler.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tidemill.base.version import __version__
 from tidemill.engine.format import FORMAT_VERSION, rebuild_command
 from tidemill.engine.manifest import CodeSection
 from tidemill.engine.reader import EngineFile
+
+MAX_CACHED_FILES = 64  # of 50 to 500 kB each
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,12 @@ def read_cached_code(engine: EngineFile, target: str) -> NativeCode | None:
         label = msgspec.json.decode(head, type=_Label)
     except (OSError, msgspec.DecodeError):
         return None
-    is_whole = label == _label(engine, NativeCode(label.section, image))
-    return NativeCode(label.section, image) if is_whole else None
+    code = NativeCode(label.section, image)
+    if label != _label(engine, code):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # what is used stays longest
+    return code
 
 
 def write_cached_code(engine: EngineFile, code: NativeCode) -> Path:
@@ -104,7 +111,22 @@ def write_cached_code(engine: EngineFile, code: NativeCode) -> Path:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    _prune(path.parent)
     return path
+
+
+def _prune(directory: Path) -> None:
+    """Delete what was used longest ago, beyond the files that are kept.
+
+    Other processes may prune, too, or start an engine whose file goes: it compiles again.
+    """
+    used: list[tuple[float, Path]] = []
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):
+            used.append((path.stat().st_mtime, path))
+    for _, path in sorted(used, reverse=True)[MAX_CACHED_FILES:]:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _cached_path(engine: EngineFile, target: str) -> Path:

@@ -82,9 +82,13 @@ class EngineFile:
         whole = np.frombuffer(self._open_mapping(), np.uint8)
         return whole[section.offset_bytes : section.offset_bytes + section.size_bytes]
 
-    def forget_pages(self) -> None:
-        """Count the file's pages read so far as nobody's; they come back when they are read."""
-        self._open_mapping().madvise(mmap.MADV_DONTNEED)
+    def forget_weights(self, first: int, size: int) -> None:
+        """Count pages of the weights as nobody's; they come back when they are read.
+
+        Units: bytes from the section's start; `first` is a multiple of the page's size.
+        """
+        start = self.manifest.sections[WEIGHTS_SECTION].offset_bytes + first
+        self._open_mapping().madvise(mmap.MADV_DONTNEED, start, size)
 
     def close(self) -> None:
         """Let go of the mapping; closing twice does no harm."""

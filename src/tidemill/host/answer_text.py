@@ -7,12 +7,14 @@ answer joined equal the text of the same answer not streamed. Knows nothing of s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.observed_output import ObservedOutput
 from tidemill.host.stop_word_hold import StopWordHold
-from tidemill.runtime.request import FinishReason, TokenUpdate
+from tidemill.runtime.observation import Observation
+from tidemill.runtime.request import NOT_FINISHED, FinishReason, TokenUpdate
 from tidemill.text.detokenizer import IncrementalDetokenizer
 from tidemill.text.stop_strings import StopStringMatcher
 from tidemill.text.tokenizer import Tokenizer
@@ -34,6 +36,8 @@ class AnswerText:
     ) -> None:
         self.request_id = request.request_id
         self._is_streaming = request.streaming
+        self._tells_metrics = request.return_perf_metrics
+        self._tells_text = request.detokenize
         self._num_input_tokens = num_input_tokens
         self._num_output_tokens = 0
         self._matcher = (
@@ -49,8 +53,9 @@ class AnswerText:
         self._detokenizer = (
             IncrementalDetokenizer(tokenizer, request.skip_special_tokens) if tokenizer else None
         )
-        self._observed = ObservedOutput()
+        self._observed: ObservedOutput | None = None
         self._token_ids: list[int] = []
+        self._untold: list[int] = []
         self._text = [echo] if echo else []
         self._stop_reason: str | int | None = None
 
@@ -59,29 +64,46 @@ class AnswerText:
 
         An update with finish reason stop_words ends the answer before the runtime does.
         """
-        tokens: Sequence[int] = update.new_tokens
-        failure = next((each.error for each in update.observations if each.error), None)
-        if failure:
-            return Update.failed(self.request_id, _processor_error(failure))
-        for observation in update.observations:
-            self._observed.add(observation)
+        tokens, reason = update.new_tokens, update.finish_reason
+        if update.observations:
+            failure = self._observe(update.observations)
+            if failure:
+                return Update.failed(self.request_id, _processor_error(failure))
         self._num_output_tokens += len(tokens)
         self._token_ids.extend(tokens)
-        reason = update.finish_reason
-        if self._hold is not None:
-            tokens = self._hold.push(tokens, reason)
-        self._take_text(tokens, is_last=reason is not FinishReason.NOT_FINISHED)
+        self._untold.extend(tokens if self._hold is None else self._hold.push(tokens, reason))
+        # Text that nobody waits for and nothing is looked for in is made at the end, all at once.
+        if reason is NOT_FINISHED and not self._is_streaming and self._matcher is None:
+            return None
+        self._take_text(is_last=reason is not NOT_FINISHED)
         if self._hold is not None and self._stop_reason is None:
             self._stop_reason = self._hold.stop_reason
         if self._stop_reason is not None:
             reason = FinishReason.STOP_WORDS
-        if reason is FinishReason.NOT_FINISHED:
-            return self._drain(None) if self._is_streaming else None
+        if reason is NOT_FINISHED:
+            return self._piece(update) if self._is_streaming else None
         last = self._drain(reason.name.lower())
         last.metrics = update.metrics
         return last
 
-    def _take_text(self, tokens: Sequence[int], is_last: bool) -> None:
+    def _observe(self, observations: Sequence[Observation]) -> str:
+        """Take in what the step showed; returns how the request's own code failed, if it did."""
+        if self._observed is None:
+            self._observed = ObservedOutput()
+        for observation in observations:
+            if observation.error:
+                return observation.error
+            self._observed.add(observation)
+        return ""
+
+    def _piece(self, update: TokenUpdate) -> Update:
+        piece = self._drain(None)
+        if self._tells_metrics:
+            piece.metrics = copy(update.metrics)  # the runtime's own goes on changing
+        return piece
+
+    def _take_text(self, is_last: bool) -> None:
+        tokens, self._untold = self._untold, []
         if self._detokenizer is None:
             return
         text = self._detokenizer.push(tokens)
@@ -91,7 +113,7 @@ class AnswerText:
             text, self._stop_reason = self._matcher.push(text)
             if is_last and self._stop_reason is None:
                 text += self._matcher.finish()
-        if text:
+        if text and self._tells_text:
             self._text.append(text)
 
     def _drain(self, finish_reason: str | None) -> Update:
@@ -106,14 +128,15 @@ class AnswerText:
             self._num_output_tokens,
             self._stop_reason,
         )
-        self._observed.drain_into(update)
+        if self._observed is not None:
+            self._observed.drain_into(update)
         return update
 
 
 def _processor_error(failure: str) -> InvalidRequestError:
     return InvalidRequestError(
-        "the request's logits processor failed",
-        where="logits_processor",
-        expected="a function that changes the logits in place",
+        "the request's guide or logits processor failed",
+        where="guided decoding or logits_processor",
+        expected="a grammar that can be followed, a function that changes the logits in place",
         got=failure,
     )

@@ -7,27 +7,36 @@ to know. In come `TokenUpdate`s, out goes `News`. Knows nothing of queues, steps
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from tidemill.base.record import record
 from tidemill.host.answer_text import AnswerText
 from tidemill.host.beam_search import Beam, BeamSearch
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.runtime.observation import Observation as Seen
 from tidemill.runtime.observation import OutputWishes, Sight
 from tidemill.runtime.request import FinishReason, Request, SamplingParams, TokenUpdate
+from tidemill.runtime.statistics import RequestMetrics
 
 SEED_RANGE = 2**64
+# Every answer and every beam is a request of its own: beyond these they only keep others waiting.
+MAX_ANSWERS = 1024
+MAX_BEAM_WIDTH = 256
 
 
-@dataclass
+@record
 class News:
     """What a step brought: updates for the client, numbers that ended, requests to run next."""
 
-    updates: list[Update] = field(default_factory=list)
-    ended: list[int] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
+    updates: Sequence[Update] = ()
+    ended: Sequence[int] = ()
+    requests: Sequence[Request] = ()
+
+
+NO_NEWS = News()
 
 
 class Job(Protocol):
@@ -70,6 +79,8 @@ class SamplesJob:
         self._num_drawn = max(wanted.n, wanted.best_of or 0)
         self._number_to_place: dict[int, int] = {}
         self._answers = [reading.make_answer() for _ in range(self._num_drawn)]
+        # A choice is never a stream: what is told of one, ends it.
+        self._is_choosing = self._num_drawn > self._num_told
         self._num_open = self._num_told
         self._held: list[Update] = []
 
@@ -100,26 +111,19 @@ class SamplesJob:
         place = self._number_to_place[update.request_id]
         told = self._answers[place].push(update)
         if told is None:
-            return News()
+            return NO_NEWS
         told.index = place
-        has_ended = told.error is not None or told.finish_reason is not None
-        news = News(ended=[update.request_id] if has_ended else [])
         if told.error is not None:
-            news.ended = list(self._number_to_place)
-            news.updates = [told]
-        elif self._is_choosing:
-            self._held += [told] if has_ended else []
-            if len(self._held) == self._num_drawn:
-                news.updates = self._chosen()
-        else:
-            self._num_open -= has_ended
-            told.num_open = self._num_open
-            news.updates = [told]
-        return news
-
-    @property
-    def _is_choosing(self) -> bool:
-        return self._num_drawn > self._num_told
+            return News((told,), tuple(self._number_to_place))
+        has_ended = told.finish_reason is not None
+        ended = (update.request_id,) if has_ended else ()
+        if self._is_choosing:
+            self._held.append(told)
+            is_complete = len(self._held) == self._num_drawn
+            return News(self._chosen() if is_complete else (), ended)
+        self._num_open -= has_ended
+        told.num_open = self._num_open
+        return News((told,), ended)
 
     def _chosen(self) -> list[Update]:
         """The best answers by cumulative log-probability, best first."""
@@ -146,6 +150,7 @@ class BeamJob:
         self._reading = reading
         self._search = BeamSearch(wanted.beams, computed.max_new_tokens, computed.end_ids)
         self._number_to_seen: dict[int, Seen | None] = {}
+        self._metrics: RequestMetrics | None = None
         self._is_over = False
 
     def start(self) -> list[Request]:
@@ -171,7 +176,8 @@ class BeamJob:
 
     def take(self, update: TokenUpdate) -> News:
         if self._is_over or update.finish_reason is FinishReason.NOT_FINISHED:
-            return News()
+            return NO_NEWS
+        self._count(update.metrics)
         if update.finish_reason is not FinishReason.LENGTH:
             self._is_over = True
             return News(self._told(update.finish_reason), list(self._number_to_seen))
@@ -190,6 +196,12 @@ class BeamJob:
             self._is_over = True
             return News(self._told(None), ended)
         return News([], ended, self.start())
+
+    def _count(self, metrics: RequestMetrics | None) -> None:
+        if self._metrics is None:
+            self._metrics = copy(metrics)
+        elif metrics is not None:
+            self._metrics.add(metrics)
 
     def _told(self, reason: FinishReason | None) -> list[Update]:
         beams = self._search.best()[: self._reading.wanted.n]
@@ -212,7 +224,7 @@ class BeamJob:
                 for token, logprob in zip(beam.tokens, beam.logprobs, strict=True)
             )
             seen = (Seen(output=Sight(logprobs)),)
-        return TokenUpdate(0, beam.tokens, reason or ended, observations=seen)
+        return TokenUpdate(0, beam.tokens, reason or ended, self._metrics, seen)
 
 
 def check_numbers(wanted: GenerateRequest) -> list[str]:
@@ -221,13 +233,17 @@ def check_numbers(wanted: GenerateRequest) -> list[str]:
     n, best_of, beams = wanted.n, wanted.best_of, wanted.beams
     if n < 1:
         faults.append(f"require n >= 1, got n={n}")
+    if max(n, best_of or 0) > MAX_ANSWERS:
+        faults.append(f"require n and best_of <= {MAX_ANSWERS}, got {max(n, best_of or 0)}")
     if best_of is not None and best_of < n:
         faults.append(f"best_of ({best_of}) cannot be less than n ({n})")
     if wanted.streaming and max(n, best_of or 0) > n:
         faults.append(f"a stream tells every answer: best_of ({best_of}) must be n ({n})")
     if beams is not None:
-        if beams.width < 1:
-            faults.append(f"require beam_width >= 1, got beam_width={beams.width}")
+        if not 1 <= beams.width <= MAX_BEAM_WIDTH:
+            faults.append(
+                f"require 1 <= beam_width <= {MAX_BEAM_WIDTH}, got beam_width={beams.width}"
+            )
         if not (math.isfinite(beams.length_penalty) and math.isfinite(beams.diversity_rate)):
             faults.append("require a finite length_penalty and beam_search_diversity_rate")
         if wanted.streaming:

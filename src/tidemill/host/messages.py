@@ -65,6 +65,7 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     neutral otherwise. `end_id` None means the model's own end tokens, -1 none. `bad_words` and
     `bias_words` are texts, `rules` has what is known in tokens. An answer that ends with one of
     `stop_token_words` ends there; its text leaves the word out unless `include_stop_in_output`.
+    With `return_perf_metrics` each piece of a stream tells the metrics so far.
     Of `best_of` answers `n` are told. `guide` is a kind of guide and its text; `processor` names a
     logits processor, as module:function or as the host's process registered it. `priority` to
     `speculation` are those of the runtime's `Request`.
@@ -102,6 +103,8 @@ class GenerateRequest(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     cache_salt: str = ""
     retention: KvCacheRetention | None = None
     speculation: bool = True
+    return_perf_metrics: bool = False
+    detokenize: bool = True
 
 
 class Update(msgspec.Struct, array_like=True):

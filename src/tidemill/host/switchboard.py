@@ -23,13 +23,17 @@ FAREWELL_SECONDS = 1.0
 
 
 class Client:
-    """One connection and the bytes under way in both directions."""
+    """One connection and the bytes under way in both directions.
+
+    `is_awaited` while a poll is to return when it can be written to.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.framer = Framer()
         self.unsent = bytearray()
         self.is_greeted = False
+        self.is_awaited = False
 
 
 @dataclass
@@ -126,11 +130,10 @@ class Switchboard:
         if len(client.unsent) > MAX_UNREAD_BYTES:
             debug.warn("host", "a client reads nothing of what it asked for: it is dropped")
             self._hang_up(client)
-        events = selectors.EVENT_READ
-        if client.unsent:
-            events |= selectors.EVENT_WRITE
-        if self._selector.get_key(client.connection).events != events:
-            self._selector.modify(client.connection, events, client)
+        if client.is_awaited != bool(client.unsent):
+            client.is_awaited = not client.is_awaited
+            writing = selectors.EVENT_WRITE if client.is_awaited else 0
+            self._selector.modify(client.connection, selectors.EVENT_READ | writing, client)
 
     @staticmethod
     def _hang_up(client: Client) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa
-from tidemill.codegen.types import F16, F32, I16, I32, Type
+from tidemill.codegen.types import F16, F32, I8, I16, I32, Type
 
 _E4M3_IN_F32 = -0x78100000  # bits 31 and 26..20
 ELEMENT: dict[DType, Type] = {DType.F32: F32, DType.F16: F16, DType.BF16: I16, DType.I32: I32}
@@ -36,6 +36,19 @@ def widen_e4m3(words: Value) -> Value:
     """
     bits = words.shift_right_signed(4) & _E4M3_IN_F32
     return bits.bits_as(F32.x(words.type.lanes)) * 2.0**120
+
+
+def narrow_e4m3(value: Value) -> Value:
+    """f32 lanes of magnitude 448 or hardly more as fp8 e4m3 bytes, to nearest even."""
+    words, f = I32.x(value.type.lanes), value.f
+    bits = value.bits_as(words)
+    magnitude = value.call("fabs").min(448.0)
+    kept = magnitude.bits_as(words)
+    # The code of a normal value: 960 makes up for the biases. Below are multiples of 2^-9.
+    normal = ((kept + 0x7FFFF + ((kept >> 20) & 1)) >> 20) - 960
+    small = (magnitude * 512.0).call("rint").to(I32)
+    code = f.select(magnitude < 2.0**-6, small, normal)
+    return (code | ((bits >> 24) & 0x80)).to(I8)
 
 
 def store_f32(isa: Isa, pointer: Pointer, index: Value | int, value: Value, dtype: DType) -> None:

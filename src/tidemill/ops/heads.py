@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tidemill.ir.rules import TypeFault
 from tidemill.ir.storage import FloatArray
-from tidemill.ops.expect import Attrs, expect_int
+from tidemill.ops.expect import CACHE_DTYPES, Attrs, expect_dtype_attr, expect_int
 
 HEAD_ATTRS: dict[str, type[int | float | str | bool]] = {
     "num_heads": int,
@@ -56,6 +56,11 @@ class Heads:
     @property
     def qkv_width(self) -> int:
         return self.q_width + 2 * self.kv_width
+
+    def kv_token_bytes(self, attrs: Attrs) -> int:
+        """Bytes of one token's keys and values in a layer, as `cache_dtype` holds them."""
+        dtype = expect_dtype_attr(attrs, "cache_dtype", *CACHE_DTYPES)
+        return 2 * self.num_kv_heads * dtype.row_bytes(self.head_size)
 
     def split(self, qkv: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """View rows of qkv as queries, keys and values of shape (rows, heads, head width)."""

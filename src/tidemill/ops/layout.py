@@ -13,7 +13,8 @@ Activations plain rows whose stride is an odd number of cache lines, so that the
             tile fall into different cache sets. A q8 row is bytes of level + 128, then its f32
             scale, then for every 32 columns the sum of their bytes as f32, exactly.
 Cache       k[block][head][D/step][BS][step], v[block][head][BS/step][D][step]: tokens (for k) and
-            dimensions (for v) lie in vector lanes, so nothing is summed across lanes.
+            dimensions (for v) lie in vector lanes, so nothing is summed across lanes. A head of
+            an 8-bit block ends with an f32 scale for each of its tokens.
 All padding is zero and stays zero, or is multiplied by zeros. Units: elements unless named bytes.
 """
 
@@ -28,6 +29,7 @@ PANEL = 32  # outputs of a panel: two vectors of 16
 K_UNROLL = 2  # steps of k that a kernel takes at once
 CACHE_LINE_BYTES = 64
 ATTENTION_CHUNK = 64  # cached positions that attention takes at once
+ATTENTION_PARTITION = 256  # positions that are summed up apart from others, and then joined
 _K_STEP = {DType.BF16: 2, DType.Q8: 4, DType.F8: 4}
 _PANEL_HEADER_BYTES = {DType.Q8: 8 * PANEL, DType.F8: 4 * PANEL}
 
@@ -96,21 +98,42 @@ def sums_at(columns: int) -> int:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """Strides of one layer's paged cache; K and V have the same sizes."""
+    """Strides of one layer's paged cache in bytes; K and V have the same.
+
+    `dtype` is what is stored, `compute` what attention multiplies: the same unless quantised.
+    """
 
     num_kv_heads: int
     head_size: int
     tokens_per_block: int
     dtype: DType
+    compute: DType
 
     @property
     def step(self) -> int:
-        return k_step(self.dtype)
+        """Dimensions of K (or tokens of V) that lie together."""
+        return k_step(self.compute)
 
     @property
-    def head_elements(self) -> int:
-        return self.head_size * self.tokens_per_block
+    def word_bytes(self) -> int:
+        """One token's `step` dimensions (of K), or one dimension's `step` tokens (of V)."""
+        return self.step * self.dtype.itemsize_bytes
 
     @property
-    def block_elements(self) -> int:
-        return self.num_kv_heads * self.head_elements
+    def key_step_bytes(self) -> int:
+        """From one word of a key to its next."""
+        return self.tokens_per_block * self.word_bytes
+
+    @property
+    def scales_at(self) -> int:
+        """Where a block's scales of one head begin: an f32 for each token, behind its elements."""
+        return self.head_size * self.tokens_per_block * self.dtype.itemsize_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """A block's keys (or values) of one head."""
+        return self.tokens_per_block * self.dtype.row_bytes(self.head_size)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_kv_heads * self.head_bytes

@@ -6,45 +6,46 @@ Knows nothing of blocks or other requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tidemill.runtime.request import FinishReason, TokenUpdate
+from tidemill.runtime.request import END_ID, NOT_FINISHED, FinishReason, TokenUpdate
 from tidemill.runtime.request_state import RequestState
 from tidemill.runtime.step import PlanEntry
 
 
 def advance(
-    state: RequestState, entry: PlanEntry, drawn: Sequence[int], now: float
+    state: RequestState, entry: PlanEntry, drawn: tuple[int, ...], now: float
 ) -> TokenUpdate | None:
     """Take in what was computed and drawn; None when nothing was drawn.
 
     A guess stays if it is what was drawn in its place; what follows a wrong one is forgotten, and
     its positions are computed again. So guesses change when tokens come, never which.
     """
-    state.num_computed += len(entry.tokens) - entry.num_drafts
     if not drawn:
+        state.num_computed += len(entry.tokens)
         return None
-    if state.has_failed:
+    num_drafts = len(drawn) - 1
+    state.num_computed += len(entry.tokens) - num_drafts
+    if state.observations and state.has_failed:
         return state.tell(FinishReason.CANCELLED)
     metrics = state.metrics
     metrics.last_token_time = now
     if metrics.first_token_time is None:
         metrics.first_token_time = now
-    if not entry.num_drafts:
-        reason = state.accept(drawn[0])
-        new_tokens = () if reason is FinishReason.END_ID else (drawn[0],)
-        return state.tell(reason, new_tokens)
-    return _advance_by_guesses(state, entry, drawn)
+    if num_drafts:
+        return _advance_by_guesses(state, entry, drawn)
+    reason = state.accept(drawn[0])
+    return state.tell(reason, () if reason is END_ID else drawn)
 
 
-def _advance_by_guesses(state: RequestState, entry: PlanEntry, drawn: Sequence[int]) -> TokenUpdate:
-    reason, num_kept = FinishReason.NOT_FINISHED, 0
-    num_known = len(state.tokens)
+def _advance_by_guesses(
+    state: RequestState, entry: PlanEntry, drawn: tuple[int, ...]
+) -> TokenUpdate:
+    reason, num_kept = NOT_FINISHED, 0
+    num_known, num_drafts = len(state.tokens), len(drawn) - 1
     for index, token in enumerate(drawn):
         reason = state.accept(token)
-        if reason is not FinishReason.NOT_FINISHED or index == entry.num_drafts:
+        if reason is not NOT_FINISHED or index == num_drafts:
             break
-        if token != entry.tokens[index - entry.num_drafts]:
+        if token != entry.tokens[index - num_drafts]:
             break
         num_kept += 1
     state.num_computed += num_kept

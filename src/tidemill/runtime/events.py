@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from tidemill.runtime.request import Request
 
 
 class EventKind(Enum):
@@ -24,16 +26,29 @@ class EventKind(Enum):
 class RequestEvent(NamedTuple):
     """One event; `number` counts them.
 
-    `detail` is how a request ended, in lower case, and empty otherwise.
+    `detail` is how a request ended, in lower case, and empty otherwise. `client_id` is who asked
+    for it: a client's request for several answers is several requests here.
     """
 
     number: int
-
     kind: EventKind
     request_id: int
     iteration: int
     time: float
     detail: str = ""
+    client_id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event under keys like those of request stats."""
+        return {
+            "eventId": self.number,
+            "kind": self.kind.value,
+            "id": self.request_id,
+            "clientId": self.client_id,
+            "iter": self.iteration,
+            "time": self.time,
+            "detail": self.detail,
+        }
 
 
 class EventLog:
@@ -45,11 +60,12 @@ class EventLog:
         self._num_events = 0
 
     def add(
-        self, kind: EventKind, request_id: int, iteration: int, now: float, detail: str
+        self, kind: EventKind, request: Request, iteration: int, now: float, detail: str
     ) -> None:
         """Note an event."""
         self._num_events += 1
-        event = RequestEvent(self._num_events, kind, request_id, iteration, now, detail)
+        names = request.request_id, request.client_id
+        event = RequestEvent(self._num_events, kind, names[0], iteration, now, detail, names[1])
         self._events.append(event)
 
     def since(self, number: int) -> list[RequestEvent]:

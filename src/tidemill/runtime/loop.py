@@ -8,7 +8,7 @@ of text, sockets or who asks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tidemill.base.errors import InvalidRequestError, QueueFullError
@@ -21,9 +21,11 @@ from tidemill.runtime.config import (
 from tidemill.runtime.events import RequestEvent
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.block_pool import BlockPool, CacheCounters
+from tidemill.runtime.kvcache.host_tier import HostCounters, HostRoom
 from tidemill.runtime.micro_batch import Drafter
 from tidemill.runtime.ngram_lookup import NgramDrafter
 from tidemill.runtime.request import Request, TokenUpdate
+from tidemill.runtime.request_state import RequestState
 from tidemill.runtime.scheduler import Scheduler
 from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, Executor, StepResult
@@ -83,7 +85,13 @@ class Loop:
         self._config = config
         self._clock = clock
         self.limits: EngineLimits = executor.limits
-        self._pool = BlockPool(self.limits.num_blocks, self.limits.tokens_per_block, clock)
+        self._pool = BlockPool(
+            self.limits.num_blocks,
+            self.limits.tokens_per_block,
+            clock,
+            self.limits.attention_window,
+            HostRoom(self.limits.num_host_blocks, config.secondary_offload_min_priority),
+        )
         self._scheduler = Scheduler(self.limits, self._pool, config, clock, drafter)
         self._log = StepLog(self.limits, self._pool, config.iter_stats_max_iterations)
 
@@ -101,6 +109,11 @@ class Loop:
         """What the cache gave since the start."""
         return self._pool.counters
 
+    @property
+    def host_counters(self) -> HostCounters:
+        """What the host tier of the cache holds, took and gave."""
+        return self._pool.host_counters
+
     def submit(self, request: Request) -> None:
         """Queue a request.
 
@@ -114,7 +127,7 @@ class Loop:
                 hint="give each request an id of its own",
             )
         validate_request(request, self.limits, self._config.chunking is not ChunkingPolicy.OFF)
-        if 0 < self._config.max_queue_size <= self._scheduler.num_queued:
+        if 0 < self._config.max_queue_size <= len(self._scheduler.register.queue):
             raise QueueFullError(
                 f"Maximum queue size of {self._config.max_queue_size} has been reached,"
                 " please try again later",
@@ -134,11 +147,12 @@ class Loop:
             updates = self._scheduler.commit(StepResult(()))
             self._log.note_ends(updates)
             return updates
-        queue_latency_ms = self._queue_latency_ms()
+        admitted = self._scheduler.register.active.admitted
+        queue_latency_ms = self._queue_latency_ms(admitted) if admitted else 0.0
         result = self._executor.execute(plan)
-        self._scheduler.latest.observe(result.observations)
         updates = self._scheduler.commit(result)
         latency_ms = (time.perf_counter() - start) * 1e3
+        self._scheduler.pace.note(self._scheduler.latest, latency_ms)
         self._log.note(self._scheduler, updates, latency_ms, queue_latency_ms)
         return updates
 
@@ -146,10 +160,10 @@ class Loop:
         """Tell counters and the cache's fill."""
         scheduler, pool, limits, log = self._scheduler, self._pool, self.limits, self._log
         return LoopStats(
-            iteration=scheduler.iteration,
+            iteration=scheduler.register.iteration,
             latency_ms=log.latency_ms,
-            num_active_requests=scheduler.num_active,
-            num_queued_requests=scheduler.num_queued,
+            num_active_requests=len(scheduler.register.active),
+            num_queued_requests=len(scheduler.register.queue),
             num_context_requests=scheduler.latest.num_context_requests,
             num_generation_requests=scheduler.latest.num_generation_requests,
             num_context_tokens=scheduler.latest.num_context_tokens,
@@ -183,7 +197,7 @@ class Loop:
 
     def events_since(self, number: int) -> list[RequestEvent]:
         """Tell what happened to requests after an event, as far as it is kept."""
-        return self._scheduler.events_since(number)
+        return self._scheduler.register.events.since(number)
 
     def check(self) -> None:
         """Recompute all invariants of scheduler and block pool."""
@@ -193,10 +207,7 @@ class Loop:
         """Let go of the executor."""
         self._executor.close()
 
-    def _queue_latency_ms(self) -> float:
+    def _queue_latency_ms(self, admitted: Sequence[RequestState]) -> float:
         """How long the requests that join in this step have waited in total."""
-        admitted = self._scheduler.active.admitted
-        if not admitted:
-            return 0.0
         now = self._clock()
         return sum(now - state.metrics.arrival_time for state in admitted) * 1e3

@@ -2,14 +2,15 @@
 
 In come the active requests; out comes a `MicroBatch`, the `StepPlan` with the states behind its
 entries. Generation goes first, one token each and guesses where there is room for them; context
-takes what is left of max_num_tokens, as `context_chunks` shares it. Every step starts from scratch.
+takes what is left of max_num_tokens, as `context_chunks` shares it. A step is filled from scratch
+when something happened; a batch that only generates goes on as it is until then.
 
 Source: TensorRT-LLM's micro-batch scheduler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.config import RuntimeConfig
@@ -25,7 +26,8 @@ Drafter = Callable[[RequestState, int], Sequence[int]]
 class MicroBatch:
     """A step in the making, then the step: entries in execution order and whose they are.
 
-    Units: `num_*` count requests and tokens.
+    It can go on for `num_more` steps as it is, unless a request arrives or ends. Units: other
+    `num_*` count requests and tokens.
     """
 
     __slots__ = (
@@ -35,8 +37,10 @@ class MicroBatch:
         "_entries",
         "_limits",
         "_pool",
+        "has_gone_on",
         "num_context_tokens",
         "num_generation_requests",
+        "num_more",
         "states",
     )
 
@@ -49,6 +53,8 @@ class MicroBatch:
         self.states: list[RequestState] = []
         self.num_generation_requests = 0
         self.num_context_tokens = 0
+        self.num_more = 0
+        self.has_gone_on = False
 
     @property
     def num_context_requests(self) -> int:
@@ -59,7 +65,7 @@ class MicroBatch:
         """Contexts that draw their first token."""
         if len(self._entries) == self.num_generation_requests:
             return 0
-        return sum(entry.samples for entry in self._entries[self.num_generation_requests :])
+        return sum(entry.num_draws for entry in self._entries[self.num_generation_requests :])
 
     def plan(self) -> StepPlan:
         """Freeze what was added, with the block copies that it relies on."""
@@ -67,42 +73,75 @@ class MicroBatch:
             return StepPlan(())
         return StepPlan(tuple(self._entries), self._pool.take_copies())
 
-    def observe(self, observations: Mapping[int, Observation]) -> None:
+    def go_on(self) -> StepPlan:
+        """Make the step after the one that was committed: each request one token further."""
+        self.num_more -= 1
+        self.has_gone_on = True
+        entries: list[PlanEntry] = []
+        for state in self.states:
+            request = state.request
+            entries.append(
+                PlanEntry(
+                    request.request_id,
+                    (state.tokens[-1],),
+                    state.num_computed,
+                    state.table.blocks,
+                    1,
+                    request.sampling,
+                    state.history,
+                )
+            )
+        return StepPlan((*entries,), (), True)
+
+    def observe(self, observations: Sequence[tuple[int, Observation]]) -> None:
         """Hand what requests asked to see to their states, before the step is committed."""
-        for index, observation in observations.items():
+        for index, observation in observations:
             self.states[index].observe(observation)
 
     def add_generation(self, drafter: Drafter | None) -> None:
         """Let each request compute its latest token, and guesses after it."""
-        generation = self._active.generation
+        active, generation = self._active, self._active.generation
         self._budget -= len(generation)
-        # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
-        num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
+        self.num_generation_requests = len(generation)
+        if drafter is not None:
+            self._add_with_guesses(drafter)
+            return
+        num_more = unit = self._pool.tokens_per_block
         for state in generation:
-            if drafter is not None and num_spare > 0 and state.may_speculate:
-                drafts = self._drafts(drafter, state, num_spare)
-                num_spare -= len(drafts)
-                self._budget -= len(drafts)
-                self._add(state, (state.tokens[-1], *drafts), True, len(drafts))
-            else:
-                self._add(state, (state.tokens[-1],), True)
-        self.num_generation_requests += len(generation)
+            num_left_in_block = -(state.num_computed + 1) % unit
+            if num_left_in_block < num_more:
+                num_more = num_left_in_block
+            self._add(state, (state.tokens[-1],), 1)
+        if generation and not (active.context or active.admitted or active.paused):
+            # Whoever waits goes on waiting until a block is full: it can be found then.
+            self.num_more = num_more
 
-    def add_context(self) -> None:
-        """Let contexts advance as far as the step has room."""
+    def add_context(self, max_tokens: int | None = None) -> None:
+        """Let contexts advance as far as the step has room, by `max_tokens` in all at most."""
         context = self._active.context
         if not context:
             return
-        for state, count in zip(
-            context, share_budget(context, self._budget, self._limits, self._config), strict=True
-        ):
+        budget = self._budget if max_tokens is None else min(self._budget, max_tokens)
+        counts = share_budget(context, budget, self._limits, self._config)
+        for state, count in zip(context, counts, strict=True):
             if count:
                 start = state.num_computed
                 tokens = state.tokens[start : start + count]
-                self._add(state, tokens, count == state.num_left)
+                self._add(state, tokens, int(count == state.num_left))
                 self._budget -= count
                 self.num_context_tokens += count
         assert self._budget >= 0
+
+    def _add_with_guesses(self, drafter: Drafter) -> None:
+        # An engine draws max_batch_size tokens a step: guesses take what requests leave of that.
+        num_spare = min(self._limits.max_batch_size - len(self._active), self._budget)
+        for state in self._active.generation:
+            drafts: Sequence[int] = ()
+            if num_spare > 0 and state.may_speculate:
+                drafts = self._drafts(drafter, state, num_spare)
+                num_spare -= len(drafts)
+                self._budget -= len(drafts)
+            self._add(state, (state.tokens[-1], *drafts), 1 + len(drafts))
 
     def _drafts(self, drafter: Drafter, state: RequestState, num_spare: int) -> Sequence[int]:
         num_wanted = state.request.max_new_tokens - state.num_output - 1
@@ -115,9 +154,7 @@ class MicroBatch:
         state.metrics.num_draft_tokens += len(drafts)
         return drafts
 
-    def _add(
-        self, state: RequestState, tokens: Sequence[int], samples: bool, num_drafts: int = 0
-    ) -> None:
+    def _add(self, state: RequestState, tokens: Sequence[int], num_draws: int) -> None:
         start, table, request = state.num_computed, state.table, state.request
         end = start + len(tokens)
         if end > len(table.blocks) * self._pool.tokens_per_block:
@@ -128,9 +165,8 @@ class MicroBatch:
                 tokens,
                 start,
                 table.blocks,
-                samples,
+                num_draws,
                 request.sampling,
-                num_drafts,
                 state.history,
             )
         )

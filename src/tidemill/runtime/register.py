@@ -20,7 +20,11 @@ from tidemill.runtime.step import EngineLimits
 
 
 class Register:
-    """Requests by id, and where they are. `iteration` counts committed steps."""
+    """Requests by id, and where they are. `iteration` counts committed steps.
+
+    `is_quiet` until a request arrives, ends or is told to have ended; whoever plans a step sets it
+    again.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Register:
         self.id_to_state: dict[int, RequestState] = {}
         self.events = EventLog(config.event_buffer_max_size)
         self.iteration = 0
+        self.is_quiet = False
         self._deadlines = Deadlines()
         self._num_arrived = 0
         self._untold: list[TokenUpdate] = []
@@ -49,6 +54,7 @@ class Register:
         assert request.request_id not in self.id_to_state, request.request_id
         now = self.clock()
         self._num_arrived += 1
+        self.is_quiet = False
         state = RequestState(request, self._num_arrived, now)
         self.id_to_state[request.request_id] = state
         self.queue.add(state)
@@ -75,16 +81,16 @@ class Register:
 
     def end_overdue(self) -> None:
         """End requests whose time is over."""
-        if self._deadlines:
+        if self._deadlines.heap:
             for state in self._deadlines.pop_due(self.clock(), self.id_to_state):
                 self.end(state, FinishReason.TIMED_OUT)
 
-    def take_untold(self) -> list[TokenUpdate]:
-        """Hand over the last updates that were not told yet."""
-        if not self._untold:
-            return []
-        untold, self._untold = self._untold, []
-        return untold
+    def tell_with(self, updates: list[TokenUpdate]) -> list[TokenUpdate]:
+        """Add the last updates that were not told yet to those of a step."""
+        if self._untold:
+            updates = updates + self._untold
+            self._untold, self.is_quiet = [], False
+        return updates
 
     def note(
         self, kind: EventKind, states: Iterable[RequestState], now: float, detail: str = ""
@@ -92,11 +98,11 @@ class Register:
         """Keep an event for each of some requests, where events are wanted."""
         if self.events.is_on:
             for state in states:
-                request_id = state.request.request_id
-                self.events.add(kind, request_id, self.iteration, now, detail)
+                self.events.add(kind, state.request, self.iteration, now, detail)
 
     def request_stats(self, scheduled: set[int]) -> list[RequestStats]:
         """Tell where each request is; `scheduled` holds ids of state objects."""
+        unit = self.active.pool.tokens_per_block
         stages = (
             (RequestStage.GENERATION_IN_PROGRESS, self.active.generation),
             (RequestStage.CONTEXT_IN_PROGRESS, self.active.context),
@@ -110,6 +116,9 @@ class Register:
                 state.num_output,
                 id(state) in scheduled,
                 state.metrics,
+                len(state.table.blocks),
+                len(state.table.blocks) - state.table.num_cached_tokens // unit,
+                state.request.client_id,
             )
             for stage, states in stages
             for state in states
@@ -128,6 +137,7 @@ class Register:
         assert not NO_TABLE.blocks and not NO_TABLE.num_promised
 
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
+        self.is_quiet = False
         del self.id_to_state[state.request.request_id]
         state.metrics.last_iter = self.iteration
         if self.events.is_on:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
+from tidemill.base.record import record
 from tidemill.runtime.choice_hooks import LogitsProcessor, TokenGuide
 from tidemill.runtime.kvcache.retention import KvCacheRetention
 from tidemill.runtime.logits_rules import LogitsRules
@@ -29,7 +29,11 @@ class FinishReason(Enum):
     CANCELLED = 5
 
 
-@dataclass(frozen=True)
+# Those of every step, by names that are found at once.
+NOT_FINISHED, END_ID = FinishReason.NOT_FINISHED, FinishReason.END_ID
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen.
 
@@ -51,7 +55,7 @@ class SamplingParams:
         return self.top_k == 1 or self.temperature == 0.0 or self.top_p <= 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """What one caller asked for.
 
@@ -60,7 +64,7 @@ class Request:
     output and stay in it. The last `num_prior_output` tokens of the prompt are output of earlier
     rounds. `request_id` is unique within the loop. Requests of higher `priority` (0 to 1) are
     served first. After `allotted_time_ms` the request ends as it stands. Cached blocks are shared
-    within one `lora_id` and `cache_salt` only.
+    within one `lora_id` and `cache_salt` only. `client_id` is what events and statistics call it.
     """
 
     request_id: int
@@ -79,6 +83,7 @@ class Request:
     guide: TokenGuide | None = None
     processor: LogitsProcessor | None = None
     num_prior_output: int = 0
+    client_id: str = ""
 
     @property
     def needs_history(self) -> bool:
@@ -92,7 +97,8 @@ class Request:
         return self.wishes is not None and self.wishes.is_of_prompt
 
 
-class TokenUpdate(NamedTuple):
+@record
+class TokenUpdate:
     """What one step gave one request: new tokens (end token excluded) and whether it ended.
 
     `metrics` is the request's live record, complete in its last update. `observations` holds what

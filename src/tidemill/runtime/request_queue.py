@@ -49,26 +49,23 @@ class RequestQueue:
 
 
 class Deadlines:
-    """Requests with a time-out, by the moment at which it is over."""
+    """Requests with a time-out; the first in `heap` is the one whose time is over next."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, RequestState]] = []
-
-    def __len__(self) -> int:
-        return len(self._heap)
+        self.heap: list[tuple[float, int, RequestState]] = []
 
     def add(self, deadline: float, state: RequestState) -> None:
         """Note when a request's time is over."""
-        heapq.heappush(self._heap, (deadline, state.order[1], state))
+        heapq.heappush(self.heap, (deadline, state.order[1], state))
 
     def pop_due(self, now: float, alive: Mapping[int, RequestState]) -> list[RequestState]:
         """Take the requests in `alive` whose time is over; the ended ones are forgotten."""
         due = []
-        while self._heap and self._heap[0][0] <= now:
-            state = heapq.heappop(self._heap)[2]
+        while self.heap and self.heap[0][0] <= now:
+            state = heapq.heappop(self.heap)[2]
             if alive.get(state.request.request_id) is state:
                 due.append(state)
-        if len(self._heap) > 2 * len(alive) + 64:
-            self._heap = [e for e in self._heap if alive.get(e[2].request.request_id) is e[2]]
-            heapq.heapify(self._heap)
+        if len(self.heap) > 2 * len(alive) + 64:
+            self.heap = [e for e in self.heap if alive.get(e[2].request.request_id) is e[2]]
+            heapq.heapify(self.heap)
         return due

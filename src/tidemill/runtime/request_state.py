@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tidemill.runtime.kvcache.block_keys import extend_keys, root_key
-from tidemill.runtime.kvcache.block_pool import BlockTable
+from tidemill.runtime.kvcache.block_table import BlockTable
 from tidemill.runtime.observation import Observation
-from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+from tidemill.runtime.request import END_ID, NOT_FINISHED, FinishReason, Request, TokenUpdate
 from tidemill.runtime.statistics import RequestMetrics
 from tidemill.runtime.token_history import TokenHistory
 
@@ -26,7 +26,6 @@ class RequestState:
     """
 
     __slots__ = (
-        "_observations",
         "drafting",
         "history",
         "is_cancelled",
@@ -34,6 +33,7 @@ class RequestState:
         "metrics",
         "num_computed",
         "num_prompt",
+        "observations",
         "order",
         "request",
         "table",
@@ -50,7 +50,7 @@ class RequestState:
         self.num_computed = 0
         self.is_cancelled = False
         self.metrics = RequestMetrics(arrival_time=now)
-        self._observations: list[Observation] = []
+        self.observations: list[Observation] = []
         self.history = TokenHistory(request, self.tokens) if request.needs_history else None
         self.drafting: object = None
 
@@ -77,19 +77,22 @@ class RequestState:
 
     def accept(self, drawn: int) -> FinishReason:
         """Take in a drawn token and say what it means; an end token is not kept."""
-        if drawn in self.request.end_ids:
-            return FinishReason.END_ID
-        self.tokens.append(drawn)
-        if self.request.stop_words and self._ends_with_stop_word():
+        request, tokens = self.request, self.tokens
+        if drawn in request.end_ids:
+            return END_ID
+        tokens.append(drawn)
+        if request.stop_words and self._ends_with_stop_word():
             return FinishReason.STOP_WORDS
-        if self.num_output == self.request.max_new_tokens:
+        if len(tokens) == self.num_prompt + request.max_new_tokens:
             return FinishReason.LENGTH
-        return FinishReason.NOT_FINISHED
+        return NOT_FINISHED
 
     def tell(self, reason: FinishReason, new_tokens: tuple[int, ...] = ()) -> TokenUpdate:
         """Make the update that tells new tokens, what was seen, and perhaps the end."""
-        seen = self.take_observations()
-        if reason is FinishReason.END_ID:
+        if not self.observations:
+            return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics)
+        seen, self.observations = tuple(self.observations), []
+        if reason is END_ID:
             seen = tuple(replace(each, output=None) for each in seen)
         return TokenUpdate(self.request.request_id, new_tokens, reason, self.metrics, seen)
 
@@ -100,19 +103,12 @@ class RequestState:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the request's own logits processor failed in the step."""
-        return bool(self._observations) and any(each.error for each in self._observations)
+        """Whether the request's own guide or logits processor failed in the step."""
+        return any(each.error for each in self.observations)
 
     def observe(self, observation: Observation) -> None:
         """Keep what a step showed until its next token is told."""
-        self._observations.append(observation)
-
-    def take_observations(self) -> tuple[Observation, ...]:
-        """Hand over what was seen since the last update."""
-        if not self._observations:
-            return ()
-        taken, self._observations = tuple(self._observations), []
-        return taken
+        self.observations.append(observation)
 
     def _ends_with_stop_word(self) -> bool:
         output = self.tokens[self.num_prompt :]

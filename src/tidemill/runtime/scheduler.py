@@ -10,25 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tidemill.runtime.active_requests import ActiveRequests
 from tidemill.runtime.advance import advance
 from tidemill.runtime.capacity import POLICIES
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
-from tidemill.runtime.events import EventKind, RequestEvent
+from tidemill.runtime.events import EventKind
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.micro_batch import Drafter, MicroBatch
 from tidemill.runtime.register import Register
-from tidemill.runtime.request import FinishReason, Request, TokenUpdate
+from tidemill.runtime.request import NOT_FINISHED, FinishReason, Request, TokenUpdate
 from tidemill.runtime.request_state import NO_TABLE, RequestState
 from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
+from tidemill.runtime.step_pace import StepPace
 
 
 class Scheduler:
     """Owns the state of all requests that have not ended.
 
     `plan` and `commit` alternate; `add` and `cancel` may come at any moment, between a plan and
-    its commit too. `clock` gives seconds.
+    its commit too. `register` and `latest`, the latest step, are there for reading. `clock` gives
+    seconds.
     """
 
     def __init__(
@@ -40,61 +41,52 @@ class Scheduler:
         drafter: Drafter | None = None,
     ) -> None:
         self._limits, self._config, self._drafter = limits, config, drafter
-        self._register = Register(limits, pool, config, clock)
-        self._active = self._register.active
+        self.register = Register(limits, pool, config, clock)
+        self._active = self.register.active
         self._apply_policy = POLICIES[config.policy]
         self._plan: StepPlan | None = None
         self._is_cancelling = False
+        self.pace = StepPace(config, limits.tokens_per_block)
         self.latest = MicroBatch(limits, self._active, config)
 
-    @property
-    def iteration(self) -> int:
-        """Steps committed since the start."""
-        return self._register.iteration
-
-    @property
-    def num_active(self) -> int:
-        return len(self._active)
-
-    @property
-    def num_queued(self) -> int:
-        return len(self._register.queue)
-
-    @property
-    def active(self) -> ActiveRequests:
-        """For reading: who was admitted and paused by the latest plan."""
-        return self._active
+    def is_steady(self) -> bool:
+        """Whether the latest step left every count but those of tokens and steps as it was."""
+        return self.register.is_quiet and self.latest.has_gone_on
 
     @property
     def has_work(self) -> bool:
         """Whether some request has not ended, or its end has not been told."""
-        return self._register.has_work
+        return self.register.has_work
 
     def knows(self, request_id: int) -> bool:
         """Say whether a request of that id has not ended yet."""
-        return request_id in self._register.id_to_state
+        return request_id in self.register.id_to_state
 
     def add(self, request: Request) -> None:
         """Put a request, already validated, at its place in the queue."""
-        self._register.add(request)
+        self.register.add(request)
 
     def cancel(self, request_id: int) -> None:
         """End a request now; its update comes with the next commit. Unknown ids are no error."""
-        state = self._register.id_to_state.get(request_id)
+        state = self.register.id_to_state.get(request_id)
         if state is not None and state.table is not NO_TABLE and self._plan is not None:
             # The executor may be writing to its blocks: they are freed at the commit.
             state.is_cancelled = self._is_cancelling = True
         elif state is not None:
-            self._register.end(state, FinishReason.CANCELLED)
+            self.register.end(state, FinishReason.CANCELLED)
 
     def plan(self) -> StepPlan:
         """Make the next step; empty when no request can advance."""
         assert self._plan is None, "the previous step was not committed"
-        self._register.end_overdue()
+        self.register.end_overdue()
+        if self.register.is_quiet and self.latest.num_more:
+            plan = self._plan = self.latest.go_on()
+            return plan
+        self.register.is_quiet = True
         self._decide_active()
         batch = self.latest = MicroBatch(self._limits, self._active, self._config)
         batch.add_generation(self._drafter)
-        batch.add_context()
+        batch.add_context(self.pace.max_context_tokens(batch.num_generation_requests))
         plan = batch.plan()
         if plan.entries:
             self._plan = plan
@@ -104,27 +96,26 @@ class Scheduler:
         """Take in the result of the latest plan; tell each request's new tokens and end."""
         updates: list[TokenUpdate] = []
         if self._plan is not None:
+            if result.observations:
+                self.latest.observe(result.observations)
             updates = self._take_in(self._plan, result)
             self._plan = None
-            self._register.iteration += 1
-            self._end_cancelled()
-            self._register.end_overdue()
-        return updates + self._register.take_untold()
-
-    def events_since(self, number: int) -> list[RequestEvent]:
-        """Tell what happened to requests after an event, as far as it is kept."""
-        return self._register.events.since(number)
+            self.register.iteration += 1
+            if self._is_cancelling:
+                self._end_cancelled()
+            self.register.end_overdue()
+        return self.register.tell_with(updates)
 
     def request_stats(self) -> list[RequestStats]:
         """Tell where each request is that has not ended."""
-        return self._register.request_stats(set(map(id, self.latest.states)))
+        return self.register.request_stats(set(map(id, self.latest.states)))
 
     def check(self) -> None:
         """Recompute every invariant from scratch."""
-        self._register.check()
+        self.register.check()
 
     def _decide_active(self) -> None:
-        active, queue, register = self._active, self._register.queue, self._register
+        active, queue, register = self._active, self.register.queue, self.register
         active.admitted, active.paused = [], []
         self._apply_policy(active, queue)
         if not (active.admitted or active.paused):
@@ -138,38 +129,42 @@ class Scheduler:
         register.note(EventKind.ADMITTED, active.admitted, now)
 
     def _take_in(self, plan: StepPlan, result: StepResult) -> list[TokenUpdate]:
-        now, position = self._register.clock(), 0
+        now, index, position = self.register.clock(), 0, 0
         updates: list[TokenUpdate] = []
         ended: list[tuple[RequestState, FinishReason]] = []
         started: list[RequestState] = []
         num_generation, unit = self.latest.num_generation_requests, self._limits.tokens_per_block
-        for index, (state, entry) in enumerate(zip(self.latest.states, plan.entries, strict=True)):
-            drawn = result.sampled_tokens[position : position + entry.num_draws]
-            position += entry.num_draws
+        has_window = self._limits.attention_window is not None
+        for state in self.latest.states:
+            entry = plan.entries[index]
+            index += 1
+            end = position + entry.num_draws
+            drawn, position = result.sampled_tokens[position:end], end
             num_before = state.num_computed
             update = advance(state, entry, drawn, now)
             if num_before // unit != state.num_computed // unit:
                 self._active.publish(state, num_before)
+            if has_window and self._active.slide(state):
+                self.register.is_quiet = False
             if state.is_cancelled or update is None:
                 continue
             updates.append(update)
-            if update.finish_reason is not FinishReason.NOT_FINISHED:
+            if update.finish_reason is not NOT_FINISHED:
                 ended.append((state, update.finish_reason))
-            elif index >= num_generation:
+            elif index > num_generation:
                 started.append(state)
         assert position == len(result.sampled_tokens), "more tokens were drawn than asked for"
         if started:
             fresh = [each for each in started if each.metrics.first_token_time == now]
-            self._register.note(EventKind.FIRST_TOKEN, fresh, now)
+            self.register.note(EventKind.FIRST_TOKEN, fresh, now)
             self._active.enter_generation(started)
         if ended:
-            self._register.end_active(ended)
+            self.register.end_active(ended)
         return updates
 
     def _end_cancelled(self) -> None:
         """End those cancelled while the step was in flight, in the plan or not."""
-        if self._is_cancelling:
-            self._is_cancelling = False
-            for state in self._active.context + self._active.generation:
-                if state.is_cancelled:
-                    self._register.end(state, FinishReason.CANCELLED)
+        self._is_cancelling = False
+        for state in self._active.context + self._active.generation:
+            if state.is_cancelled:
+                self.register.end(state, FinishReason.CANCELLED)

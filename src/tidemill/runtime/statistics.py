@@ -29,6 +29,23 @@ class RequestMetrics:
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
 
+    def add(self, later: RequestMetrics) -> None:
+        """Count in a later request for the same answer: a round of a beam search."""
+        self.last_token_time, self.last_iter = later.last_token_time, later.last_iter
+        self.num_allocated_blocks += later.num_allocated_blocks
+        self.num_new_blocks += later.num_new_blocks
+        self.num_reused_blocks += later.num_reused_blocks
+        self.num_missed_blocks += later.num_missed_blocks
+        self.num_pauses += later.num_pauses
+        self.num_draft_tokens += later.num_draft_tokens
+        self.num_accepted_draft_tokens += later.num_accepted_draft_tokens
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the guesses that were right."""
+        drafts = self.num_draft_tokens
+        return self.num_accepted_draft_tokens / drafts if drafts else 0.0
+
     @property
     def hit_rate(self) -> float:
         """Share of the blocks looked for that were reused."""
@@ -37,7 +54,6 @@ class RequestMetrics:
 
     def to_json(self) -> dict[str, Any]:
         """Return the reference's keys of request perf metrics."""
-        num_drafts = self.num_draft_tokens
         return {
             "timingMetrics": {
                 "arrivalTime": self.arrival_time,
@@ -53,11 +69,9 @@ class RequestMetrics:
                 "kvCacheHitRate": self.hit_rate,
             },
             "speculativeDecoding": {
-                "acceptanceRate": self.num_accepted_draft_tokens / num_drafts
-                if num_drafts
-                else 0.0,
+                "acceptanceRate": self.acceptance_rate,
                 "totalAcceptedDraftTokens": self.num_accepted_draft_tokens,
-                "totalDraftTokens": num_drafts,
+                "totalDraftTokens": self.num_draft_tokens,
             },
             "firstIter": self.first_iter,
             "lastIter": self.last_iter,
@@ -74,7 +88,11 @@ class RequestStage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """A request that has not ended, as it stands after a step."""
+    """A request that has not ended, as it stands after a step.
+
+    `num_held_blocks` and, of these, `num_new_held_blocks` are what it holds now; `metrics` has what
+    it held before it was paused.
+    """
 
     request_id: int
     stage: RequestStage
@@ -82,19 +100,26 @@ class RequestStats:
     num_generated_tokens: int
     is_scheduled: bool
     metrics: RequestMetrics
+    num_held_blocks: int = 0
+    num_new_held_blocks: int = 0
+    client_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the reference's keys of request stats."""
         metrics = self.metrics
+        # Each step that drew gave one token, and the guesses that were right.
+        num_steps = self.num_generated_tokens - metrics.num_accepted_draft_tokens
         return {
             "id": self.request_id,
+            "clientId": self.client_id,
             "stage": self.stage.value,
             "contextPrefillPosition": self.num_computed_tokens,
             "numGeneratedTokens": self.num_generated_tokens,
+            "avgNumDecodedTokensPerIter": self.num_generated_tokens / max(1, num_steps),
             "scheduled": self.is_scheduled,
             "paused": metrics.num_pauses > 0 and self.stage is RequestStage.QUEUED,
-            "allocTotalBlocksPerRequest": metrics.num_allocated_blocks,
-            "allocNewBlocksPerRequest": metrics.num_new_blocks,
+            "allocTotalBlocksPerRequest": metrics.num_allocated_blocks + self.num_held_blocks,
+            "allocNewBlocksPerRequest": metrics.num_new_blocks + self.num_new_held_blocks,
             "reusedBlocksPerRequest": metrics.num_reused_blocks,
             "missedBlocksPerRequest": metrics.num_missed_blocks,
             "kvCacheHitRatePerRequest": metrics.hit_rate,

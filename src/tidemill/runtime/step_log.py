@@ -11,17 +11,17 @@ from collections.abc import Sequence
 
 from tidemill.runtime.iteration_stats import BatchStats, IterationStats, KvCacheStats
 from tidemill.runtime.kvcache.block_pool import BlockPool
+from tidemill.runtime.kvcache.host_tier import HostCounters
 from tidemill.runtime.request import FinishReason, TokenUpdate
 from tidemill.runtime.scheduler import Scheduler
 from tidemill.runtime.step import EngineLimits
 
-_Step = tuple[
-    float, int, float, float, int, int, int, int,
-    int, int, int, int, int,
-    int, int, int, int, int,
+_Counts = tuple[
+    int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int
 ]  # fmt: skip
-"""A step's raw counts, cheap to keep: the first 8 fields of `IterationStats`, 5 of the cache after
-it (free, allocated, new, reused, missed), and the fields of `BatchStats`."""
+"""A step's raw counts, cheap to keep, and the same tuple while steps are steady: 4 fields of
+`IterationStats`, 5 of the cache after it (free, allocated, new, reused, missed), 3 of its host tier
+(used, offloaded, onboarded), and the fields of `BatchStats`."""
 
 
 class StepLog:
@@ -29,7 +29,8 @@ class StepLog:
 
     def __init__(self, limits: EngineLimits, pool: BlockPool, max_iterations: int) -> None:
         self._limits, self._pool = limits, pool
-        self._steps: deque[_Step] = deque(maxlen=max_iterations)
+        self._steps: deque[tuple[float, int, float, float, _Counts]] = deque(maxlen=max_iterations)
+        self._counts: _Counts = (0,) * 17
         self.latency_ms = 0.0
         self.total_completed = 0
         self.total_cancelled = 0
@@ -48,33 +49,13 @@ class StepLog:
         queue_latency_ms: float,
     ) -> None:
         """Take in a committed step."""
-        batch, counters, pool = scheduler.latest, self._pool.counters, self._pool
         self.latency_ms = latency_ms
-        self.total_prompt_tokens += batch.num_context_tokens
-        num_paused = len(scheduler.active.paused)
-        self.total_paused += num_paused
-        num_new_tokens, num_completed = self._note_updates(updates)
+        if scheduler.is_steady():
+            self.total_output_tokens += len(updates)
+        else:
+            self._counts = self._count(scheduler, updates)
         self._steps.append(
-            (
-                time.time(),
-                scheduler.iteration,
-                latency_ms,
-                queue_latency_ms,
-                len(scheduler.active.admitted),
-                scheduler.num_active,
-                scheduler.num_queued,
-                num_completed,
-                pool.num_free,
-                counters.alloc_total,
-                counters.alloc_new,
-                counters.reused,
-                counters.missed,
-                batch.num_context_requests,
-                batch.num_generation_requests,
-                num_paused,
-                batch.num_context_tokens,
-                max(0, num_new_tokens - batch.num_started),
-            )
+            (time.time(), scheduler.register.iteration, latency_ms, queue_latency_ms, self._counts)
         )
 
     def note_ends(self, updates: Sequence[TokenUpdate]) -> None:
@@ -86,15 +67,52 @@ class StepLog:
         limits, pool = self._limits, self._pool
         return [
             IterationStats(
-                *step[:8],
+                moment,
+                number,
+                latency_ms,
+                queue_latency_ms,
+                *counts[:4],
                 limits.max_batch_size,
                 limits.max_num_tokens,
-                KvCacheStats(pool.num_blocks, step[8], pool.tokens_per_block, *step[9:13]),
-                BatchStats(*step[13:]),
+                KvCacheStats(
+                    pool.num_blocks,
+                    counts[4],
+                    pool.tokens_per_block,
+                    *counts[5:9],
+                    HostCounters(limits.num_host_blocks, *counts[9:12]),
+                ),
+                BatchStats(*counts[12:]),
             )
-            for step in self._steps
-            if step[1] > iteration
+            for moment, number, latency_ms, queue_latency_ms, counts in self._steps
+            if number > iteration
         ]
+
+    def _count(self, scheduler: Scheduler, updates: Sequence[TokenUpdate]) -> _Counts:
+        batch, counters, pool = scheduler.latest, self._pool.counters, self._pool
+        host = pool.host_counters
+        self.total_prompt_tokens += batch.num_context_tokens
+        num_paused = len(scheduler.register.active.paused)
+        self.total_paused += num_paused
+        num_new_tokens, num_completed = self._note_updates(updates)
+        return (
+            len(scheduler.register.active.admitted),
+            len(scheduler.register.active),
+            len(scheduler.register.queue),
+            num_completed,
+            pool.num_free,
+            counters.alloc_total,
+            counters.alloc_new,
+            counters.reused,
+            counters.missed,
+            host.num_used,
+            host.num_offloaded,
+            host.num_onboarded,
+            batch.num_context_requests,
+            batch.num_generation_requests,
+            num_paused,
+            batch.num_context_tokens,
+            max(0, num_new_tokens - batch.num_started),
+        )
 
     def _note_updates(self, updates: Sequence[TokenUpdate]) -> tuple[int, int]:
         num_tokens = num_completed = 0

@@ -21,9 +21,11 @@ SMALL_TRACE = Path(__file__).parents[3] / "bench" / "traces" / "small.json"
 @pytest.fixture
 def engine_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tokenizer(tmp_path)
-    opened = staticmethod(lambda directory, config: open_session(directory, step_seconds=0.001))
+    opened = staticmethod(
+        lambda directory, config, tokenizer: open_session(directory, step_seconds=0.001)
+    )
     monkeypatch.setattr(Session, "open", opened)
-    monkeypatch.setattr("tidemill.api.bench.ensure_native_code", lambda engine_dir: None)
+    monkeypatch.setattr("tidemill.api.open_session.ensure_native_code", lambda engine_dir: None)
     return tmp_path
 
 

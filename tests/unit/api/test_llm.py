@@ -14,6 +14,7 @@ from tidemill.api.llm import LLM, SamplingParams, TokensPrompt
 from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.host.session import Session
+from tidemill.runtime.config import RuntimeConfig
 
 
 @pytest.fixture
@@ -197,3 +198,70 @@ def test_values_left_out_beside_others_are_neutral() -> None:
     assert (sampling.top_k, sampling.top_p, sampling.seed) == (0, 1.0, 0)
     sampling = resolve_sampling(None, 5, None, 9)
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 9)
+
+
+def test_keywords_say_how_a_request_is_served(llm: LLM, session: Session) -> None:
+    first = llm.generate("long enough to fill a block>a", cache_salt="one")
+    assert first.outputs[0].text == "a"
+    before = session.info().stats.reused_blocks
+    llm.generate("long enough to fill a block>a", cache_salt="two", use_tqdm=False)
+    assert session.info().stats.reused_blocks == before
+    llm.generate("long enough to fill a block>a", cache_salt="two", priority=0.9)
+    assert session.info().stats.reused_blocks > before
+    late = llm.generate("endless", SamplingParams(max_tokens=2000), allotted_time_ms=1.0)
+    assert late.outputs[0].finish_reason == "timeout"
+
+
+def test_a_request_served_impossibly_is_refused_alone(llm: LLM) -> None:
+    good = llm.generate_async("say>hello")
+    with pytest.raises(InvalidRequestError, match=r"require 0 <= priority <= 1, got priority=7"):
+        llm.generate("say>hello", priority=7.0)
+    with pytest.raises(TypeError, match="priorty"):
+        llm.generate("say>hello", priorty=0.5)
+    assert good.result().outputs[0].text == "hello"
+
+
+def test_perf_metrics_have_the_keys_of_the_reference(llm: LLM) -> None:
+    (answer,) = llm.generate("say>hello", SamplingParams(return_perf_metrics=True)).outputs
+    metrics = answer.request_perf_metrics
+    assert metrics is not None
+    assert list(metrics) == [
+        *("timingMetrics", "kvCacheMetrics", "speculativeDecoding", "firstIter", "lastIter")
+    ]
+    timing = metrics["timingMetrics"]
+    moments = ("arrivalTime", "firstScheduledTime", "firstTokenTime", "lastTokenTime")
+    times = [timing[moment] for moment in moments]
+    assert times == sorted(times)
+
+
+def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
+    (answer,) = llm.generate("say>hello", SamplingParams(detokenize=False)).outputs
+    assert answer.text == "" and answer.length == 5
+    params = SamplingParams(detokenize=False, stop="l")
+    (stopped,) = llm.generate("say>hello", params).outputs
+    assert (stopped.text, stopped.stop_reason, stopped.length) == ("", "l", 3)
+
+
+def test_long_prompts_lose_their_beginning_where_asked(llm: LLM) -> None:
+    output = llm.generate("say>no>hello", SamplingParams(truncate_prompt_tokens=6))
+    assert len(output.prompt_token_ids) == 6 and output.outputs[0].text == "hello"
+    whole = llm.generate(">ab", SamplingParams(truncate_prompt_tokens=6))
+    assert len(whole.prompt_token_ids) == 3
+
+
+def test_wishes_of_the_reference_that_cannot_be_had_are_named() -> None:
+    with pytest.raises(InvalidRequestError, match="beam_width_array, return_encoder_output"):
+        SamplingParams(beam_width_array=[2, 3], return_encoder_output=True)
+    with pytest.raises(InvalidRequestError, match=r"require truncate_prompt_tokens >= 1, got tru"):
+        SamplingParams(truncate_prompt_tokens=0)
+
+
+def test_events_tell_each_life_once_under_the_id_of_the_request(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    config = RuntimeConfig(event_buffer_max_size=100)
+    with LLM.from_session(open_session(tmp_path, runtime=config)) as llm:
+        output = llm.generate("say>hello")
+        events = llm.get_request_events()
+        assert [each["kind"] for each in events] == ["queued", "admitted", "first_token", "ended"]
+        assert {each["clientId"] for each in events} == {str(output.request_id)}
+        assert events[-1]["detail"] == "end_id" and llm.get_request_events() == []

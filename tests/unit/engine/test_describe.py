@@ -62,7 +62,7 @@ def test_graph_and_config_are_shown_as_stored(engine_dir: Path) -> None:
 
 def test_tactics_show_choice_and_measured_time(engine_dir: Path) -> None:
     lines = [line.split() for line in inspect_engine(engine_dir, "tactics").splitlines()]
-    assert lines[1] == ["linear", "37x53", "rows_4", "measured", "12.5"]
+    assert lines[1] == ["linear", "37x53", "8", "rows_4", "measured", "2.0", "4", "12.5", "50%"]
 
 
 def test_sizes_list_every_weight(engine_dir: Path) -> None:

@@ -64,7 +64,7 @@ def make_manifest(num_ops: int = 3, rank: int = 0) -> Manifest:
         sections={},
         source_checkpoint="/models/tiny",
         source_hash="0123456789abcdef",
-        tactics=(Tactic("linear", "37x53", "rows_4", "measured", 12.5),),
+        tactics=(Tactic("linear", "37x53", "rows_4", "measured", 12.5, 8, 2e6, 4e3, 0.5),),
         chosen_by={"max_batch_size": "user", "max_seq_len": "default"},
     )
 

@@ -6,7 +6,14 @@ import msgspec
 import pytest
 
 from tidemill.base.errors import ConfigError
-from tidemill.host.runtime_settings import NAMES, read_fraction, read_runtime_config
+from tidemill.host.config import SessionConfig
+from tidemill.host.runtime_settings import (
+    NAMES,
+    read_fraction,
+    read_runtime_config,
+    read_session_settings,
+    tell_settings,
+)
 from tidemill.runtime.config import CapacityPolicy, ChunkingPolicy, RuntimeConfig
 
 
@@ -32,6 +39,7 @@ def test_each_name_sets_its_field() -> None:
             "max_matching_ngram_size": "2",
             "iter_stats_max_iterations": "5",
             "event_buffer_max_size": "6",
+            "max_step_ms": "62.5",
         }
     )
     assert read == RuntimeConfig(
@@ -44,7 +52,26 @@ def test_each_name_sets_its_field() -> None:
         max_matching_ngram_size=2,
         iter_stats_max_iterations=5,
         event_buffer_max_size=6,
+        max_step_ms=62.5,
     )
+
+
+def test_a_session_is_read_whole_and_told_with_who_chose() -> None:
+    parameters = {"max_tokens_in_paged_kv_cache": "640", "max_queue_size": "7", "num_threads": "2"}
+    session = read_session_settings(parameters)
+    assert session == SessionConfig(640, 2, runtime=RuntimeConfig(max_queue_size=7))
+    told = tell_settings(session, parameters).split(", ")
+    assert "max_tokens_in_paged_kv_cache 640 (user)" in told
+    assert "max_queue_size 7 (user)" in told and "max_draft_len 0 (default)" in told
+    assert "batch_scheduler_policy guaranteed_no_evict (default)" in told
+    assert {each.split()[0] for each in told} >= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["max_tokens_in_paged_kv_cache", "num_threads"])
+@pytest.mark.parametrize("text", ["0", "-3", "many", "1.5"])
+def test_a_number_that_cannot_be_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        read_session_settings({name: text})
 
 
 def test_chunked_context_switched_off_wins_over_its_policy() -> None:
@@ -64,6 +91,8 @@ def test_config_travels_as_json() -> None:
         ("enable_chunked_context", "perhaps", "one of true, 1, false, 0"),
         ("max_queue_size", "many", "a whole number"),
         ("max_queue_size", "-1", "max_queue_size must be at least 0, got -1"),
+        ("max_step_ms", "nan", "max_step_ms must be at least 0, got nan"),
+        ("max_step_ms", "inf", "every number finite"),
     ],
 )
 def test_setting_that_cannot_be_read(name: str, value: str, expected: str) -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ import pytest
 from tests.unit.triton.fake_pb_utils import (
     Array,
     InferenceRequest,
+    Logger,
     Sender,
     TritonError,
     text_array,
 )
 from tidemill.base.errors import HostError, QueueFullError
+from tidemill.frontends.triton.classic_tensors import PERF_OUTPUTS
+from tidemill.frontends.triton.gathered_answer import DetailWishes
 from tidemill.frontends.triton.model import ServedModel
 from tidemill.frontends.triton.sequences import AnswerPlace
-from tidemill.frontends.triton.text_model import OutputWishes, TextAnswer, TextModel
+from tidemill.frontends.triton.text_model import TextAnswer, TextModel, TextWishes
 from tidemill.frontends.triton.tokens_model import TokensModel
 from tidemill.host.messages import GenerateRequest, HostInfo, Update
+from tidemill.runtime.statistics import RequestMetrics
 
 TIMEOUT_S = 5.0
 
@@ -167,6 +172,69 @@ def test_extras_can_be_left_out(load: Load, client: FakeClient) -> None:
     sender = ask(load(), "Hi", return_num_input_tokens=off, return_num_output_tokens=off)
     client.tell(0, "x", [1], "length")
     assert set(sender.responses[0].outputs) == {"text_output", "finish_reason"}
+
+
+def test_costs_come_with_every_piece_where_they_were_asked_for(
+    load: Load, client: FakeClient
+) -> None:
+    model = load()
+    asked = ask(model, "Hi", stream=on(), return_perf_metrics=on())
+    plain = ask(model, "Hi")
+    assert client.requests[0].return_perf_metrics and not client.requests[1].return_perf_metrics
+    early = RequestMetrics(arrival_time=2.0, first_scheduled_time=2.5, num_new_blocks=3)
+    late = replace(early, first_token_time=3.0, last_token_time=4.0, num_reused_blocks=5)
+    for row, metrics, reason in ((0, early, None), (0, late, "length"), (1, late, "length")):
+        update = Update(client.requests[row].request_id, [7], "x", reason, 4, 1, metrics=metrics)
+        client.listeners[row](update)
+    first, last = (response.outputs for response in asked.responses)
+    assert first["last_token_time_ns"].tolist() == [[0]]
+    assert first["kv_cache_alloc_new_blocks"].tolist() == [[3]]
+    assert last["last_token_time_ns"].tolist() == [[4_000_000_000]]
+    assert last["kv_cache_reused_blocks"].tolist() == [[5]]
+    names = {tensor.name for tensor in PERF_OUTPUTS}
+    assert names <= set(first) and names <= set(last) and len(names) == 10
+    assert not names & set(plain.responses[0].outputs)
+
+
+@pytest.mark.parametrize("declared", ["TYPE_FP32", "TYPE_FP16"])
+def test_logits_have_the_type_that_the_deployment_declares(
+    load: Load, client: FakeClient, declared: str
+) -> None:
+    model = load(output=[{"name": "generation_logits", "data_type": declared}])
+    sender = ask(model, "Hi", return_generation_logits=on())
+    logits = np.array([0.5, -2.0], dtype=np.float32)
+    update = Update("", [7], "x", "length", 4, 1, generation_logits=logits.tobytes())
+    client.listeners[0](update)
+    found = sender.responses[0].outputs["generation_logits"]
+    assert found.dtype == {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16}[declared]
+    assert found.tolist() == [[[[0.5, -2.0]]]]
+
+
+@pytest.mark.parametrize("kind", ["context_only", "generation_only"])
+def test_half_of_disaggregated_serving_is_refused(load: Load, kind: str) -> None:
+    arrays = {"text_input": text_array("Hi"), "max_tokens": np.array([[9]])}
+    sender = send(load(), InferenceRequest(arrays, parameters=json.dumps({"request_type": kind})))
+    assert sender.error.code == TritonError.INVALID_ARG and kind in str(sender.error)
+
+
+def test_search_wider_than_the_deployment_allows_is_refused(load: Load, client: FakeClient) -> None:
+    model = load(parameters={"max_beam_width": {"string_value": "2"}})
+    assert "at most 2" in str(ask(model, "Hi", beam_width=np.array([[3]])).error)
+    ask(model, "Hi", beam_width=np.array([[2]]))
+    assert len(client.requests) == 1
+
+
+def test_stream_of_beams_is_their_last_state_in_one_response(
+    load: Load, client: FakeClient
+) -> None:
+    sender = ask(load(), "Hi", stream=on(), beam_width=np.array([[2]]))
+    assert not client.requests[0].streaming and client.requests[0].exclude_input_in_output
+    for index, text in enumerate(("best", "second")):
+        update = Update("", [7], text, "length", 4, 1, index=index, num_open=1 - index)
+        client.listeners[0](update)
+    (response,) = sender.responses
+    assert sender.is_complete
+    assert response.outputs["text_output"].tolist() == [b"best", b"second"]
 
 
 def test_model_without_batch_dimension_answers_with_one_axis_less(
@@ -363,7 +431,7 @@ def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
             time.sleep(0.05)
 
     sender = SlowSender()
-    wishes = OutputWishes(True, False, False, False)
+    wishes = TextWishes(DetailWishes())
     answer = TextAnswer(sender, [AnswerPlace(None, None)], wishes)
     end = Update("r", [1], "a", "length", 4, 1)
 
@@ -376,3 +444,10 @@ def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
     while thread.is_alive():
         answer.is_unwanted()
     assert sender.is_complete and not answer.is_unwanted()
+
+
+def test_log_says_how_the_engine_is_run_and_who_chose(load: Load) -> None:
+    load(parameters={"max_queue_size": {"string_value": "7"}})
+    line = Logger.lines[-1]
+    assert " is run with batch_scheduler_policy guaranteed_no_evict (default), " in line
+    assert "max_queue_size 7 (user)" in line

@@ -7,9 +7,13 @@ import pytest
 
 from tests.unit.triton.fake_pb_utils import Array, text_array
 from tidemill.base.errors import InvalidRequestError
+from tidemill.frontends.triton.model_parameters import ModelParameters, read_session_config
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, choose_top, read_options
+from tidemill.frontends.triton.sequences import expand_sequences
 from tidemill.frontends.triton.tokens_model import pack_rows, unpack_prompts
+from tidemill.host.messages import GenerateRequest
+from tidemill.runtime.kvcache.retention import KvCacheRetention, TokenRangeRetention
 
 NEUTRAL = {
     "repetition_penalty": 1.0,
@@ -82,6 +86,70 @@ def test_neutral_values_of_missing_features_are_accepted() -> None:
     arrays = {name: column(value) for name, value in NEUTRAL.items()}
     arrays["bad_words"] = text_array("")
     read_options(RequestInputs(arrays, num_rows=1), TEXT_NAMES)
+
+
+def retention(**lists: list[int]) -> dict[str, Array]:
+    names = {"priority": "retention_decode_priority", "duration": "retention_decode_duration_ms"}
+    return {
+        names.get(name, f"retention_token_range_{name}"): np.array([values], dtype=np.int32)
+        for name, values in lists.items()
+    }
+
+
+def test_retention_is_read_with_its_open_ends_and_lasting_priorities() -> None:
+    arrays = retention(starts=[0, 64], ends=[32, -1], priorities=[100, 0], durations_ms=[-1, 500])
+    arrays |= retention(priority=[80], duration=[-1])
+    first, second = read_options(RequestInputs(arrays, num_rows=2), TEXT_NAMES)
+    ranges = (TokenRangeRetention(0, 32, 100), TokenRangeRetention(64, None, 0, 500.0))
+    assert first.retention == second.retention == KvCacheRetention(ranges, 80)
+    (plain,) = read_options(RequestInputs({}, num_rows=1), TEXT_NAMES)
+    assert plain.retention is None
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        ({"starts": [0], "priorities": [1]}, "retention_token_range_ends must be provided"),
+        ({"starts": [0], "ends": [1]}, "retention_token_range_priorities must be provided"),
+        (
+            {"starts": [0], "ends": [1], "priorities": [1], "durations_ms": [1, 2]},
+            "retention_token_range_durations_ms must .* have the same length",
+        ),
+    ],
+)
+def test_ranges_to_retain_that_differ_in_number_are_refused_in_upstreams_words(
+    lists: dict[str, list[int]], words: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        read_options(RequestInputs(retention(**lists), num_rows=1), TEXT_NAMES)
+
+
+def test_ban_of_repeated_ngrams_is_read_where_a_deployment_declares_it() -> None:
+    (options,) = read_options(
+        RequestInputs({"no_repeat_ngram_size": column(3)}, num_rows=1), TEXT_NAMES
+    )
+    assert options.rules is not None and options.rules.no_repeat_ngram_size == 3
+
+
+@pytest.mark.parametrize("counts", [[0], [-3], [1, 0], [10**6], [4000, 97]])
+def test_numbers_of_answers_out_of_range_are_refused_before_any_is_made(counts: list[int]) -> None:
+    requests = [GenerateRequest(request_id="", prompt="x")] * len(counts)
+    with pytest.raises(InvalidRequestError, match="out of range"):
+        expand_sequences(requests, counts)
+
+
+@pytest.mark.parametrize("width", [0, -2])
+def test_beam_width_below_one_is_refused(width: int) -> None:
+    with pytest.raises(InvalidRequestError, match="beam_width >= 1"):
+        read_options(RequestInputs({"beam_width": column(width)}, num_rows=1), TEXT_NAMES)
+
+
+def test_bound_of_tritons_queue_is_the_engines_unless_it_has_its_own() -> None:
+    policy = {"dynamic_batching": {"default_queue_policy": {"max_queue_size": 7}}}
+    assert read_session_config(ModelParameters.of_config(policy)).runtime.max_queue_size == 7
+    own = {"parameters": {"max_queue_size": {"string_value": "9"}}, **policy}
+    assert read_session_config(ModelParameters.of_config(own)).runtime.max_queue_size == 9
+    assert read_session_config(ModelParameters.of_config({})).runtime.max_queue_size == 0
 
 
 def test_stop_words_are_lists_by_row_and_empty_ones_are_none() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tidemill.frontends.cli.progress_bar import progress_bar
+from tidemill.frontends.cli.session_flags import read_session, takes_settings
 from tidemill.frontends.cli.shell import as_plain, check_choice, given, print_json, say
 
 MODES = ("throughput", "latency", "trace")
@@ -31,6 +32,7 @@ Examples:
 """
 
 
+@takes_settings
 def bench(
     mode: Annotated[str, typer.Argument(help="throughput, latency or trace.")],
     engine_dir: Annotated[Path, typer.Option("--engine_dir", help="Engine that build wrote.")],
@@ -54,23 +56,19 @@ def bench(
         int | None, typer.Option("--warmup", min=0, help="Requests before, not counted.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of drawn prompts.")] = None,
-    num_threads: Annotated[
-        int | None, typer.Option("--num_threads", min=1, help="Default: the physical cores.")
-    ] = None,
-    kv_cache_tokens: Annotated[
-        int | None, typer.Option("--kv_cache_tokens", min=1, help="Size of the KV cache.")
-    ] = None,
     report_json: Annotated[
         Path | None, typer.Option("--report_json", help="Write the report to a file, too.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    *,
+    settings: dict[str, str],
 ) -> None:
     check_choice("mode of bench", mode, MODES)
 
     from tidemill.api.bench import BenchRequest
     from tidemill.api.bench import bench as run_bench
-    from tidemill.host.config import SessionConfig
 
+    session = read_session(settings)
     request = BenchRequest(
         engine_dir,
         mode,
@@ -82,7 +80,7 @@ def bench(
             concurrency=concurrency,
             warmup=warmup,
             seed=seed,
-            session=SessionConfig(kv_cache_tokens, num_threads),
+            session=session,
         ),
     )
     with progress_bar(f"bench {mode}") as progress:

@@ -34,7 +34,7 @@ Examples:
   tidemill build --checkpoint_dir ./ckpt --output_dir ./engine
   tidemill build --checkpoint_dir ./ckpt --output_dir ./engine --gemm_plugin float16 \\
       --max_batch_size 64 --max_input_len 2048 --max_output_len 1024
-  tidemill build --checkpoint_dir ./ckpt --output_dir ./engine --quant w8a8
+  tidemill build --checkpoint_dir ./ckpt --output_dir ./engine --quant w8a8 --tune
 """
 
 
@@ -106,8 +106,13 @@ def build(
     ] = None,
     quant_head: Annotated[
         str | None,
-        typer.Option("--quant_head", help="Scheme of the head; by default as --quant, in 8 bits."),
+        typer.Option(
+            "--quant_head", help="Scheme of head and embedding; default: --quant's, in 8 bits."
+        ),
     ] = None,
+    is_tuned: Annotated[
+        bool, typer.Option("--tune", help="Time kernels here and keep the fastest of each shape.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     notes = read_foreign_flags(trtllm_build_flags.TOOL, trtllm_build_flags.TABLE, context.args)
@@ -120,6 +125,7 @@ def build(
     request = BuildRequest(
         checkpoint_dir=checkpoint_dir,
         output_dir=output_dir,
+        is_tuned=is_tuned,
         **given(
             max_batch_size=max_batch_size,
             max_input_len=max_input_len,

@@ -15,7 +15,7 @@ from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.progress_bar import progress_bar
 from tidemill.frontends.cli.shell import check_choice, given, print_json, say, say_notes
 
-PRECISIONS = ("int8",)
+PRECISIONS = ("int8", "int4")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 HELP = """Convert a model to a checkpoint in TensorRT-LLM's format.
@@ -60,7 +60,7 @@ def convert(
         int, typer.Option("--embedding_sharding_dim", min=0, max=1, help="0 vocabulary, 1 hidden.")
     ] = 0,
     use_weight_only: Annotated[
-        bool, typer.Option("--use_weight_only", help="Store the layers' matrices quantised.")
+        bool, typer.Option("--use_weight_only", help="Quantise the layers' matrices.")
     ] = False,
     weight_only_precision: Annotated[
         str,

@@ -19,6 +19,7 @@ from tidemill.base.errors import ConfigError, EngineFormatError
 from tidemill.frontends.cli import run_flags
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.prompts import Prompt, read_prompts
+from tidemill.frontends.cli.session_flags import read_session, takes_settings
 from tidemill.frontends.cli.shell import given, print_json, say, say_notes
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Answer:
     tokens_per_s: float
 
 
+@takes_settings
 def run(
     context: typer.Context,
     engine_dir: Annotated[Path, typer.Option("--engine_dir", help="Engine that build wrote.")],
@@ -72,6 +74,18 @@ def run(
     top_k: Annotated[int | None, typer.Option("--top_k", min=0, help="1 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option("--top_p", min=0.0, max=1.0)] = None,
     random_seed: Annotated[int | None, typer.Option("--random_seed", min=0)] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition_penalty", help="Of tokens that occurred.")
+    ] = None,
+    presence_penalty: Annotated[float | None, typer.Option("--presence_penalty")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option("--frequency_penalty")] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        typer.Option("--no_repeat_ngram_size", min=0, help="No n-gram twice; 0 is off."),
+    ] = None,
+    bad_words: Annotated[
+        list[str] | None, typer.Option("--bad_words", help="Text that never comes.")
+    ] = None,
     end_id: Annotated[
         int | None, typer.Option("--end_id", help="Token that ends an answer.")
     ] = None,
@@ -82,6 +96,8 @@ def run(
         Path | None, typer.Option("--tokenizer_dir", help="Default: the engine's own tokenizer.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    *,
+    settings: dict[str, str],
 ) -> None:
     say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args))
     is_typed = is_chat and not input_text and input_file is None
@@ -89,14 +105,18 @@ def run(
     _check_output(is_streaming or is_chat, as_json)
 
     from tidemill.api.llm import LLM, SamplingParams
+    from tidemill.api.open_session import open_session
 
+    session = read_session(settings)
     chosen = given(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=random_seed, end_id=end_id,
-        stop=stop_words,
+        stop=stop_words, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
+        bad=bad_words,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=max_output_len, **chosen)
     _check_engine(engine_dir)
-    with LLM(engine_dir, tokenizer=tokenizer_dir) as llm:
+    with LLM.from_session(open_session(engine_dir, session, tokenizer_dir)) as llm:
         if is_chat:
             texts = [prompt for prompt in prompts if isinstance(prompt, str)]
             converse(llm, sampling, typed_lines() if is_typed else texts)

@@ -11,13 +11,11 @@ from tidemill.frontends.cli.foreign_flags import ForeignFlag, Kind
 TOOL = "run"
 
 _BEAMS = "beam search in run; the Python API and Triton have it"
-_PENALTY = "penalties"
 _SPECULATION = "tokens are decoded one by one, with the same result"
 _KERNEL = "one attention kernel, which accumulates in float32, serves every case"
 _WINDOW = "attention windows given at run time"
 _LORA = "LoRA adapters"
 _FILES = "output files; redirect stdout or use --json"
-_SIZED = "the KV cache is sized from the engine's limits"
 _BOOL = ("True", "False", "true", "false", "1", "0")
 
 
@@ -31,11 +29,6 @@ TABLE = (
     ForeignFlag("--length_penalty", Kind.NUMBER, "it ranks beams, and there are none"),
     ForeignFlag("--early_stopping", Kind.INTEGER, "it ends beams, and there are none"),
     ForeignFlag("--beam_search_diversity_rate", Kind.NUMBER, "there are no beams"),
-    _refused("--repetition_penalty", Kind.NUMBER, _PENALTY, "1", "1.0"),
-    _refused("--presence_penalty", Kind.NUMBER, _PENALTY, "0", "0.0"),
-    _refused("--frequency_penalty", Kind.NUMBER, _PENALTY, "0", "0.0"),
-    _refused("--no_repeat_ngram_size", Kind.INTEGER, "bans of repeated n-grams"),
-    _refused("--bad_words", Kind.TEXT, "banned words"),
     _refused("--sink_token_length", Kind.INTEGER, _WINDOW, "0"),
     _refused("--max_attention_window_size", Kind.INTEGER, _WINDOW),
     ForeignFlag("--multi_block_mode", _BOOL, _KERNEL),
@@ -62,15 +55,11 @@ TABLE = (
     _refused("--lora_dir", Kind.TEXT, _LORA),
     _refused("--lora_task_uids", Kind.TEXT, _LORA),
     ForeignFlag("--draft_target_model_config", Kind.TEXT, _SPECULATION),
-    ForeignFlag("--prompt_lookup_config", Kind.TEXT, _SPECULATION),
+    ForeignFlag("--prompt_lookup_config", Kind.TEXT, "--max_draft_len has n-gram lookup"),
     ForeignFlag("--medusa_choices", Kind.TEXT, _SPECULATION),
     ForeignFlag("--eagle_choices", Kind.TEXT, _SPECULATION),
     ForeignFlag("--lookahead_config", Kind.TEXT, _SPECULATION),
     ForeignFlag("--gpu_weights_percent", Kind.NUMBER, "weights are mapped from the engine file"),
-    ForeignFlag("--max_tokens_in_paged_kv_cache", Kind.INTEGER, _SIZED),
-    ForeignFlag("--kv_cache_free_gpu_memory_fraction", Kind.NUMBER, _SIZED),
-    ForeignFlag("--kv_cache_enable_block_reuse", Kind.SWITCH, "answers do not depend on it"),
-    ForeignFlag("--enable_chunked_context", Kind.SWITCH, "long prompts are always chunked"),
     ForeignFlag(
         "--log_level",
         ("internal_error", "error", "warning", "info", "verbose", "debug", "trace"),

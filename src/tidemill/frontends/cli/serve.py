@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from tidemill.base.errors import ConfigError
+from tidemill.frontends.cli.session_flags import takes_settings
 
 HELP = """Serve a model repository with NVIDIA's tritonserver.
 
-Arguments after -- go to tritonserver as they are.
+Arguments after -- go to tritonserver as they are. Flags that say how engines are run, from
+--batch_scheduler_policy on, override the parameters of every model's config.pbtxt.
 
 \b
 Examples:
@@ -23,6 +25,7 @@ Examples:
 """
 
 
+@takes_settings
 def serve(
     model_repository: Annotated[
         Path, typer.Option("--model_repository", help="Repository that deploy wrote.")
@@ -62,6 +65,8 @@ def serve(
     server_flags: Annotated[
         list[str] | None, typer.Argument(help="Flags for tritonserver, after --.")
     ] = None,
+    *,
+    settings: dict[str, str],
 ) -> None:
     from tidemill.frontends.triton.door_config import MEBIBYTE, DoorConfig
     from tidemill.frontends.triton.serve import serve as serve_repository
@@ -86,5 +91,6 @@ def serve(
         front_door=door if front_door else None,
         server_flags=tuple(server_flags or ()),
         watchdog=WatchdogConfig(probe_period, probe_timeout, max_restarts) if watchdog else None,
+        settings=settings,
     )
     raise typer.Exit(serve_repository(request))

@@ -63,6 +63,7 @@ def choose_model(config: Mapping[str, Any]) -> type[Model]:
         name=str(config.get("name", "")),
         inputs={tensor["name"] for tensor in config.get("input", [])},
         outputs={tensor["name"] for tensor in config.get("output", [])},
+        has_batch=int(config.get("max_batch_size", 0)) > 0,
         parameters=set(config.get("parameters", {})),
     )
     module = find_module(outline)

@@ -74,7 +74,9 @@ def latest_version(model_dir: Path) -> str:
 
 def read_parameters(path: Path) -> ModelParameters:
     """Return the parameters of another model's config.pbtxt."""
+    from google.protobuf import json_format
+
     from tidemill.frontends.triton.user_config import read_user_config
 
-    config = read_user_config(path)
-    return ModelParameters({name: row.string_value for name, row in config.parameters.items()})
+    config = json_format.MessageToDict(read_user_config(path), preserving_proto_field_name=True)
+    return ModelParameters.of_config(config)

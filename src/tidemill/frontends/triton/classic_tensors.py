@@ -9,6 +9,8 @@ Source: tensorrtllm_backend all_models/inflight_batcher_llm, r25.05 and v0.19.0.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tidemill.frontends.triton.tensor_table import read_table
 
 TENSORRT_LLM_INPUTS = read_table("""
@@ -75,14 +77,8 @@ lookahead_ngram_size             INT32  [1]     opt ragged
 lookahead_verification_set_size  INT32  [1]     opt ragged
 """)
 
-# What every model that answers gives beside its tokens or its text.
-ANSWER_OUTPUTS = read_table("""
-cum_log_probs                    FP32   [-1]
-output_log_probs                 FP32   [-1,-1]
-context_logits                   FP32   [-1,-1]
-generation_logits                FP32   [-1,-1,-1]
-batch_index                      INT32  [1]
-sequence_index                   INT32  [1]
+# What an answer cost: asked for by `return_perf_metrics`.
+PERF_OUTPUTS = read_table("""
 kv_cache_alloc_new_blocks        INT32  [1]
 kv_cache_reused_blocks           INT32  [1]
 kv_cache_alloc_total_blocks      INT32  [1]
@@ -93,9 +89,22 @@ last_token_time_ns               INT64  [1]
 acceptance_rate                  FP32   [1]
 total_accepted_draft_tokens      INT32  [1]
 total_draft_tokens               INT32  [1]
+""")
+
+# What every model that answers gives beside its tokens or its text.
+ANSWER_OUTPUTS = (
+    *read_table("""
+cum_log_probs                    FP32   [-1]
+output_log_probs                 FP32   [-1,-1]
+context_logits                   FP32   [-1,-1]
+generation_logits                FP32   [-1,-1,-1]
+batch_index                      INT32  [1]
+sequence_index                   INT32  [1]
 num_input_tokens                 INT32  [1]
 num_output_tokens                INT32  [1]
-""")
+"""),
+    *PERF_OUTPUTS,
+)
 
 TENSORRT_LLM_OUTPUTS = (
     *read_table("""
@@ -182,21 +191,31 @@ prompt_vocab_size                INT32  [1]     opt
 embedding_bias_words             STRING [-1]    opt
 embedding_bias_weights           FP32   [-1]    opt
 lora_task_id                     UINT64 [1]     opt
-lora_weights                     FP16   [-1,-1] opt
-lora_config                      INT32  [-1,3]  opt
-guided_decoding_guide_type       STRING [1]     opt
-guided_decoding_guide            STRING [1]     opt
+lora_weights                     FP16   [-1,-1] opt ragged
+lora_config                      INT32  [-1,3]  opt ragged
+guided_decoding_guide_type       STRING [1]     opt ragged
+guided_decoding_guide            STRING [1]     opt ragged
 """)
 
+# Where upstream's BLS model declares the ensemble's inputs with other flags.
+BLS_DROPS_DIMS = frozenset(
+    {"return_log_probs", "return_context_logits", "return_generation_logits", "lora_task_id"}
+    | {"num_return_sequences", "return_perf_metrics"}
+)
+BLS_RAGGED = frozenset({"lora_weights", "lora_config"})
+
 BLS_INPUTS = (
-    *ENSEMBLE_INPUTS,
+    *(
+        replace(each, drops_dims=each.name in BLS_DROPS_DIMS, is_ragged=each.name in BLS_RAGGED)
+        for each in ENSEMBLE_INPUTS
+    ),
     *read_table("""
 image_input                      FP16   [-1,3,-1,-1]    opt
 image_bytes_input                UINT8  [-1,-1,-1,-1]   opt
 image_url_input                  STRING [1]             opt
 video_bytes_input                UINT8  [-1,-1,-1,-1]   opt
 num_draft_tokens                 INT32  [1]             opt
-use_draft_logits                 BOOL   [1]             opt
+use_draft_logits                 BOOL   [1]             opt rs
 """),
 )
 ENSEMBLE_OUTPUTS = (*read_table("text_output STRING [-1]"), *ANSWER_OUTPUTS)

@@ -83,10 +83,15 @@ def write_config(config: ModelConfig) -> str:
         *_tensor_list("output", config.outputs),
         *(_ensemble(config.steps) if config.steps else _execution(config)),
     ]
-    for key, value in config.parameters.items():
-        text = f"{{ string_value: {quote(value)} }}"
-        lines.append(f"parameters {{ key: {quote(key)} value: {text} }}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + write_parameters(config.parameters)
+
+
+def write_parameters(parameters: Mapping[str, str]) -> str:
+    """Return parameters as text of config.pbtxt; of two with one name, the later counts."""
+    return "".join(
+        f"parameters {{ key: {quote(key)} value: {{ string_value: {quote(value)} }} }}\n"
+        for key, value in parameters.items()
+    )
 
 
 def quote(text: str) -> str:

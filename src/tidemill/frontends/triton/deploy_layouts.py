@@ -8,7 +8,7 @@ model that clients call stands last. Writes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tidemill.frontends.triton import classic_tensors as classic
@@ -58,7 +58,14 @@ def model_py(module: str) -> str:
 
 def plan_models(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[PlannedModel]:
     """Return the models of a deployment, the one that clients call last."""
-    return STYLE_TO_LAYOUT[request.style](request, engine_config)
+    models = STYLE_TO_LAYOUT[request.style](request, engine_config)
+    return [_with_settings(model, request) if model.has_engine else model for model in models]
+
+
+def _with_settings(model: PlannedModel, request: DeployRequest) -> PlannedModel:
+    """Write how the engine is run into the config of its model."""
+    parameters = {**model.config.parameters, **request.settings}
+    return replace(model, config=replace(model.config, parameters=parameters))
 
 
 def _text(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[PlannedModel]:

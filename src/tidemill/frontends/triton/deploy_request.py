@@ -6,11 +6,13 @@ In: a user's wishes. Out: refusals before anything is read. Knows the styles' na
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tidemill.base.errors import ConfigError
 from tidemill.frontends.triton.repository import LINK_MODES
+from tidemill.host.runtime_settings import read_session_settings
 
 CLASSIC = "inflight_batcher_llm"
 STYLES = ("text", "tokens", CLASSIC, "llmapi")
@@ -27,6 +29,7 @@ class DeployRequest:
     Units: `max_batch_size` counts rows of one Triton request, unset means the engine's own; the
     tokens and llmapi styles have none. `exclude_input_in_output` is the default for requests that
     do not say; unary text answers begin with the prompt unless excluded, as in TensorRT-LLM.
+    `settings` are parameters that say how the engine is run.
     """
 
     engine_dir: Path
@@ -38,6 +41,7 @@ class DeployRequest:
     exclude_input_in_output: bool = False
     link: str = "copy"
     replace: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def streams(self) -> bool:
@@ -49,6 +53,7 @@ class DeployRequest:
 
         Raises: ConfigError naming every one.
         """
+        read_session_settings(self.settings)
         faults = []
         if self.style not in STYLES:
             faults.append(("style", " or ".join(STYLES), self.style))

@@ -23,7 +23,8 @@ from tidemill.base.errors import ServerError
 BINARY = "tritonserver"
 STUB = "triton_python_backend_stub"
 PYTHON_LIBRARY = "libtriton_python.so"
-BACKEND_NAMES = ("tidemill", "tensorrtllm")
+# The last is what tensorrtllm was called in its first release.
+BACKEND_NAMES = ("tidemill", "tensorrtllm", "inflight_batcher_llm")
 BACKEND_MODEL_PY = '''"""Serves models whose config.pbtxt names this backend."""
 
 from tidemill.frontends.triton.any_model import TritonPythonModel

@@ -20,6 +20,7 @@ class Outline:
     name: str
     inputs: Collection[str]
     outputs: Collection[str]
+    has_batch: bool
     parameters: Collection[str]
 
 
@@ -27,11 +28,13 @@ def find_module(outline: Outline) -> str | None:
     """Return the name of the module whose model has these tensors."""
     inputs = outline.inputs
     has_sampling_params = any(name.startswith("sampling_param_") for name in inputs)
+    # Its first releases told no lengths; packed tokens never have a batch dimension.
+    is_padded = outline.has_batch or "sequence_length" in outline.outputs
     is_bls = BLS_PARAMETER in outline.parameters or outline.name == BLS_NAME
     rules = (
         ("QUERY" in inputs, "preprocessing_model"),
         ("TOKENS_BATCH" in inputs, "postprocessing_model"),
-        ("input_ids" in inputs and "sequence_length" in outline.outputs, "tensorrt_llm_model"),
+        ("input_ids" in inputs and is_padded, "tensorrt_llm_model"),
         ("input_ids" in inputs and "input_lengths" in inputs, "tokens_model"),
         (has_sampling_params, "llmapi_model"),
         ("text_input" in inputs and is_bls, "bls_model"),

@@ -13,6 +13,7 @@ import numpy as np
 from tidemill.base.errors import CancelledError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
+from tidemill.frontends.triton.perf_outputs import llmapi_perf_outputs
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.stub_api import FINAL, ResponseSender, make_error, strings
 from tidemill.frontends.triton.text_model import FINISH_WORDS
@@ -22,6 +23,13 @@ from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.observation import OutputWishes
 
 CANCELLED = "Request cancelled by client"
+LOGPROB, PERF_METRICS = "cumulative_logprob", "perf_metrics"
+EXTRA_TO_FLAG = {
+    "finish_reason": "return_finish_reason",
+    "stop_reason": "return_stop_reason",
+    LOGPROB: "return_cumulative_logprob",
+    PERF_METRICS: "sampling_param_return_perf_metrics",
+}
 NOT_ONE_DIMENSION = "The current implementation only supports text_input being a 1D tensor."
 
 
@@ -46,7 +54,9 @@ class LlmapiAnswer(Answer):
         if is_last and "stop_reason" in self._extras:
             reason = update.stop_reason
             outputs["stop_reason"] = strings("None" if reason is None else str(reason))
-        if update.cumulative_logprob is not None and "cumulative_logprob" in self._extras:
+        if update.metrics is not None and PERF_METRICS in self._extras:
+            outputs.update(llmapi_perf_outputs(update.metrics))
+        if update.cumulative_logprob is not None and LOGPROB in self._extras:
             outputs["cumulative_logprob"] = np.array([update.cumulative_logprob], dtype=np.float32)
         self.send(outputs, is_final=is_last)
 
@@ -71,7 +81,7 @@ class LlmapiModel(ServedModel):
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, 1)
         refuse_unsupported(inputs)
-        wants_logprob = inputs.flag("return_cumulative_logprob")
+        extras = [name for name, flag in EXTRA_TO_FLAG.items() if inputs.flag(flag)]
         request = GenerateRequest(
             request_id="",
             prompt=as_text(text_input.tolist()[0]),
@@ -83,13 +93,12 @@ class LlmapiModel(ServedModel):
             rules=read_llmapi_rules(inputs),
             best_of=inputs.integers("sampling_param_best_of")[0],
             processor=inputs.texts("sampling_param_logits_post_processor_name")[0] or None,
-            wishes=OutputWishes(num_logprobs=0) if wants_logprob else None,
+            wishes=OutputWishes(num_logprobs=0) if LOGPROB in extras else None,
             stop=list(inputs.text_lists("sampling_param_stop")[0]),
             exclude_input_in_output=inputs.flag("sampling_param_exclude_input_from_output"),
             streaming=is_streaming,
+            return_perf_metrics=PERF_METRICS in extras,
         )
-        wishes = ("finish_reason", "stop_reason", "cumulative_logprob")
-        extras = [name for name in wishes if inputs.flag(f"return_{name}")]
         return [request], LlmapiAnswer(sender, extras)
 
     def answer_stop(self, sender: ResponseSender) -> None:

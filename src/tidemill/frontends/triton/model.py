@@ -11,10 +11,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tidemill.api.retarget import ensure_native_code
-from tidemill.base.errors import InvalidRequestError, TidemillError
+from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.attention_windows import check_windows
 from tidemill.frontends.triton.inflight import InflightRequests, Observer
 from tidemill.frontends.triton.metrics import MetricsPublisher
 from tidemill.frontends.triton.model_parameters import (
@@ -30,6 +34,7 @@ from tidemill.frontends.triton.stub_api import (
     Array,
     InferenceRequest,
     ResponseSender,
+    log_info,
     make_error,
     make_response,
 )
@@ -37,6 +42,7 @@ from tidemill.frontends.triton.traffic import Traffic
 from tidemill.host.client import HostClient
 from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.runtime_settings import tell_settings
 
 Arrays = Mapping[str, Array]
 
@@ -48,6 +54,8 @@ NO_SEQUENCES = (
     "num_return_sequences > 1 requires the tensorrt_llm backend to be using decoupled "
     "transaction policy"
 )
+REQUEST_TYPE, WHOLE_REQUEST = "request_type", "context_and_generation"
+LOGITS_TYPES = ("TYPE_FP32", "TYPE_FP16")
 NO_STOP_ID = "Trying to stop a request but request ID is not provided"
 
 
@@ -63,6 +71,8 @@ class ServedModel(ABC):
         policy = config.get("model_transaction_policy", {})
         self.is_decoupled = bool(policy.get("decoupled", False))
         self.has_batch = int(config.get("max_batch_size", 0)) > 0
+        self.logits_type = logits_type_of(config)
+        self.output_names = frozenset(each["name"] for each in config.get("output", []))
         self.parameters = ModelParameters.of_config(config)
         place = ModelPlace(Path(args["model_repository"]), args["model_version"])
         self.engine_dir, session = self.find_engine(place)
@@ -76,8 +86,13 @@ class ServedModel(ABC):
         self._metrics.start()
 
     def find_engine(self, place: ModelPlace) -> tuple[Path, SessionConfig]:
-        """Return which engine this model serves and how it is run."""
-        return find_engine_dir(place, self.parameters), read_session_config(self.parameters)
+        """Return which engine this model serves and how it is run, and log who chose that."""
+        session = read_session_config(self.parameters)
+        told = tell_settings(session, self.parameters.filled())
+        log_info(f"{place.model_dir.name} is run with {told}")
+        engine_dir = find_engine_dir(place, self.parameters)
+        check_windows(self.parameters, engine_dir)
+        return engine_dir, session
 
     def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
         """Reach the host that runs the engine, starting it when there is none."""
@@ -118,6 +133,7 @@ class ServedModel(ABC):
         if is_probe(request):
             self._probes.start(sender)
             return
+        refuse_request_type(request.parameters())
         arrays = collect_arrays(request)
         triton_id = request.request_id()
         if is_set(arrays, "stop"):
@@ -128,6 +144,7 @@ class ServedModel(ABC):
             return
         self.check_outputs(request.requested_output_names())
         requests, answer = self.read(arrays, sender)
+        check_beams(requests, self.parameters.whole_number("max_beam_width"))
         self._inflight.start(triton_id, answer, requests)
 
     def answer_stop(self, sender: ResponseSender) -> None:
@@ -163,6 +180,60 @@ def check_batch(is_decoupled: bool, num_prompts: int, num_answers: int) -> None:
     if num_prompts > 1:
         raise InvalidRequestError(NO_BATCH, got=f"{num_prompts} prompts")
     raise InvalidRequestError(NO_SEQUENCES, got=f"{num_answers} sequences")
+
+
+def check_beams(requests: Sequence[GenerateRequest], max_beam_width: int | None) -> None:
+    """Refuse searches wider than the deployment allows.
+
+    Raises: InvalidRequestError.
+    """
+    width = max((each.beams.width for each in requests if each.beams is not None), default=1)
+    if max_beam_width is not None and width > max(1, max_beam_width):
+        raise InvalidRequestError(
+            "the beam search is wider than this deployment allows",
+            where="beam_width",
+            expected=f"at most {max_beam_width}",
+            got=str(width),
+            hint="parameter max_beam_width of config.pbtxt",
+        )
+
+
+def refuse_request_type(parameters: str) -> None:
+    """Refuse halves of disaggregated serving; `parameters` are the request's, as JSON.
+
+    Raises: InvalidRequestError.
+    """
+    if REQUEST_TYPE not in parameters:
+        return
+    kind = json.loads(parameters).get(REQUEST_TYPE, WHOLE_REQUEST)
+    if kind != WHOLE_REQUEST:
+        raise InvalidRequestError(
+            "disaggregated serving does not exist here",
+            where=f"request parameter {REQUEST_TYPE}",
+            expected=WHOLE_REQUEST,
+            got=repr(kind),
+        )
+
+
+def logits_type_of(config: Mapping[str, Any]) -> type[np.floating[Any]]:
+    """Return the type in which a config.pbtxt declares logits; upstream's templates leave it open.
+
+    Raises: ConfigError for another than FP32 and FP16.
+    """
+    declared = {
+        tensor["data_type"]
+        for tensor in config.get("output", [])
+        if tensor["name"] in ("context_logits", "generation_logits")
+    }
+    if not declared <= set(LOGITS_TYPES):
+        raise ConfigError(
+            "logits cannot be given in this type",
+            where="context_logits, generation_logits in config.pbtxt",
+            expected=" or ".join(LOGITS_TYPES),
+            got=", ".join(sorted(declared)),
+            hint="logits_datatype:TYPE_FP32 for fill_template.py",
+        )
+    return np.float16 if "TYPE_FP16" in declared else np.float32
 
 
 def is_set(arrays: Arrays, name: str) -> bool:

@@ -15,10 +15,11 @@ from typing import Any
 
 from tidemill.base.errors import ConfigError
 from tidemill.host.config import SessionConfig
-from tidemill.host.runtime_settings import read_fraction, read_runtime_config
+from tidemill.host.runtime_settings import read_session_settings
 
 ENGINE_FILE = "rank0.engine"
 ENGINE_PARAMETERS = ("gpt_model_path", "engine_dir")
+QUEUE_BOUND = "max_queue_size"
 PLACEHOLDER = re.compile(r"\$\{\w+\}")
 BATCHING_TYPES = ("v1", "inflight_batching", "inflight_fused_batching")
 # The words of TensorRT-LLM's backend.
@@ -46,9 +47,16 @@ class ModelParameters:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> ModelParameters:
-        """Take the parameters out of the configuration that Triton hands to a model."""
+        """Take the parameters out of the configuration that Triton hands to a model.
+
+        The bound of Triton's own queue is the engine's too, as in TensorRT-LLM's backend: requests
+        leave Triton's queue at once.
+        """
+        policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+        bound = int(policy.get("max_queue_size", 0))
         rows = config.get("parameters", {}).items()
-        return cls({name: str(value.get("string_value", "")) for name, value in rows})
+        texts = {name: str(value.get("string_value", "")) for name, value in rows}
+        return cls({QUEUE_BOUND: str(bound), **texts} if bound else texts)
 
     def get(self, name: str) -> str | None:
         text = self._name_to_text.get(name, "").strip()
@@ -142,16 +150,10 @@ def read_session_config(parameters: ModelParameters) -> SessionConfig:
     """Return how the engine is run, from the parameters of config.pbtxt.
 
     Names are TensorRT-LLM's where it has them; those of the runtime's policies are listed in
-    `host.runtime_settings`. `num_threads` is ours.
+    `host.runtime_settings`. `num_threads` and `pin_threads` are ours.
 
     Raises: ConfigError naming a value that cannot be accepted.
     """
     parameters.choice("gpt_model_type", BATCHING_TYPES, WRONG_TYPE)
     parameters.choice("decoding_mode", DECODING_MODES)
-    filled = parameters.filled()
-    return SessionConfig(
-        kv_cache_tokens=parameters.whole_number("max_tokens_in_paged_kv_cache"),
-        num_threads=parameters.whole_number("num_threads"),
-        kv_cache_fraction=read_fraction(filled, "kv_cache_free_gpu_mem_fraction"),
-        runtime=read_runtime_config(filled),
-    )
+    return read_session_settings(parameters.filled())

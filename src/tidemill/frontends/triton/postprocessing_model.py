@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tidemill.base.errors import InvalidRequestError
+from tidemill.frontends.triton.gathered_answer import PADDING
 from tidemill.frontends.triton.local_model import LocalModel
 from tidemill.frontends.triton.request_inputs import as_text
 from tidemill.frontends.triton.stub_api import Array, strings
@@ -24,7 +25,7 @@ class PostprocessingModel(LocalModel):
             return {"OUTPUT": strings(*map(as_text, text.reshape(-1).tolist()))}
         tokens = arrays["TOKENS_BATCH"]
         rows = tokens.reshape(-1, tokens.shape[-1]) if tokens.size else tokens.reshape(1, 0)
-        lengths = arrays["SEQUENCE_LENGTH"].reshape(-1).tolist()
+        lengths = row_lengths(arrays.get("SEQUENCE_LENGTH"), rows)
         if len(lengths) != len(rows):
             raise InvalidRequestError(
                 "the lengths do not fit the rows of tokens",
@@ -43,3 +44,9 @@ class PostprocessingModel(LocalModel):
         if tokens and tokens[0] == self.tokenizer.bos_token_id:
             return self.tokenizer.decode(tokens, skips)
         return self.tokenizer.decode_continuation(tokens, skips)
+
+
+def row_lengths(given: Array | None, rows: Array) -> list[int]:
+    """Return how many tokens of each row count; old deployments say so by padding alone."""
+    lengths = given.reshape(-1) if given is not None else (rows != PADDING).sum(axis=1)
+    return [int(length) for length in lengths]

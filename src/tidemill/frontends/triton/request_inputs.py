@@ -71,12 +71,21 @@ class RequestInputs:
 
     def text_lists(self, name: str) -> list[tuple[str, ...]]:
         """Return a list of words for each row; empty words mean none and are skipped."""
+        rows = self._lists(name)
+        return [tuple(text for text in map(as_text, row) if text) for row in rows]
+
+    def integer_lists(self, name: str) -> list[tuple[int, ...]]:
+        """Return a list of integers for each row."""
+        return [tuple(map(int, row)) for row in self._lists(name)]
+
+    def _lists(self, name: str) -> list[list[Any]]:
+        """Return each row's elements; a list that was given once holds for every row."""
         array = self._arrays.get(name)
         if array is None or array.size == 0:
-            return [()] * self.num_rows
+            return [[]] * self.num_rows
         is_per_row = array.ndim == 2 and array.shape[0] == self.num_rows
-        rows = array.tolist() if is_per_row else [array.reshape(-1).tolist()] * self.num_rows
-        return [tuple(text for text in map(as_text, row) if text) for row in rows]
+        rows: list[list[Any]] = array.tolist()
+        return rows if is_per_row else [array.reshape(-1).tolist()] * self.num_rows
 
 
 def as_text(value: object) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.request_inputs import RequestInputs
+from tidemill.frontends.triton.retention_inputs import read_retention
 from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
 from tidemill.host.beam_search import BeamSettings
 from tidemill.host.messages import GenerateRequest
@@ -59,10 +60,11 @@ def read_options(inputs: RequestInputs, names: InputNames) -> list[GenerateReque
         read_rules(inputs),
         read_beams(inputs, names),
         read_guides(inputs),
+        read_retention(inputs),
         strict=True,
     )
     requests = []
-    for max_tokens, temperature, given_top, seed, end_id, rules, beams, guide in columns:
+    for max_tokens, temperature, given_top, seed, end_id, rules, beams, guide, kept in columns:
         top_k, top_p = choose_top(*given_top)
         requests.append(
             GenerateRequest(
@@ -78,6 +80,8 @@ def read_options(inputs: RequestInputs, names: InputNames) -> list[GenerateReque
                 n=1 if beams is None else beams.width,
                 guide=guide,
                 wishes=read_output_wishes(inputs),
+                retention=kept,
+                return_perf_metrics=inputs.flag("return_perf_metrics"),
             )
         )
     return requests
@@ -100,6 +104,7 @@ def read_rules(inputs: RequestInputs) -> list[LogitsRules]:
         _or(inputs.numbers("presence_penalty"), neutral.presence_penalty),
         _or(inputs.numbers("frequency_penalty"), neutral.frequency_penalty),
         _or(_either(inputs, "min_tokens", "min_length"), neutral.min_tokens),
+        _or(inputs.integers("no_repeat_ngram_size"), neutral.no_repeat_ngram_size),
         _or(inputs.numbers("runtime_top_p_min"), neutral.top_p_min),
         _or(inputs.numbers("runtime_top_p_decay"), neutral.top_p_decay),
         _or(inputs.integers("runtime_top_p_reset_ids"), neutral.top_p_reset_ids),
@@ -111,18 +116,27 @@ def read_rules(inputs: RequestInputs) -> list[LogitsRules]:
             presence_penalty=presence,
             frequency_penalty=frequency,
             min_tokens=min_tokens,
+            no_repeat_ngram_size=ngram,
             top_p_min=top_p_min,
             top_p_decay=decay,
             top_p_reset_ids=reset_ids,
         )
-        for repetition, presence, frequency, min_tokens, top_p_min, decay, reset_ids in columns
+        for repetition, presence, frequency, min_tokens, ngram, top_p_min, decay, reset_ids in (
+            columns
+        )
     ]
 
 
 def read_beams(inputs: RequestInputs, names: InputNames) -> list[BeamSettings | None]:
-    """Return how each row is searched for; None where no beams were asked for."""
+    """Return how each row is searched for; None where no beams were asked for.
+
+    Raises: InvalidRequestError for a width below 1.
+    """
+    widths = _or(inputs.integers("beam_width"), 1)
+    if min(widths) < 1:
+        raise InvalidRequestError(f"require beam_width >= 1, got beam_width={min(widths)}")
     columns = zip(
-        _or(inputs.integers("beam_width"), 1),
+        widths,
         _or(inputs.numbers(names.length_penalty), 0.0),
         _or(inputs.integers("early_stopping"), 1),
         _or(inputs.numbers("beam_search_diversity_rate"), 0.0),

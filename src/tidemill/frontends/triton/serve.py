@@ -40,6 +40,9 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
     start = time.perf_counter()
     say(f"starting tritonserver on {request.model_repository}")
     request.check()
+    if request.settings:
+        chosen = ", ".join(f"{name} {text} (user)" for name, text in request.settings.items())
+        say(f"every engine is run with {chosen}")
     public_port = request.http_port
     if request.front_door is not None:
         public_port = choose_endpoints(request.host, {HTTP_FLAG: public_port}).flag_to_port[

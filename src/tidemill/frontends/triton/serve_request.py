@@ -6,11 +6,13 @@ fills it in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tidemill.base.errors import ConfigError, ServerError
 from tidemill.frontends.triton.door_config import DoorConfig
+from tidemill.host.runtime_settings import read_session_settings
 
 LOOPBACK = "127.0.0.1"
 PORT_FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
@@ -34,7 +36,8 @@ class ServeRequest:
     The default address is this machine alone: Triton has no authentication. Port 0 picks a free
     one. Without `admin_key` the restricted endpoints are closed to everybody. Without `watchdog` a
     server that dies stays dead. With `front_door` HTTP clients meet a proxy of ours, and
-    tritonserver listens on `http_host` for it alone; None is `host`. Units: timeouts count seconds.
+    tritonserver listens on `http_host` for it alone; None is `host`. `settings` are parameters that
+    override those of every model's config.pbtxt. Units: timeouts count seconds.
     """
 
     model_repository: Path
@@ -50,6 +53,7 @@ class ServeRequest:
     watchdog: WatchdogConfig | None = WatchdogConfig()
     front_door: DoorConfig | None = None
     http_host: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def wanted_ports(self) -> dict[str, int]:
@@ -70,6 +74,7 @@ class ServeRequest:
         without a model.
         """
         check_server_flags(self.server_flags)
+        read_session_settings(self.settings)
         if self.front_door is not None:
             self.front_door.check()
         check_repository(self.model_repository)

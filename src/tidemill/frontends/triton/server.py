@@ -95,7 +95,9 @@ class TritonServer:
     def _command(self, staging: Path) -> list[str]:
         """Return the command line, staging the directories that it names."""
         request = self.request
-        repository = stage_repository(request.model_repository, staging / "models", self._pass_on)
+        repository = stage_repository(
+            request.model_repository, staging / "models", self._pass_on, request.settings
+        )
         command = [
             str(self._installation.binary),
             f"--model-repository={repository.resolve()}",

@@ -3,15 +3,18 @@
 In: a repository. Out: the same one when every model loads as it is; otherwise a staged copy made of
 links, in which two kinds of model are adapted, each change said: those with `platform:
 "tensorrt_llm"`, and those of TensorRT-LLM's Python models, whose model.py needs packages of its
-own. The user's files are never touched.
+own; and every config.pbtxt has the settings that the command line overrides. The user's files are
+never touched.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tidemill.frontends.triton.config_pbtxt import write_parameters
 from tidemill.frontends.triton.repository import CONFIG_NAME
 
 FOREIGN_PLATFORM = re.compile(r"""^[^#\n]*\bplatform\s*:\s*["']tensorrt_llm["']""", re.MULTILINE)
@@ -26,26 +29,48 @@ PYTHON_BACKEND = re.compile(r"""^[^#\n]*\bbackend\s*:\s*["']python["']""", re.MU
 Say = Callable[[str], None]
 
 
-def stage_repository(repository: Path, staging: Path, say: Say) -> Path:
+def stage_repository(
+    repository: Path, staging: Path, say: Say, settings: Mapping[str, str] | None = None
+) -> Path:
     """Return a repository that tritonserver can serve.
+
+    With `settings`, models whose config.pbtxt says otherwise are served with these parameters.
 
     Raises: ServerError for a config.pbtxt that asks for what cannot be served.
     """
     models = sorted(path for path in repository.iterdir() if path.is_dir())
     foreign = {path for path in models if is_foreign(path) or has_foreign_code(path)}
-    if not foreign:
+    if not foreign and not settings:
         return repository
-    # Read by protobuf itself, which only the `triton` extra brings; a plain repository served by a
-    # container's tritonserver does without.
-    from tidemill.frontends.triton.user_config import stage_model
+    if foreign:
+        # Read by protobuf itself, which only the `triton` extra brings; a plain repository served
+        # by a container's tritonserver does without.
+        from tidemill.frontends.triton.user_config import stage_model
 
     staging.mkdir()
     for model in models:
         if model in foreign:
             stage_model(model, staging / model.name, say)
+        elif settings and (model / CONFIG_NAME).is_file():
+            _link_files(model, staging / model.name)
         else:
             (staging / model.name).symlink_to(model.resolve())
+        config = staging / model.name / CONFIG_NAME
+        if settings and config.is_file():
+            config.write_text(
+                config.read_text("utf-8") + "\n" + write_parameters(settings), "utf-8"
+            )
     return staging
+
+
+def _link_files(model: Path, staged: Path) -> None:
+    """Stage a model by links, with a config.pbtxt of its own."""
+    staged.mkdir()
+    for path in model.iterdir():
+        if path.name == CONFIG_NAME:
+            shutil.copyfile(path, staged / path.name)
+        else:
+            (staged / path.name).symlink_to(path.resolve())
 
 
 def is_foreign(model: Path) -> bool:

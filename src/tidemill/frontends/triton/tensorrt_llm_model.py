@@ -16,7 +16,13 @@ import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
-from tidemill.frontends.triton.gathered_answer import Gathered, GatheredAnswer, pad_rows
+from tidemill.frontends.triton.gathered_answer import (
+    DetailWishes,
+    Gathered,
+    GatheredAnswer,
+    integers,
+    pad_rows,
+)
 from tidemill.frontends.triton.model import Arrays, ServedModel, check_batch, is_set
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TOKENS_NAMES, read_options
@@ -29,7 +35,8 @@ from tidemill.text.detokenizer import IncrementalDetokenizer
 from tidemill.text.tokenizer import Tokenizer
 
 NEEDED_OUTPUTS = ("output_ids", "sequence_length")
-NO_INPUT = "input_ids or encoder_input_features must be present"
+NO_END = -1
+NO_INPUT = "input_ids or encoder_input_features is not present in the request."
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,7 @@ class TokenWishes:
 
     prompts: Sequence[Sequence[int]]
     is_streaming: bool
-    returns_num_input_tokens: bool
-    returns_num_output_tokens: bool
+    details: DetailWishes
 
 
 class TensorrtLlmAnswer(GatheredAnswer):
@@ -52,7 +58,7 @@ class TensorrtLlmAnswer(GatheredAnswer):
         wishes: TokenWishes,
         tokenizer: Tokenizer | None,
     ) -> None:
-        super().__init__(sender, places)
+        super().__init__(sender, places, wishes.details)
         self._wishes = wishes
         self._borders: list[IncrementalDetokenizer] | None = None
         if tokenizer is not None and wishes.is_streaming:
@@ -66,24 +72,13 @@ class TensorrtLlmAnswer(GatheredAnswer):
         return has_news and not self._borders[row].holds_back
 
     def outputs(self, row: int, beams: Sequence[Gathered]) -> dict[str, Array]:
-        wishes = self._wishes
-        prompt = list(wishes.prompts[row])
+        prompt = list(self._wishes.prompts[row])
         rows = [prompt + beam.tokens for beam in beams]
-        outputs = {
+        return {
             "output_ids": pad_rows(rows, np.int32),
-            "sequence_length": _integers(*map(len, rows)),
+            "sequence_length": integers(*map(len, rows)),
             "output_text": strings(*(beam.text for beam in beams))[np.newaxis],
         }
-        if wishes.returns_num_input_tokens:
-            outputs["num_input_tokens"] = _integers(beams[0].num_input_tokens)
-        if wishes.returns_num_output_tokens:
-            outputs["num_output_tokens"] = _integers(sum(len(beam.tokens) for beam in beams))
-        return outputs
-
-
-def _integers(*values: int) -> Array:
-    """Return integers as (1, n): every response is a batch of one."""
-    return np.array([values], dtype=np.int32)
 
 
 class TensorrtLlmModel(ServedModel):
@@ -91,7 +86,7 @@ class TensorrtLlmModel(ServedModel):
 
     def check_outputs(self, names: Sequence[str]) -> None:
         for name in NEEDED_OUTPUTS:
-            if names and name not in names:
+            if names and name not in names and name in self.output_names:
                 raise InvalidRequestError(
                     f"{name} tensor must be present in list of output tensors"
                 )
@@ -121,7 +116,8 @@ class TensorrtLlmModel(ServedModel):
                     stop=stop,
                     bad_words=bad,
                     exclude_input_in_output=excludes,
-                    streaming=is_streaming,
+                    streaming=is_streaming and request.beams is None,
+                    end_id=self._end_id(request.end_id),
                 )
                 for request, prompt, text, stop, bad in rows
             ],
@@ -132,10 +128,16 @@ class TensorrtLlmModel(ServedModel):
         wishes = TokenWishes(
             prompts=[() if excludes else request.prompt_tokens or () for request in requests],
             is_streaming=is_streaming,
-            returns_num_input_tokens=inputs.flag("return_num_input_tokens"),
-            returns_num_output_tokens=inputs.flag("return_num_output_tokens"),
+            details=DetailWishes.read(inputs, counts_tokens=False, logits_type=self.logits_type),
         )
         return requests, TensorrtLlmAnswer(sender, places, wishes, self._tokenizer)
+
+    def _end_id(self, given: int | None) -> int | None:
+        """Return what ends an answer: nothing unless it is said; the model's own end means all."""
+        if given is None:
+            return NO_END
+        is_own = self._tokenizer is not None and given == self._tokenizer.eos_token_id
+        return None if is_own else given
 
     @cached_property
     def _tokenizer(self) -> Tokenizer | None:

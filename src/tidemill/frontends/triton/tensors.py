@@ -7,6 +7,7 @@ by them, so that the two cannot disagree.
 
 from __future__ import annotations
 
+from tidemill.frontends.triton.classic_tensors import PERF_OUTPUTS
 from tidemill.frontends.triton.config_pbtxt import DataType, TensorConfig
 
 ANY = (-1,)
@@ -56,6 +57,7 @@ TEXT_OUTPUTS: tuple[TensorConfig, ...] = (
     TensorConfig("output_log_probs", DataType.FP32, (-1, -1)),
     TensorConfig("context_logits", DataType.FP32, (-1, -1)),
     TensorConfig("generation_logits", DataType.FP32, (-1, -1, -1)),
+    *PERF_OUTPUTS,
 )
 
 TOKENS_INPUTS: tuple[TensorConfig, ...] = (

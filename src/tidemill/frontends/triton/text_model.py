@@ -14,7 +14,13 @@ import numpy as np
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
-from tidemill.frontends.triton.gathered_answer import Gathered, GatheredAnswer, pad_rows
+from tidemill.frontends.triton.gathered_answer import (
+    DetailWishes,
+    Gathered,
+    GatheredAnswer,
+    integers,
+    pad_rows,
+)
 from tidemill.frontends.triton.model import Arrays, ServedModel, check_batch, is_set
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, read_options
@@ -33,16 +39,15 @@ FINISH_WORDS = {
 
 
 @dataclass(frozen=True)
-class OutputWishes:
-    """What each response holds beside the text, and in what shape.
+class TextWishes:
+    """What each response holds, and in what shape.
 
     `accumulates`: a stream's texts are all text so far instead of what is new.
     """
 
-    has_batch: bool
-    returns_num_input_tokens: bool
-    returns_num_output_tokens: bool
-    returns_output_ids: bool
+    details: DetailWishes
+    has_batch: bool = True
+    returns_output_ids: bool = False
     accumulates: bool = False
 
 
@@ -50,9 +55,9 @@ class TextAnswer(GatheredAnswer):
     """Sends text as it comes: for streams every piece, otherwise each row whole."""
 
     def __init__(
-        self, sender: ResponseSender, places: Sequence[AnswerPlace], wishes: OutputWishes
+        self, sender: ResponseSender, places: Sequence[AnswerPlace], wishes: TextWishes
     ) -> None:
-        super().__init__(sender, places)
+        super().__init__(sender, places, wishes.details)
         self._wishes = wishes
         self._texts = [""] * len(places)
 
@@ -69,14 +74,9 @@ class TextAnswer(GatheredAnswer):
         if first.finish_reason is not None:
             reasons = [FINISH_WORDS.get(beam.finish_reason or "", "") for beam in beams]
             outputs["finish_reason"] = strings(*reasons)
-        if wishes.returns_num_input_tokens:
-            outputs["num_input_tokens"] = _integer(first.num_input_tokens)
-        if wishes.returns_num_output_tokens:
-            outputs["num_output_tokens"] = _integer(sum(len(beam.tokens) for beam in beams))
         if wishes.returns_output_ids:
             outputs["output_ids"] = pad_rows([beam.tokens for beam in beams], np.int32)
-            lengths = [len(beam.tokens) for beam in beams]
-            outputs["sequence_length"] = np.array([lengths], dtype=np.int32)
+            outputs["sequence_length"] = integers(*(len(beam.tokens) for beam in beams))
         return outputs
 
     def shaped(self, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -84,10 +84,6 @@ class TextAnswer(GatheredAnswer):
         if self._wishes.has_batch:
             return outputs
         return {name: array[0] if array.ndim > 1 else array for name, array in outputs.items()}
-
-
-def _integer(value: int) -> Array:
-    return np.array([[value]], dtype=np.int32)
 
 
 class TextModel(ServedModel):
@@ -106,7 +102,7 @@ class TextModel(ServedModel):
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, len(prompts))
         default_exclude = self.parameters.is_on("exclude_input_in_output")
-        excludes_prompt = inputs.flag("exclude_input_in_output", default_exclude)
+        excludes = is_streaming or inputs.flag("exclude_input_in_output", default_exclude)
         rows = zip(
             read_options(inputs, TEXT_NAMES),
             prompts,
@@ -123,8 +119,8 @@ class TextModel(ServedModel):
                     stop=list(stop),
                     bad_words=list(bad),
                     bias_words=bias,
-                    exclude_input_in_output=excludes_prompt,
-                    streaming=is_streaming,
+                    exclude_input_in_output=excludes,
+                    streaming=is_streaming and request.beams is None,
                 )
                 for request, prompt, stop, bad, bias in rows
             ],
@@ -133,11 +129,10 @@ class TextModel(ServedModel):
         check_batch(self.is_decoupled, len(prompts), len(places))
         return requests, TextAnswer(sender, places, self._wishes(inputs))
 
-    def _wishes(self, inputs: RequestInputs) -> OutputWishes:
-        return OutputWishes(
+    def _wishes(self, inputs: RequestInputs) -> TextWishes:
+        return TextWishes(
+            DetailWishes.read(inputs, self.counts_tokens, self.logits_type),
             has_batch=self.has_batch,
-            returns_num_input_tokens=inputs.flag("return_num_input_tokens", self.counts_tokens),
-            returns_num_output_tokens=inputs.flag("return_num_output_tokens", self.counts_tokens),
             returns_output_ids=inputs.flag("return_output_ids"),
             accumulates=self.parameters.is_on("accumulate_tokens"),
         )

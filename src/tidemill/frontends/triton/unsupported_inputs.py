@@ -32,8 +32,7 @@ NEUTRAL_NUMBERS = {
     "prompt_vocab_size": OFF,
     "num_draft_tokens": OFF,
     "use_draft_logits": OFF,
-    "return_perf_metrics": OFF,
-    "sampling_param_return_perf_metrics": OFF,
+    "return_kv_cache_reuse_stats": OFF,
 }
 TEXTS = (
     "decoder_text_input",
@@ -60,12 +59,7 @@ ARRAYS = (
     "lora_config",
     "context_phase_params",
     "skip_cross_attn_blocks",
-    "retention_token_range_starts",
-    "retention_token_range_ends",
-    "retention_token_range_priorities",
-    "retention_token_range_durations_ms",
-    "retention_decode_priority",
-    "retention_decode_duration_ms",
+    "multimodal_embedding",
     "lookahead_window_size",
     "lookahead_ngram_size",
     "lookahead_verification_set_size",

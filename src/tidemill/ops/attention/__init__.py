@@ -20,7 +20,7 @@ from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
     ACTIVATION_DTYPES,
-    WEIGHT_DTYPES,
+    CACHE_DTYPES,
     Attrs,
     Types,
     expect_count,
@@ -42,7 +42,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     expect_window(attrs)
     rows, _ = expect_dims("qkv", types[0], 2)
     expect_type("qkv", types[0], DType.F32, rows, heads.qkv_width)
-    expect_dtype_attr(attrs, "cache_dtype", *WEIGHT_DTYPES)
+    expect_dtype_attr(attrs, "cache_dtype", *CACHE_DTYPES)
     dtype = expect_dtype_attr(attrs, "dtype", *ACTIVATION_DTYPES)
     return (TensorType(dtype, (rows, heads.q_width)),)
 
@@ -60,9 +60,9 @@ def reference(
 def cost(op: Op, sizes: StepSizes) -> Cost:
     """Count attention over the cache, and the stored keys and values."""
     heads = Heads.of(op.attrs)
-    kv_bytes = expect_dtype_attr(op.attrs, "cache_dtype", *WEIGHT_DTYPES).itemsize_bytes
-    attended = attention_cost(op, sizes, heads, kv_bytes)
-    return Cost(attended.flops, attended.bytes + 2 * sizes.tokens * heads.kv_width * kv_bytes)
+    attended = attention_cost(op, sizes, heads)
+    stored = sizes.tokens * heads.kv_token_bytes(op.attrs)
+    return Cost(attended.flops, attended.bytes + stored)
 
 
 ROW = OpRow(

@@ -1,32 +1,29 @@
 """Linear layers on the CPU: y[m, n] = sum_k x[m, k] w[n, k], with the epilogue fused.
 
-Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Threads take contiguous
-ranges of panels; a panel's weights are read once from memory and serve all row tiles. A register
-tile is up to `isa.tile_rows` rows by 2 vectors. Each output has one accumulation chain over k, the
-same for every M and every tile size, so a row's bits never depend on the rows beside it
-(batch-invariant, deterministic). Accumulates in f32, or exactly in i32 where weights and
-activations are q8; cost is 2*M*N*K FLOPs and N*K weight bytes. How words of each format multiply
-is in `formats`.
-Measured: one chain loses nothing at M = 1, where memory is the limit (docs/LOG.md).
+Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Work is units of one panel
+and one row tile, panel by panel; threads take contiguous ranges of units, so that a panel's weights
+are read once from memory (twice where two threads meet in it) and serve all row tiles. While a
+panel's tiles multiply, each of them prefetches its share of the next panel. Which tile heights are
+used, and whether quantised words are taken apart once a panel, is the table's choice (tactics.py)
+by the number of rows; the bits of an output never depend on it (tile.py). Cost is 2*M*N*K FLOPs
+and N*K weight bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Function, Pointer, Registers, Value
+from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
 from tidemill.codegen.module import Module
-from tidemill.codegen.types import F32, PTR
+from tidemill.codegen.types import F32, I64
 from tidemill.codegen.vector_math import silu
 from tidemill.ops.cpu_elements import store_f32
 from tidemill.ops.layout import (
-    K_UNROLL,
     PANEL,
-    activation_row,
     group_bytes,
     k_step,
     padded_k,
@@ -35,143 +32,136 @@ from tidemill.ops.layout import (
     scale_at,
 )
 from tidemill.ops.linear.formats import Format
-from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
+from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
+from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
+from tidemill.ops.linear.tile import Tiles
 
-PREFETCH_BYTES = 8192
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
-
+SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
 
 Epilogue = Callable[[Isa, Pointer, Value, list[Value]], None]
 
 
 @dataclass(frozen=True)
 class LinearKernels:
-    """The linear layers of one input width: tiles shared by all epilogues."""
+    """The linear layers of one format and input width: tiles shared by all epilogues."""
 
     module: Module
     isa: Isa
     format: Format
     k: int
+    _functions: dict[tuple[Tiles, int], Function] = field(default_factory=dict)
 
-    @property
-    def x_row_bytes(self) -> int:
-        activation = self.format.activation
-        return activation_row(self.k, activation) * activation.itemsize_bytes
-
-    @property
-    def k_steps(self) -> int:
-        weight = self.format.weight
-        return padded_k(self.k, weight) // k_step(weight)
-
-    def emit_tiles(self) -> dict[int, Function]:
-        """Emit the register tiles of 1 .. tile_rows rows."""
-        return {rows: self._emit_tile(rows) for rows in range(1, self.format.tile_rows + 1)}
-
-    def _emit_tile(self, rows: int) -> Function:
-        """out[rows][32] = the products of `rows` rows of x with one panel."""
-        name = f"tile_{self.format.name}_k{self.k}_m{rows}"
-        f = self.module.function(name, x=PTR, w=PTR, out=PTR)
-        x, w, out = (arg.as_pointer(F32) for arg in f.args)
-        if isinstance(self.format, Q4Format | Q4WidenedFormat):
-            self._emit_groups(f, self.format, rows)
-            return f
-        form, acc = self.format, f.registers(self.format.sum_type)
-        tile = [(m, j) for m in range(rows) for j in range(2)]
-        for m, j in tile:
-            acc[m, j] = form.start(w, j)
-        first = w.bytes(panel_header_bytes(form.weight))
-        self._emit_steps(acc, rows, self.k_steps, x, first)
-        to = out.of(form.sum_type.scalar)
-        for m, j in tile:
-            to.put(m * PANEL + j * LANES, acc[m, j])
-        return f
-
-    def _emit_groups(self, f: Function, form: Q4Format | Q4WidenedFormat, rows: int) -> None:
-        """The tile of a grouped format: each group's sums are scaled and added to out."""
-        x, w, out = (arg.as_pointer(F32) for arg in f.args)
-        acc, tile = f.registers(form.sum_type), [(m, j) for m in range(rows) for j in range(2)]
-        size = form.weight.group_size
-        for m, j in tile:
-            out.put(m * PANEL + j * LANES, form.start(w, j))
-        groups = w.bytes(panel_header_bytes(form.weight))
-        with f.loop(0, self.k // size) as g:
-            header = groups.bytes(g * group_bytes(form.weight))
-            x_sums = [("x", m) for m in range(rows)] if form.sums_x else []
-            for key in (*tile, *x_sums):
-                acc[key] = f.zero(form.sum_type)
-            x_at = x.bytes(g * (size // k_step(form.weight) * form.x_step_bytes))
-            body = header.bytes(PANEL * form.weight.group_header_bytes)
-            self._emit_steps(acc, rows, size // k_step(form.weight), x_at, body)
-            for m in range(rows):
-                summed = acc["x", m] if form.sums_x else None
-                x_sum = form.sum_of_x(summed, x.bytes(m * self.x_row_bytes), self.k, g)
-                for j in range(2):
-                    at = m * PANEL + j * LANES
-                    out.put(at, form.add_group(out.vec(at, LANES), acc[m, j], header, j, x_sum))
-
-    def _emit_steps(
-        self, acc: Registers, rows: int, num_steps: int, x: Pointer, first: Pointer
-    ) -> None:
-        """acc[m, j] += the products of `num_steps` words of w from `first` on."""
-        f, form = acc.f, self.format
-        with f.loop(0, num_steps, K_UNROLL) as s:
-            for u in range(K_UNROLL):
-                at = first.bytes((s + u) * (2 * form.vector_bytes))
-                words = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
-                at.prefetch(PREFETCH_BYTES)
-                if form.vector_bytes >= 64:
-                    at.prefetch(PREFETCH_BYTES + form.vector_bytes)
-                for part in range(form.num_parts):
-                    vectors = [form.part_of_w(word, part) for word in words]
-                    for m in range(rows):
-                        word = x.bytes((s + u) * form.x_step_bytes).bytes(m * self.x_row_bytes)
-                        broadcast = form.load_x(word, part)
-                        if isinstance(form, Q4WidenedFormat) and form.sums_x:
-                            acc["x", m] = form.dot(acc["x", m], form.ones(f), broadcast)
-                        for j in range(2):
-                            acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
-
-    def emit(
-        self, symbol: str, tiles: dict[int, Function], epilogue: Epilogue, has_bias: bool
-    ) -> Kernel:
-        """Emit the kernel of one epilogue: this thread's panels, times all row tiles."""
-        kernel, frame = open_kernel(self.module, symbol, FIELDS)
-        f, num_rows = frame.f, frame.count("rows")
-        tile_rows = self.format.tile_rows
-        scratch = f.stack(F32, tile_rows * PANEL)
-        num_tiles = (num_rows + (tile_rows - 1)) // tile_rows
-        first, last = frame.share(frame.integer("panels"))
-        with f.when(num_rows > 0):
-            rows_per_tile = (num_rows + num_tiles - 1) // num_tiles
-            with f.loop(first, last) as panel, f.loop(0, num_tiles) as tile:
-                start = tile * rows_per_tile
-                rows = (num_rows - start).min(rows_per_tile)
-                w = frame.pointer("w", F32).bytes(panel * panel_bytes(self.k, self.format.weight))
-                x = frame.pointer("x", F32).bytes(start * self.x_row_bytes)
-                for height, function in tiles.items():
-                    with f.when(rows.eq(height)):
-                        f.call(function, x, w, scratch)
-                bias = self._bias(frame, panel) if has_bias else None
-                with f.loop(0, rows) as m:
-                    x_row = x.bytes(m * self.x_row_bytes)
-                    vectors = [self._finish(scratch.at(m * PANEL), w, x_row, j) for j in range(2)]
-                    if bias:
-                        vectors = [v + b for v, b in zip(vectors, bias, strict=True)]
-                    y = frame.pointer("y", F32).bytes((start + m) * frame.integer("y_row_bytes"))
-                    epilogue(self.isa, y, panel, vectors)
+    def emit(self, symbol: str, table: TacticTable, epilogue: Epilogue, has_bias: bool) -> Kernel:
+        """Emit the kernel of one epilogue: this thread's units, by the tactic of its bucket."""
+        has_scratch = self.format.weight.is_quantized
+        fields = FIELDS + (SCRATCH_FIELDS if has_scratch else ())
+        kernel, frame = open_kernel(self.module, symbol, fields)
+        num_rows, above = frame.count("rows"), 0
+        for bucket in merged(table):
+            loop, is_here = self._loop(bucket, above), num_rows > above
+            above = bucket.max_rows
+            with frame.f.when(is_here & (num_rows <= above) if above else is_here):
+                loop.emit(frame, num_rows, epilogue, has_bias)
         return kernel
+
+    def _loop(self, bucket: Bucket, above: int) -> UnitLoop:
+        """The loop of a bucket's tactic, with the tiles that it needs emitted once each."""
+        tactic = bucket.tactic
+        wide = prepared(self.format) if tactic.is_prepared else None
+        tiles = Tiles(self.module, wide or self.format, self.k, tactic.prefetch)
+        most = min(tactic.tile_rows, tiles.format.tile_rows)
+        heights = tile_heights(most, above, bucket.max_rows)
+        for rows in heights:
+            if (tiles, rows) not in self._functions:
+                self._functions[tiles, rows] = tiles.emit(rows)
+        functions = {rows: self._functions[tiles, rows] for rows in heights}
+        return UnitLoop(self.isa, tiles, most, functions)
+
+
+@dataclass(frozen=True)
+class UnitLoop:
+    """One bucket's loop over this thread's units of (panel, row tile)."""
+
+    isa: Isa
+    tiles: Tiles
+    tile_rows: int
+    functions: dict[int, Function]
+
+    @property
+    def format(self) -> Format:
+        return self.tiles.format
+
+    @property
+    def panel_bytes(self) -> int:
+        return panel_bytes(self.tiles.k, self.format.weight)
+
+    def emit(self, frame: Frame, num_rows: Value, epilogue: Epilogue, has_bias: bool) -> None:
+        f, tile_rows = frame.f, self.tile_rows
+        sums = f.stack(F32, max(self.functions) * PANEL)
+        num_tiles = (num_rows + (tile_rows - 1)) // tile_rows
+        rows_a_tile = (num_rows + num_tiles - 1) // num_tiles
+        first, last = frame.share(frame.integer("panels") * num_tiles)
+        with f.loop(first, last) as unit:
+            panel = unit // num_tiles
+            tile = unit - panel * num_tiles
+            start = tile * rows_a_tile
+            rows = (num_rows - start).min(rows_a_tile)
+            w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
+            x = frame.pointer("x", F32).bytes(start * self.tiles.x_row_bytes)
+            words = self._words(frame, w, tile.eq(0) | unit.eq(first))
+            next_share, next_step = self._next(w, tile, num_tiles)
+            for height, function in self.functions.items():
+                with f.when(rows.eq(height)):
+                    f.call(function, x, w, words, sums, next_share, next_step)
+            bias = _bias(frame, panel) if has_bias else None
+            with f.loop(0, rows) as m:
+                x_row = x.bytes(m * self.tiles.x_row_bytes)
+                vectors = [self._finish(sums.at(m * PANEL), w, x_row, j) for j in range(2)]
+                if bias:
+                    vectors = [v + b for v, b in zip(vectors, bias, strict=True)]
+                y = frame.pointer("y", F32).bytes((start + m) * frame.integer("y_row_bytes"))
+                epilogue(self.isa, y, panel, vectors)
+
+    def _words(self, frame: Frame, w: Pointer, is_new: Value) -> Pointer:
+        """The words that tiles multiply: the panel's own, or prepared when the panel is new."""
+        form, f = self.format, frame.f
+        packed = w.bytes(panel_header_bytes(form.weight))
+        if not isinstance(form, PreparedFormat):
+            return packed
+        scratch = frame.pointer("scratch", F32)
+        to = scratch.bytes(frame.thread * frame.integer("scratch_bytes"))
+        size, k = form.weight.group_size, self.tiles.k
+        num_words = (size or padded_k(k, form.weight)) // k_step(form.weight)
+        with f.when(is_new):
+            if not size:
+                emit_prepare(f, form, packed, to, num_words)
+                return to
+            prepared_bytes = self.tiles.num_steps(size) * self.tiles.step_bytes
+            with f.loop(0, k // size) as g:
+                header = packed.bytes(g * group_bytes(form.weight))
+                words = header.bytes(PANEL * form.weight.group_header_bytes)
+                emit_prepare(f, form, words, to.bytes(g * prepared_bytes), num_words)
+        return to
+
+    def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
+        """A tile's share of the next panel, to prefetch: where it begins, bytes for each step."""
+        share = w.f.constant(self.panel_bytes, I64) // num_tiles
+        step = w.f.constant(self.tiles.packed_step_bytes, I64) // num_tiles
+        return w.bytes(tile * share + self.panel_bytes), step
 
     def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:
         """Vector j of one row's products, from its raw sums."""
         form = self.format
         is_float = bool(form.weight.group_size)
         raw = sums.of(F32 if is_float else form.sum_type.scalar).vec(j * LANES, LANES)
-        x_scale = x_row.bytes(scale_at(self.k)) if form.activation is DType.Q8 else None
+        x_scale = x_row.bytes(scale_at(self.tiles.k)) if form.activation is DType.Q8 else None
         return form.finish(raw, w, j, x_scale)
 
-    def _bias(self, frame: Frame, panel: Value) -> list[Value]:
-        bias = frame.pointer("bias", F32).at(panel * PANEL)
-        return [bias.vec(j * LANES, LANES) for j in range(2)]
+
+def _bias(frame: Frame, panel: Value) -> list[Value]:
+    bias = frame.pointer("bias", F32).at(panel * PANEL)
+    return [bias.vec(j * LANES, LANES) for j in range(2)]
 
 
 def store(isa: Isa, y: Pointer, panel: Value, vectors: list[Value]) -> None:

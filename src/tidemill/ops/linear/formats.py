@@ -9,18 +9,17 @@ tiles, panels' order or epilogues.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Pointer, Value
+from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F32, I32, Type
 from tidemill.ops.cpu_elements import PairMath, widen_e4m3
 from tidemill.ops.layout import PANEL, k_step
 from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
-from tidemill.ops.linear.widened import WidenedFormat
+from tidemill.ops.linear.widened import WidenedFormat, pair_of
 
-_HIGH_HALF = -65536
 _SUMS = I32.x(LANES)
 
 
@@ -65,6 +64,25 @@ class Format(Protocol):
     def dot(self, total: Value, w: Value, x: Value) -> Value: ...
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value: ...
+
+
+@runtime_checkable
+class GroupedFormat(Format, Protocol):
+    """A format whose weights have a scale, and maybe an offset, for each group of inputs.
+
+    `ones` is what x is multiplied with to sum it; None where nothing asks for that sum, or x's row
+    holds it.
+    """
+
+    def ones(self, f: Function) -> Value | None: ...
+
+    def sum_of_x(
+        self, summed: Value | None, x_row: Pointer, k: int, group: Value
+    ) -> Value | None: ...
+
+    def add_group(
+        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+    ) -> Value: ...
 
 
 @dataclass(frozen=True)
@@ -180,8 +198,7 @@ class ByteFormat(WidenedFormat):
     def part_of_w(self, word: Value, part: int) -> Value:
         if not self.takes_pairs:
             return self._byte(word, part)
-        even, odd = (self._byte(word, 2 * part + i).bits_as(I32.x(LANES)) for i in range(2))
-        return (even >> 16) | (odd & _HIGH_HALF)
+        return pair_of(*(self._byte(word, 2 * part + i) for i in range(2)))
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         return total * panel.vec(j * LANES, LANES)

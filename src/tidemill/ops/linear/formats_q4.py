@@ -18,7 +18,7 @@ from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F16, F32, I16, I32, Type
 from tidemill.ops.layout import PANEL, sums_at
-from tidemill.ops.linear.widened import WidenedFormat
+from tidemill.ops.linear.widened import WidenedFormat, pair_of
 
 _SUMS = I32.x(LANES)
 _NIBBLES = 0x0F0F0F0F
@@ -44,7 +44,6 @@ class Q4Format:
     weight: DType
     activation: DType = DType.Q8
     num_parts: int = 2
-    sums_x: bool = False
     sum_type: Type = _SUMS
     vector_bytes: int = 4 * LANES
     x_step_bytes: int = 8
@@ -72,6 +71,9 @@ class Q4Format:
 
     def dot(self, total: Value, w: Value, x: Value) -> Value:
         return self.isa.dot_quad(total, w, x)
+
+    def ones(self, f: Function) -> Value | None:
+        return None
 
     def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value:
         """The sum of the group's bytes: whole numbers, exact in any order."""
@@ -133,7 +135,9 @@ class Q4WidenedFormat(WidenedFormat):
 
     def part_of_w(self, word: Value, part: int) -> Value:
         if not self.takes_pairs:
-            return (((word >> _bit(part)) & 15) - self.zero).to(F32)
+            return self._nibble(word, part)
+        if self.isa.target.arch != "x86_64":
+            return pair_of(*(self._nibble(word, 2 * part + i) for i in range(2)))
         low, high = _bit(2 * part), _bit(2 * part + 1)
         upper = word >> (high - 16) if high >= 16 else word << (16 - high)
         pair = ((word >> low) & 15) | (upper & (15 << 16))
@@ -142,7 +146,13 @@ class Q4WidenedFormat(WidenedFormat):
         found = word.f.intrinsic(name, table.type, table, pair.bits_as(table.type))
         return found.bits_as(_SUMS)
 
-    def ones(self, f: Function) -> Value:
+    def _nibble(self, word: Value, index: int) -> Value:
+        """What input `index` of each word stands for, before scale and offset, as f32."""
+        return (((word >> _bit(index)) & 15) - self.zero).to(F32)
+
+    def ones(self, f: Function) -> Value | None:
+        if not self.sums_x:
+            return None
         return f.constant(_BF16_ONES, _SUMS) if self.takes_pairs else f.constant(1.0, V)
 
     def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value | None:

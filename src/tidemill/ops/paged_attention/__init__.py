@@ -24,7 +24,7 @@ from tidemill.ir.storage import Array, FloatArray
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
     ACTIVATION_DTYPES,
-    WEIGHT_DTYPES,
+    CACHE_DTYPES,
     Attrs,
     Types,
     expect_count,
@@ -78,7 +78,7 @@ def attend_batch(
     return (out_TNH.reshape(len(out_TNH), -1),)
 
 
-def attention_cost(op: Op, sizes: StepSizes, heads: Heads, kv_bytes: int) -> Cost:
+def attention_cost(op: Op, sizes: StepSizes, heads: Heads) -> Cost:
     """Count two products for each (query, key) pair and head; the cache read once; in and out.
 
     With a window this is an upper bound: the step's sizes do not tell one sequence from another.
@@ -88,7 +88,7 @@ def attention_cost(op: Op, sizes: StepSizes, heads: Heads, kv_bytes: int) -> Cos
         pairs = min(pairs, sizes.tokens * window)
         kv_tokens = min(kv_tokens, sizes.tokens + sizes.sequences * (window - 1))
     flops = 4.0 * pairs * heads.num_heads * heads.head_size
-    cache = 2 * kv_tokens * heads.kv_width * kv_bytes
+    cache = kv_tokens * heads.kv_token_bytes(op.attrs)
     return Cost(flops, cache + sizes.bytes(op.inputs[0].type) + sizes.bytes(op.outputs[0].type))
 
 
@@ -96,7 +96,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     """Type: activation[T, num_heads * head_size] -> the same."""
     expect_count(types, 1)
     heads = Heads.of(attrs)
-    expect_dtype_attr(attrs, "cache_dtype", *WEIGHT_DTYPES)
+    expect_dtype_attr(attrs, "cache_dtype", *CACHE_DTYPES)
     expect_window(attrs)
     expect_dtype("q", types[0], *ACTIVATION_DTYPES)
     rows, _ = expect_dims("q", types[0], 2)
@@ -115,8 +115,7 @@ def reference(
 
 def cost(op: Op, sizes: StepSizes) -> Cost:
     """Count attention over the cache."""
-    cache_dtype = expect_dtype_attr(op.attrs, "cache_dtype", *WEIGHT_DTYPES)
-    return attention_cost(op, sizes, Heads.of(op.attrs), cache_dtype.itemsize_bytes)
+    return attention_cost(op, sizes, Heads.of(op.attrs))
 
 
 ROW = OpRow(

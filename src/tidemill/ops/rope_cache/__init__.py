@@ -17,7 +17,7 @@ from tidemill.ir.storage import Array, FloatArray
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
     ACTIVATION_DTYPES,
-    WEIGHT_DTYPES,
+    CACHE_DTYPES,
     Attrs,
     Types,
     expect_dtype_attr,
@@ -34,7 +34,7 @@ def store_keys_values(
     op: Op, keys_TnH: FloatArray, values_TnH: FloatArray, batch: Batch, numerics: Numerics
 ) -> None:
     """Store the step's keys and values for the op's layer, as its `cache_dtype` holds them."""
-    cache_dtype = expect_dtype_attr(op.attrs, "cache_dtype", *WEIGHT_DTYPES)
+    cache_dtype = expect_dtype_attr(op.attrs, "cache_dtype", *CACHE_DTYPES)
     keys_TnH = numerics.settle(keys_TnH, cache_dtype)
     values_TnH = numerics.settle(values_TnH, cache_dtype)
     for span in batch.spans():
@@ -46,7 +46,7 @@ def store_keys_values(
 def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     """Type: (f32[T, Q], i32[T], f32[P, R], f32[P, R]) -> activation[T, num_heads * head_size]."""
     qkv = rope_type(types, attrs)
-    expect_dtype_attr(attrs, "cache_dtype", *WEIGHT_DTYPES)
+    expect_dtype_attr(attrs, "cache_dtype", *CACHE_DTYPES)
     dtype = expect_dtype_attr(attrs, "dtype", *ACTIVATION_DTYPES)
     return (TensorType(dtype, (qkv.shape[0], Heads.of(attrs).q_width)),)
 
@@ -66,8 +66,7 @@ def reference(
 def cost(op: Op, sizes: StepSizes) -> Cost:
     """Count the rotation, and the stored keys and values."""
     rotation = ROPE.cost(op, sizes)
-    cache_dtype = expect_dtype_attr(op.attrs, "cache_dtype", *WEIGHT_DTYPES)
-    stored = 2 * sizes.tokens * Heads.of(op.attrs).kv_width * cache_dtype.itemsize_bytes
+    stored = sizes.tokens * Heads.of(op.attrs).kv_token_bytes(op.attrs)
     return Cost(rotation.flops, rotation.bytes + stored)
 
 

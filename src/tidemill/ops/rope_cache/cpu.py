@@ -2,9 +2,9 @@
 
 Legend: T tokens over threads, N query heads, H head width, R rotated width. Rotated queries are
 scaled and stored as activations; rotated keys and plain values go to the token's slot of the
-paged cache (slot = block * tokens_per_block + offset). f32 arithmetic, rounded once. Two tokens of
-a bf16 pair share a 32-bit word of V: the masked store touches only its own half, so neighbours on
-other threads are safe.
+paged cache (slot = block * tokens_per_block + offset). f32 arithmetic, rounded once. Two tokens
+of a pair share a word of V: the masked store touches only its own half, so neighbours on other
+threads are safe.
 Values are stored finite (beyond the cache type's range: its largest number). Attention multiplies
 what a block's former owner left behind by zero, and an infinity there would spoil another request.
 """
@@ -19,11 +19,11 @@ from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
 from tidemill.codegen.module import Module
-from tidemill.codegen.types import BOOL, F32, I16, I32, I64
-from tidemill.ops.cpu_elements import ELEMENT, load_f32, round_lanes, store_f32
+from tidemill.codegen.types import BOOL, F32, I8, I16, I32, I64, Type
+from tidemill.ops.cpu_elements import ELEMENT, store_f32
 from tidemill.ops.layout import CacheLayout, activation_row, wide_row
+from tidemill.ops.rope_cache.rounded_head import RoundedHead
 
-_LARGEST = {DType.F32: 3.4028234663852886e38, DType.BF16: 3.3895313892515355e38, DType.F16: 65504.0}
 FIELDS = ("rows", "qkv", "positions", "slots", "cos", "sin", "q", "k", "v")
 
 
@@ -61,17 +61,15 @@ class RopeCacheKernel:
             keys = qkv.at(self.num_heads * width)
             with f.loop(0, cache.num_kv_heads) as n:
                 self._rotate(keys.at(n * width), angles, scratch)
-                head_bytes = cache.head_elements * cache.dtype.itemsize_bytes
-                self._store_key(scratch, k.bytes(n * head_bytes), slot)
+                self._store_key(scratch, k.bytes(n * cache.head_bytes), slot)
                 values = keys.at((n + cache.num_kv_heads) * width)
-                self._store_value(values, v.bytes(n * head_bytes), slot)
+                self._store_value(values, v.bytes(n * cache.head_bytes), slot)
         return kernel
 
     def _slot(self, frame: Frame, t: Value) -> tuple[Pointer, Pointer, Value]:
         """The block's K and V, and the token's place within the block."""
         cache, slot = self.cache, frame.pointer("slots", I32)[t].to(I64)
-        block_bytes = cache.block_elements * cache.dtype.itemsize_bytes
-        offset = (slot // cache.tokens_per_block) * block_bytes
+        offset = (slot // cache.tokens_per_block) * cache.block_bytes
         k, v = (frame.pointer(name, F32).bytes(offset) for name in ("k", "v"))
         return k, v, slot % cache.tokens_per_block
 
@@ -99,35 +97,45 @@ class RopeCacheKernel:
     def _store_key(self, head: Pointer, k: Pointer, slot: Value) -> None:
         """Scatter words of `step` dimensions, one cache row of tokens apart."""
         cache = self.cache
-        word_type = I32 if cache.step == 2 else ELEMENT[cache.dtype]
+        keys = RoundedHead(self.isa, cache.dtype, head, cache.head_size, is_finite=False)
+        word_type = self._word_type
         words = LANES // cache.step
         to = k.of(word_type).at(slot)
         for i in range(0, cache.head_size, LANES):
-            rounded = round_lanes(self.isa, load_f32(head, i, LANES, DType.F32), cache.dtype)
-            vector = rounded.bits_as(word_type.x(words)) if cache.step == 2 else rounded
+            vector = keys.lanes(i).bits_as(word_type.x(words))
             for lane in range(words):
                 to[(i // cache.step + lane) * cache.tokens_per_block] = vector.lane(lane)
+        self._store_scale(keys, k, slot)
 
     def _store_value(self, head: Pointer, v: Pointer, slot: Value) -> None:
         cache, f = self.cache, head.f
+        values = RoundedHead(self.isa, cache.dtype, head, cache.head_size, is_finite=True)
+        self._store_scale(values, v, slot)
         if cache.step == 1:
             to = v.bytes(slot * (cache.head_size * cache.dtype.itemsize_bytes))
             for i in range(0, cache.head_size, LANES):
-                at = to.bytes(i * cache.dtype.itemsize_bytes)
-                store_f32(self.isa, at, 0, self._finite(head.vec(i, LANES)), cache.dtype)
+                to.of(self._word_type).put(i, values.lanes(i))
             return
         odd = (slot & 1).eq(1)
         lanes = 2 * LANES
         odd_lanes = f.table([i % 2 for i in range(lanes)], BOOL)
         even_lanes = f.table([1 - i % 2 for i in range(lanes)], BOOL)
         mask = f.op(f"select {odd.typed}, {odd_lanes.typed}, {even_lanes.typed}", BOOL.x(lanes))
-        to = v.of(I32).at((slot >> 1) * cache.head_size)
+        word_type, half_bits = self._word_type, 8 * cache.dtype.itemsize_bytes
+        to = v.of(word_type).at((slot >> 1) * cache.head_size)
         for i in range(0, cache.head_size, LANES):
-            bits = self.isa.to_bf16(self._finite(head.vec(i, LANES))).to(I32, signed=False)
-            both = (bits | (bits << 16)).bits_as(I16.x(lanes))
+            element = values.lanes(i)
+            bits = element.to(word_type, signed=False)
+            both = (bits | (bits << half_bits)).bits_as(element.type.x(lanes))
             f.masked_store(both, to.at(i), mask)
 
-    def _finite(self, value: Value) -> Value:
-        """Clamp to the cache type's range; NaN becomes its lowest number."""
-        largest = _LARGEST[self.cache.dtype]
-        return value.max(-largest).min(largest)
+    def _store_scale(self, head: RoundedHead, block: Pointer, slot: Value) -> None:
+        if head.scale is not None:
+            block.bytes(self.cache.scales_at).of(F32)[slot] = head.scale
+
+    @property
+    def _word_type(self) -> Type:
+        """What holds `step` elements."""
+        if self.cache.step == 2:
+            return {2: I16, 4: I32}[self.cache.word_bytes]
+        return I8 if self.cache.dtype.is_quantized else ELEMENT[self.cache.dtype]

@@ -47,7 +47,7 @@ class ObservedStep:
         self._tokens = buffer(manifest.plan[-1].output)[:, 0]
         self._num_seen: WeakKeyDictionary[TokenHistory, int] = WeakKeyDictionary()
 
-    def run(self, plan: StepPlan, num_rows: int) -> dict[int, Observation]:
+    def run(self, plan: StepPlan, num_rows: int) -> tuple[tuple[int, Observation], ...]:
         """Run the filled step."""
         index_to_prompt: dict[int, Sight] = {}
         self._run_part(0, self._head)
@@ -64,14 +64,14 @@ class ObservedStep:
         index_to_error = dict(self._process(plan))
         self._run_part(self._sample, self._sample + 1)
         self._team.select(0, self._sample + 1)
-        found = {}
+        found = []
         for watched in self._inputs.watched:
             prompt = index_to_prompt.get(watched.index)
             output = self._see_output(plan, watched, raw)
             error = index_to_error.get(watched.index, "")
             if prompt or output or error:
-                found[watched.index] = Observation(prompt, output, error)
-        return found
+                found.append((watched.index, Observation(prompt, output, error)))
+        return tuple(found)
 
     def _run_part(self, first: int, last: int) -> None:
         self._team.select(first, last - first)
@@ -114,7 +114,7 @@ class ObservedStep:
         """Let users' processors change their rows; yields the indices of those that failed."""
         for watched in self._inputs.watched:
             request = watched.history.request
-            if request.processor is None or not plan.entries[watched.index].samples:
+            if request.processor is None or not plan.entries[watched.index].num_draws:
                 continue
             row = self._logits[watched.logit_row]
             tokens = list(watched.history.tokens)
@@ -122,11 +122,11 @@ class ObservedStep:
                 request.processor(request.request_id, row[None, None], [tokens], None, None)
             except Exception as error:
                 warn("logits processor", f"request {request.request_id}: {error!r}")
-                yield watched.index, f"{type(error).__name__}: {error}"
+                yield watched.index, f"processor: {type(error).__name__}: {error}"
 
     def _see_output(self, plan: StepPlan, watched: WatchedEntry, raw: Array) -> Sight | None:
         wishes = watched.history.request.wishes
-        if wishes is None or not wishes.is_of_output or not plan.entries[watched.index].samples:
+        if wishes is None or not wishes.is_of_output or not plan.entries[watched.index].num_draws:
             return None
         token = int(self._tokens[watched.logit_row])
         return _sight(

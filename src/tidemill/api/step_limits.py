@@ -1,0 +1,74 @@
+"""What a step takes at least on this machine: each op's bytes and arithmetic at measured rates.
+
+In: ops of an engine's graph, the sizes of a step, and what the machine reached just now. Out: the
+time below which no step can come. Weights and cached keys and values are read once; activations
+stay in the core's caches and are not counted. Products of int8 with int8 have a rate of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.base.dtypes import DType
+from tidemill.builder.machine_limits import MachineLimits
+from tidemill.ir.graph import Op
+from tidemill.ops.row import StepSizes
+from tidemill.ops.table import OPS
+
+_NO_TOKENS = StepSizes(tokens=0, sequences=0, logit_rows=0, kv_tokens=0, attention_pairs=0)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine reaches. Units: bytes a second, operations a second."""
+
+    read: float
+    bf16: float
+    int8: float
+
+    @classmethod
+    def measure(cls, limits: MachineLimits) -> Rates:
+        """Take a look now: on a shared machine, rates move within minutes."""
+        return cls(limits.read_bytes_per_s(), limits.dot_flops_per_s(), limits.int8_ops_per_s())
+
+
+@dataclass(frozen=True)
+class OpLimit:
+    """One op's work in one step, and the least time for each kind of it. Units: seconds."""
+
+    flops: float
+    bytes: float
+    read_s: float
+    dot_s: float
+
+    @property
+    def seconds(self) -> float:
+        """The longer of reading and computing, which overlap at best."""
+        return max(self.read_s, self.dot_s)
+
+
+def step_sizes(batch_size: int, position: int, num_tokens: int) -> StepSizes:
+    """Return what a step asks of each op: requests, tokens cached of each, new tokens of each."""
+    pairs = num_tokens * position + num_tokens * (num_tokens + 1) // 2
+    return StepSizes(
+        tokens=batch_size * num_tokens,
+        sequences=batch_size,
+        logit_rows=batch_size,
+        kv_tokens=batch_size * (position + num_tokens),
+        attention_pairs=batch_size * pairs,
+    )
+
+
+def op_limit(op: Op, sizes: StepSizes, rates: Rates) -> OpLimit:
+    """Hold one op's cost against the rates."""
+    cost = OPS[op.kind].cost
+    whole = cost(op, sizes)
+    uncached = StepSizes(sizes.tokens, sizes.sequences, sizes.logit_rows, 0, sizes.attention_pairs)
+    streamed = cost(op, _NO_TOKENS).bytes + whole.bytes - cost(op, uncached).bytes
+    dots = rates.int8 if op.kind.startswith("linear") and _is_int8(op) else rates.bf16
+    return OpLimit(whole.flops, streamed, streamed / rates.read, whole.flops / dots)
+
+
+def _is_int8(op: Op) -> bool:
+    """Say whether activations come as int8: then weights of 8 and 4 bits meet them as integers."""
+    return op.inputs[0].type.dtype is DType.Q8

@@ -1,0 +1,94 @@
+"""How a checkpoint stores the layers' matrices: plainly, as int8 levels or as fp8, with scales.
+
+In: a config and the names of a rank file's tensors. Out: which of these it is, the tensors to
+expect, and a matrix put together from elements and scales. A config may ask for int8, int4 or fp8
+layers of weights that are stored plainly: build quantises those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from tidemill.base.dtypes import DType
+from tidemill.base.errors import UnsupportedError
+from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.checkpoint.file_bytes import Array
+from tidemill.checkpoint.sharding import TensorRow, expected_tensors
+from tidemill.checkpoint.stored_fp8 import (
+    ONE_SCALE,
+    SCALE_BY_OUTPUT,
+    as_f8,
+    fp8_rows,
+    fp8_scale_name,
+    is_fp8,
+)
+from tidemill.checkpoint.weight_only import (
+    INT4_ALGO,
+    PLAIN_LAYOUT_KEY,
+    QUANT_ALGO,
+    as_q8,
+    is_weight_only,
+    scale_name,
+    stored_rows,
+)
+
+_ALGORITHMS = (QUANT_ALGO, INT4_ALGO, ONE_SCALE, SCALE_BY_OUTPUT)
+_SCALE_ENDINGS = (".per_channel_scale", ".weights_scaling_factor")
+
+
+@dataclass(frozen=True)
+class StoredMatrices:
+    """`dtype` is q8 or f8 where the matrices have scales, and None where they are plain."""
+
+    dtype: DType | None
+
+    @staticmethod
+    def find(config: CheckpointConfig, names: Collection[str], where: str) -> StoredMatrices:
+        """Tell how matrices are stored by config and names.
+
+        Raises: UnsupportedError for layouts that only one GPU's kernels understand.
+        """
+        if not any(name.endswith(_SCALE_ENDINGS) for name in names):
+            return StoredMatrices(None)
+        if is_fp8(config):
+            return StoredMatrices(DType.F8)
+        if is_weight_only(config) and config.extra.get(PLAIN_LAYOUT_KEY):
+            return StoredMatrices(DType.Q8)
+        raise UnsupportedError(
+            f"{'int8' if is_weight_only(config) else 'int4'} weights are permuted for one GPU's "
+            "kernels",
+            where=where,
+            expected=f"{PLAIN_LAYOUT_KEY} true in config.json: plain [in, out] int8 weights",
+            got=f"{PLAIN_LAYOUT_KEY} {config.extra.get(PLAIN_LAYOUT_KEY)}",
+            hint="convert from the original model: tidemill convert --use_weight_only",
+        )
+
+    def rows(self, config: CheckpointConfig) -> dict[str, TensorRow]:
+        """Return the tensors that the rank files hold."""
+        if self.dtype is None:
+            return expected_tensors(config)
+        return stored_rows(config) if self.dtype is DType.Q8 else fp8_rows(config)
+
+    def scale_name(self, name: str, config: CheckpointConfig) -> str:
+        """The name of the scales of a matrix."""
+        return scale_name(name) if self.dtype is DType.Q8 else fp8_scale_name(name, config)
+
+    def join(self, elements: Array, scales: Array, scale_dtype: DType) -> Array:
+        """Put a matrix together as stored rows of `dtype`."""
+        if self.dtype is DType.Q8:
+            return as_q8(elements, scales, scale_dtype)
+        return as_f8(elements, scales)
+
+
+def refuse_other_algorithms(config: CheckpointConfig, where: str) -> None:
+    """Raise UnsupportedError for quantised checkpoints of kinds that are not read."""
+    algorithm = config.quantization.get("quant_algo")
+    if algorithm not in (None, "NO_QUANT", *_ALGORITHMS):
+        raise UnsupportedError(
+            "this kind of quantised checkpoint is not supported yet",
+            where=where,
+            expected="quantization.quant_algo null or one of " + ", ".join(_ALGORITHMS),
+            got=str(algorithm),
+            hint="convert from the unquantised model",
+        )

@@ -1,0 +1,167 @@
+"""Register tiles of linear layers: up to `tile_rows` rows of x times one panel of 32 outputs.
+
+Legend: rows m, vectors j (two of 16 outputs), steps s of k. A tile leaves raw sums in memory; the
+kernel around it (cpu.py) turns them into outputs. Each output has one chain of sums over k, the
+same in every tile (batch-invariant, deterministic): f32, or exact i32 where weights and activations
+are q8. While it multiplies, a tile prefetches weights that come later, from where it is told to.
+Measured: one chain loses nothing at M = 1, where memory is the limit (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.codegen.emitter import Function, Pointer, Value
+from tidemill.codegen.isa import LANES
+from tidemill.codegen.module import Module
+from tidemill.codegen.types import F32, I64, PTR
+from tidemill.ops.layout import (
+    CACHE_LINE_BYTES,
+    K_UNROLL,
+    PANEL,
+    activation_row,
+    group_bytes,
+    k_step,
+    padded_k,
+    panel_bytes,
+    panel_header_bytes,
+)
+from tidemill.ops.linear.formats import Format, GroupedFormat
+from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
+from tidemill.ops.linear.tactics import Prefetch
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of one format and input width; all epilogues share them."""
+
+    module: Module
+    format: Format
+    k: int
+    prefetch: Prefetch
+
+    @property
+    def is_prepared(self) -> bool:
+        return isinstance(self.format, PreparedFormat)
+
+    @property
+    def x_row_bytes(self) -> int:
+        activation = self.format.activation
+        return activation_row(self.k, activation) * activation.itemsize_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of words that one step takes, both vectors'."""
+        return 2 * self.format.vector_bytes
+
+    def num_steps(self, inputs: int) -> int:
+        """Steps over so many inputs."""
+        form = self.format
+        words = inputs // k_step(form.weight)
+        return words * form.inner.num_parts if isinstance(form, PreparedFormat) else words
+
+    @property
+    def all_steps(self) -> int:
+        return self.num_steps(padded_k(self.k, self.format.weight))
+
+    @property
+    def packed_step_bytes(self) -> int:
+        """Bytes of the packed panel that a step stands for, headers included."""
+        return panel_bytes(self.k, self.format.weight) // self.all_steps
+
+    def emit(self, rows: int) -> Function:
+        """sums[rows][32] = the products of `rows` rows of x with one panel.
+
+        `words` are the panel's own, behind its header, or prepared ones. With `Prefetch.NEXT`,
+        `next_share` is what to prefetch first, `next_step` how much further each step does so.
+        """
+        f = self.module.function(
+            f"tile_{self.format.name}_k{self.k}_{self.prefetch.value}_m{rows}",
+            x=PTR, panel=PTR, words=PTR, sums=PTR, next_share=PTR, next_step=I64,
+        )  # fmt: skip
+        _Tile(self, f, rows).emit()
+        return f
+
+
+class _Tile:
+    """A tile under construction: its function, and the registers of its sums."""
+
+    def __init__(self, tiles: Tiles, f: Function, rows: int) -> None:
+        self.tiles, self.form, self.f, self.rows = tiles, tiles.format, f, rows
+        pointers = (arg.as_pointer(F32) for arg in f.args[:5])
+        self.x, self.panel, self.words, self.sums, next_share = pointers
+        self.next, self.next_step = f.registers(I64), f.args[5]
+        self.next[0] = next_share.to_address()
+        self.acc = f.registers(self.form.sum_type)
+        self.outputs = [(m, j) for m in range(rows) for j in range(2)]
+
+    def emit(self) -> None:
+        if isinstance(self.form, GroupedFormat):
+            self._emit_groups(self.form)
+            return
+        for m, j in self.outputs:
+            self.acc[m, j] = self.form.start(self.panel, j)
+        self._emit_steps(self.tiles.all_steps, self.x, self.words)
+        to = self.sums.of(self.form.sum_type.scalar)
+        for m, j in self.outputs:
+            to.put(m * PANEL + j * LANES, self.acc[m, j])
+
+    def _emit_groups(self, form: GroupedFormat) -> None:
+        """Each group's sums are scaled and added to `sums`."""
+        f, tiles, sums, size = self.f, self.tiles, self.sums, form.weight.group_size
+        steps = tiles.num_steps(size)
+        packed = self.panel.bytes(panel_header_bytes(form.weight))
+        for m, j in self.outputs:
+            sums.put(m * PANEL + j * LANES, form.start(self.panel, j))
+        with f.loop(0, tiles.k // size) as g:
+            header = packed.bytes(g * group_bytes(form.weight))
+            first = header.bytes(PANEL * form.weight.group_header_bytes)
+            if tiles.is_prepared:
+                first = self.words.bytes(g * (steps * tiles.step_bytes))
+            sums_of_x = [("x", m) for m in range(self.rows)] if form.ones(f) else []
+            for key in (*self.outputs, *sums_of_x):
+                self.acc[key] = f.zero(form.sum_type)
+            self._emit_steps(steps, self.x.bytes(g * (steps * form.x_step_bytes)), first)
+            for m in range(self.rows):
+                x_row = self.x.bytes(m * tiles.x_row_bytes)
+                summed = self.acc["x", m] if sums_of_x else None
+                x_sum = form.sum_of_x(summed, x_row, tiles.k, g)
+                for j in range(2):
+                    at, total = m * PANEL + j * LANES, self.acc[m, j]
+                    sums.put(at, form.add_group(sums.vec(at, LANES), total, header, j, x_sum))
+
+    def _emit_steps(self, num_steps: int, x: Pointer, first: Pointer) -> None:
+        """acc[m, j] += the products of `num_steps` steps of words from `first` on."""
+        f, form, tiles = self.f, self.form, self.tiles
+        with f.loop(0, num_steps, K_UNROLL) as s:
+            for u in range(K_UNROLL):
+                at = first.bytes((s + u) * tiles.step_bytes)
+                words = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
+                self._prefetch(at)
+                for part in range(form.num_parts):
+                    vectors = [form.part_of_w(word, part) for word in words]
+                    self._emit_part(x.bytes((s + u) * form.x_step_bytes), vectors, part)
+
+    def _emit_part(self, x: Pointer, vectors: list[Value], part: int) -> None:
+        form, acc = self.form, self.acc
+        ones = form.ones(self.f) if isinstance(form, GroupedFormat) else None
+        for m in range(self.rows):
+            broadcast = form.load_x(x.bytes(m * self.tiles.x_row_bytes), part)
+            if ones is not None:
+                acc["x", m] = form.dot(acc["x", m], ones, broadcast)
+            for j in range(2):
+                acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
+
+    def _prefetch(self, at: Pointer) -> None:
+        """Ask for as many bytes of packed weights as a step stands for, into the second cache."""
+        prefetch = self.tiles.prefetch
+        if prefetch is Prefetch.NONE:
+            # Without a mark, LLVM moves loads across steps until sums no longer fit registers.
+            self.f.line('call void asm sideeffect "", "~{memory}"()')
+            return
+        is_next = prefetch is Prefetch.NEXT
+        ahead, offset = (self.next[0].as_pointer(F32), 0) if is_next else (at, PREFETCH_BYTES)
+        for line in range(max(1, self.tiles.packed_step_bytes // CACHE_LINE_BYTES)):
+            ahead.prefetch(offset + line * CACHE_LINE_BYTES, cache_level=2)
+        if is_next:
+            self.next[0] = self.next[0] + self.next_step

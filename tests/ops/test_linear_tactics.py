@@ -1,0 +1,70 @@
+"""Tactics of linear layers: whichever a table names, an output's bits are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.compare import assert_same_bits
+from tests.ops.native_op import HOST_TARGETS
+from tidemill.base.dtypes import DType
+from tidemill.base.target import NAME_TO_TARGET
+from tidemill.builder.linear_timer import LinearShape, LinearTimer
+from tidemill.codegen.isa import isa_for
+from tidemill.ops.linear.tactics import (
+    Bucket,
+    LinearTactic,
+    Prefetch,
+    default_table,
+    tactics_of,
+)
+
+FORMATS = (
+    (DType.BF16, DType.BF16),
+    (DType.Q8, DType.Q8),
+    (DType.Q8, DType.BF16),
+    (DType.Q8, DType.F32),
+    (DType.Q4G64, DType.Q8),
+    (DType.Q4G64, DType.BF16),
+    (DType.Q4S64, DType.BF16),
+    (DType.F8, DType.BF16),
+)
+# One under and at a tile, a prime, several tiles.
+ROWS = (1, 7, 14, 31)
+
+
+@pytest.mark.parametrize("target", HOST_TARGETS)
+@pytest.mark.parametrize(("weight", "activation"), FORMATS)
+def test_all_tactics_of_a_format_give_the_same_bits(
+    target: str, weight: DType, activation: DType
+) -> None:
+    tables = [
+        (Bucket(0, tactic),)
+        for tactic in (LinearTactic(3, Prefetch.NONE), *tactics_of(weight, activation))
+    ]
+    shape = LinearShape(weight, activation, k=192, n=96)
+    isa = isa_for(NAME_TO_TARGET[target])
+    timer = LinearTimer(shape, isa, tables, max(ROWS), num_threads=2, cold_bytes=0)
+    for rows in ROWS:
+        first = timer.result(rows)
+        assert np.isfinite(first).all()
+        for candidate, (bucket,) in enumerate(tables):
+            what = f"{rows} rows with {bucket.tactic.name}"
+            assert_same_bits(timer.result(rows, candidate), first, what)
+    timer.close()
+
+
+def test_rows_in_every_bucket_of_a_table_are_computed_once() -> None:
+    table = (
+        Bucket(1, LinearTactic(1, Prefetch.NONE)),
+        Bucket(5, LinearTactic(2, Prefetch.STREAM)),
+        Bucket(0, LinearTactic(14, Prefetch.NEXT)),
+    )
+    shape = LinearShape(DType.BF16, DType.BF16, k=64, n=33)
+    isa = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]])
+    timer = LinearTimer(
+        shape, isa, [table, default_table(DType.BF16, DType.BF16)], 20, 2, cold_bytes=0
+    )
+    for rows in (1, 2, 5, 6, 20):
+        assert_same_bits(timer.result(rows, 0), timer.result(rows, 1), f"{rows} rows")
+    timer.close()
