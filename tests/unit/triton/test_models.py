@@ -186,6 +186,7 @@ def test_costs_come_with_every_piece_where_they_were_asked_for(
     for row, metrics, reason in ((0, early, None), (0, late, "length"), (1, late, "length")):
         update = Update(client.requests[row].request_id, [7], "x", reason, 4, 1, metrics=metrics)
         client.listeners[row](update)
+        client.after_updates()
     first, last = (response.outputs for response in asked.responses)
     assert first["last_token_time_ns"].tolist() == [[0]]
     assert first["kv_cache_alloc_new_blocks"].tolist() == [[3]]
@@ -205,6 +206,7 @@ def test_logits_have_the_type_that_the_deployment_declares(
     logits = np.array([0.5, -2.0], dtype=np.float32)
     update = Update("", [7], "x", "length", 4, 1, generation_logits=logits.tobytes())
     client.listeners[0](update)
+    client.after_updates()
     found = sender.responses[0].outputs["generation_logits"]
     assert found.dtype == {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16}[declared]
     assert found.tolist() == [[[[0.5, -2.0]]]]
@@ -232,6 +234,7 @@ def test_stream_of_beams_is_their_last_state_in_one_response(
     for index, text in enumerate(("best", "second")):
         update = Update("", [7], text, "length", 4, 1, index=index, num_open=1 - index)
         client.listeners[0](update)
+        client.after_updates()
     (response,) = sender.responses
     assert sender.is_complete
     assert response.outputs["text_output"].tolist() == [b"best", b"second"]
