@@ -8,6 +8,7 @@ this machine can run: the whole is a sweep, a corner of it runs by default. The 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -225,6 +226,20 @@ def test_teams_larger_than_the_machine_give_the_same_bits(
     single.close()
     team.close()
     assert os.sched_getaffinity(0) == before
+
+
+def test_cores_that_were_taken_away_stop_nothing(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: int, cpus: set[int]) -> None:
+        raise OSError(errno.EINVAL, "no such CPU")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    engine = make_engine("bfloat16", BEST, "w8a8")
+    team = NativeExecutor.load(engine, kv_cache_tokens=256, num_threads=2, pin_threads=True)
+    tokens, _ = run_mix(RecordingExecutor(team), [Request(0, (5, 7), 3)], random.Random(0))
+    assert len(tokens[0]) == 3
+    team.close()
 
 
 def test_caller_that_flushes_subnormal_numbers_changes_no_bit(make_engine: MakeEngine) -> None:

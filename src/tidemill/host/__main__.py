@@ -28,6 +28,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
     parser.add_argument("--num-threads", type=int)
     parser.add_argument("--kv-cache-fraction", type=float)
     parser.add_argument("--pin-threads", type=int)
+    parser.add_argument("--kv-cache-host-memory-bytes", type=int, default=0)
     parser.add_argument("--runtime", type=_runtime_config, default=RuntimeConfig())
     flags = parser.parse_args(arguments)
     session = SessionConfig(
@@ -36,6 +37,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
         flags.kv_cache_fraction,
         None if flags.pin_threads is None else bool(flags.pin_threads),
         flags.runtime,
+        flags.kv_cache_host_memory_bytes,
     ).in_own_process
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process

@@ -30,6 +30,7 @@ class SessionConfig:
     kv_cache_fraction: float | None = None
     pin_threads: bool | None = None
     runtime: RuntimeConfig = DEFAULT_CONFIG
+    kv_cache_host_memory_bytes: int = 0
 
     @property
     def in_own_process(self) -> SessionConfig:
@@ -64,6 +65,7 @@ class HostConfig:
             "--num-threads": session.num_threads,
             "--kv-cache-fraction": session.kv_cache_fraction,
             "--pin-threads": None if session.pin_threads is None else int(session.pin_threads),
+            "--kv-cache-host-memory-bytes": session.kv_cache_host_memory_bytes,
             "--runtime": msgspec.json.encode(session.runtime).decode(),
         }
         program = self.program or (_python(), "-m", "tidemill.host")

@@ -20,6 +20,7 @@ from tidemill.host.jobs import Job, News, make_job
 from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
 from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
+from tidemill.runtime.executor.cache_size import CacheMemory
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import Request
@@ -202,7 +203,7 @@ def _load(
         executor = NativeExecutor.load(
             path,
             kv_cache_tokens=config.kv_cache_tokens,
-            kv_cache_fraction=config.kv_cache_fraction,
+            cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
             num_threads=config.num_threads,
             pin_threads=bool(config.pin_threads),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tidemill.runtime.kvcache.block_keys import extend_keys, root_key
-from tidemill.runtime.kvcache.block_pool import BlockTable
+from tidemill.runtime.kvcache.block_table import BlockTable
 from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import END_ID, NOT_FINISHED, FinishReason, Request, TokenUpdate
 from tidemill.runtime.statistics import RequestMetrics

@@ -146,7 +146,7 @@ class StepInputs:
             self.watched.append(WatchedEntry(index, row, logit_row, history))
 
     def _write_table(self, sequence: int, entry: PlanEntry) -> None:
-        """Block ids move up by one: block 0 of the memory is the null block."""
+        """Block ids move up by one: NO_BLOCK becomes 0, the null block of the memory."""
         table = entry.block_table
         known = (table, len(table))
         owner, length = self._table_of_row[sequence]
