@@ -25,7 +25,7 @@ from bench.peers.engines import PRECISIONS, ROWS, EngineRow, peers_dir
 from bench.peers.models import refresh_engine
 from bench.peers.results import Absence, Results, Sample
 from bench.peers.runner_process import Load, RunnerProcess, absence
-from bench.peers.table import table
+from bench.peers.table import CASES, table
 
 # "The capital of France is", in the sample's vocabulary.
 CHECKED_PROMPT = [504, 3575, 282, 4649, 314]
@@ -63,7 +63,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wait", action="store_true", help="load, then wait for a line on stdin")
     parser.add_argument(
-        "--results", type=Path, help="file for the samples, written after each round"
+        "--results", type=Path, help="file for the samples, written after each case"
     )
     parser.add_argument("--json", type=Path, help="write all samples and ratios to a file")
     parser.add_argument("--table", type=Path, nargs="+", help="only print what these files hold")
@@ -71,19 +71,17 @@ def read_options() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, results: Results) -> None:
-    """Run the rounds and fill the results."""
+    """Start engines cold, one after another; then load all, run the rounds and fill the results."""
     results.note_run()
     model_dir = peers_dir() / "models" / options.model
-    wanted = [each.replace("_", " ") for each in options.cases or ()]
-    cases = all_cases(options.new_tokens)
-    rows = present_rows(options, model_dir, results)
     load = Load(options.threads, max_requests=32, max_tokens=1024)
-    if not wanted or COLD in wanted:
-        for _ in range(options.rounds):
-            for row in rows:
-                results.add(Sample(options.model, row, COLD, start_cold(row, model_dir, load)))
-    chosen = [case for name, case in cases.items() if not wanted or name in wanted]
-    if not chosen:
+    rows = present_rows(options, model_dir, results)
+    wanted = [each.replace("_", " ") for each in options.cases or (COLD, *CASES)]
+    for _ in range(options.rounds if COLD in wanted else 0):
+        for row in rows:
+            results.add(Sample(options.model, row, COLD, start_cold(row, model_dir, load)))
+    cases = [case for name, case in all_cases(options.new_tokens).items() if name in wanted]
+    if not cases:
         return
     engines = [RunnerProcess(row, model_dir, load) for row in rows]
     for engine in engines:
@@ -92,23 +90,23 @@ def measure(options: argparse.Namespace, results: Results) -> None:
     if options.wait:
         print("loaded: a line on stdin starts the rounds", flush=True)
         sys.stdin.readline()
-    for turn in range(options.rounds):
-        run_round(turn, engines, chosen, options.model, results)
-        if options.results is not None:
-            results.write(options.results)
+    run_rounds(engines, cases, options, results)
     for engine in engines:
         engine.close()
 
 
-def run_round(
-    turn: int, engines: list[RunnerProcess], cases: list[Case], model: str, results: Results
+def run_rounds(
+    engines: list[RunnerProcess], cases: list[Case], options: argparse.Namespace, results: Results
 ) -> None:
-    """Time every case on every engine once; each round begins with another engine."""
-    chance = random.Random(turn)
-    first = turn % len(engines)
-    for case in cases:
-        for engine in engines[first:] + engines[:first]:
-            results.add(Sample(model, engine.row, case.name, time_case(engine, case, chance)))
+    """Time every case on every engine; each round begins with another engine."""
+    for turn in range(options.rounds):
+        first, chance = turn % len(engines), random.Random(turn)
+        for case in cases:
+            for engine in engines[first:] + engines[:first]:
+                rate = time_case(engine, case, chance)
+                results.add(Sample(options.model, engine.row, case.name, rate))
+            if options.results is not None:
+                results.write(options.results)
 
 
 def present_rows(options: argparse.Namespace, model_dir: Path, results: Results) -> list[EngineRow]:

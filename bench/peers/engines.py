@@ -66,6 +66,9 @@ def environment_of(home: str, num_threads: int) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{num_threads - 1}",
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # What it keeps of a whole compilation it cannot read again, and compiles every time;
+            # of the parts it can.
+            "VLLM_USE_AOT_COMPILE": "0",
             "LD_PRELOAD": ":".join(preloaded),
         }
     return variables

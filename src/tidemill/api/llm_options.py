@@ -39,7 +39,7 @@ class LlmOptions:
     cache_dir: Path | str | None = None
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
-    pin_threads: bool = False
+    pin_threads: bool | None = None
     max_queue_size: int = DEFAULT_CONFIG.max_queue_size
     max_step_ms: float = DEFAULT_CONFIG.max_step_ms
     kv_cache_config: KvCacheConfig | None = None

@@ -65,9 +65,9 @@ class Team:
     """Threads that walk one table of records together; the caller of `step` is thread 0.
 
     Workers spin briefly between steps and then sleep, so an idle team uses no CPU. Each worker
-    holds the code and memory it runs on, so nothing is unmapped under it. Given `cpus`, each thread
-    stays on one of them, and so does the one that steps. Not thread-safe: one owner calls `step`
-    and `close`.
+    holds the code and memory it runs on, so nothing is unmapped under it. Given `cpus`, each worker
+    stays on one of them; with `pins_caller` so does the thread that steps, on the first. Not
+    thread-safe: one owner calls `step` and `close`.
     """
 
     def __init__(
@@ -76,9 +76,10 @@ class Team:
         records: npt.NDArray[np.int64],
         num_threads: int,
         cpus: Sequence[int] = (),
+        pins_caller: bool = False,
     ) -> None:
         self._code, self._records = code, records
-        self._cpus, self._caller = cpus, 0
+        self._cpus, self._pins_caller, self._caller = cpus, pins_caller, 0
         self.num_threads = num_threads
         self._memory = allocate(8 * abi.context_words(num_threads))
         self._context = self._memory.view(np.int64)
@@ -106,7 +107,7 @@ class Team:
 
     def step(self) -> None:
         """Run the records once."""
-        if self._cpus and self._caller != threading.get_ident():
+        if self._pins_caller and self._caller != threading.get_ident():
             self._caller = threading.get_ident()
             self._pin(0)
         self._step(self._address)

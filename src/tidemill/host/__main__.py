@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from tidemill.base.target import num_physical_cores
 from tidemill.host.config import SessionConfig
 from tidemill.host.process import ProcessConfig, run_host
 from tidemill.host.session import Session
@@ -27,18 +28,25 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
     parser.add_argument("--kv-cache-tokens", type=int)
     parser.add_argument("--num-threads", type=int)
     parser.add_argument("--kv-cache-fraction", type=float)
-    parser.add_argument("--pin-threads", type=int, default=0)
+    parser.add_argument("--pin-threads", type=int)
     parser.add_argument("--runtime", type=_runtime_config, default=RuntimeConfig())
     flags = parser.parse_args(arguments)
     session = SessionConfig(
         flags.kv_cache_tokens,
         flags.num_threads,
         flags.kv_cache_fraction,
-        bool(flags.pin_threads),
+        _pins(flags.pin_threads, flags.num_threads),
         flags.runtime,
     )
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process
+
+
+def _pins(asked_for: int | None, num_threads: int | None) -> bool:
+    """By default, threads that are as many as the cores do not move: two would share one."""
+    if asked_for is not None:
+        return bool(asked_for)
+    return num_threads in (None, num_physical_cores())
 
 
 def _runtime_config(text: str) -> RuntimeConfig:

@@ -20,14 +20,14 @@ class SessionConfig:
     """How an engine is run. None leaves the choice to the engine and the machine.
 
     Units: `kv_cache_tokens` counts tokens; without it, `kv_cache_fraction` is the share of the
-    machine's free memory that the cache may take. With `pin_threads` each thread has a core for
-    good: for machines that serve and do nothing else.
+    machine's free memory that the cache may take. With `pin_threads` each thread stays on a core of
+    its own; left out, a host does so if its threads are as many as the cores.
     """
 
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
     kv_cache_fraction: float | None = None
-    pin_threads: bool = False
+    pin_threads: bool | None = None
     runtime: RuntimeConfig = DEFAULT_CONFIG
 
 
@@ -55,7 +55,7 @@ class HostConfig:
             "--kv-cache-tokens": session.kv_cache_tokens,
             "--num-threads": session.num_threads,
             "--kv-cache-fraction": session.kv_cache_fraction,
-            "--pin-threads": int(session.pin_threads),
+            "--pin-threads": None if session.pin_threads is None else int(session.pin_threads),
             "--runtime": msgspec.json.encode(session.runtime).decode(),
         }
         program = self.program or (_python(), "-m", "tidemill.host")

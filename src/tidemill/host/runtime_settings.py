@@ -65,7 +65,7 @@ def read_session_settings(parameters: Mapping[str, str]) -> SessionConfig:
     return SessionConfig(
         kv_cache_tokens=_positive(parameters, CACHE_TOKENS),
         num_threads=_positive(parameters, NUM_THREADS),
-        pin_threads=_one_of(parameters, PIN_THREADS, SWITCHES) or False,
+        pin_threads=_one_of(parameters, PIN_THREADS, SWITCHES),
         kv_cache_fraction=read_fraction(parameters, CACHE_FRACTION),
         runtime=read_runtime_config(parameters),
     )

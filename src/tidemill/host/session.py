@@ -184,7 +184,7 @@ def _load(
             kv_cache_tokens=config.kv_cache_tokens,
             kv_cache_fraction=config.kv_cache_fraction,
             num_threads=config.num_threads,
-            pin_threads=config.pin_threads,
+            pin_threads=bool(config.pin_threads),
         )
         try:
             return executor, reading.result()

@@ -76,7 +76,7 @@ FLAGS = (
     SessionFlag("max_draft_len", int, "Tokens guessed a step by n-gram lookup; default: none."),
     SessionFlag("max_matching_ngram_size", int, "Longest n-gram that is looked up."),
     SessionFlag("num_threads", int, "Default: the physical cores."),
-    SessionFlag("pin_threads", bool, "Keep each thread on a core of its own; default: no."),
+    SessionFlag("pin_threads", bool, "Keep each thread on a core; default: if they take all."),
     SessionFlag("iter_stats_max_iterations", int, "Iterations whose statistics are kept."),
     SessionFlag("event_buffer_max_size", int, "Events of requests' lives that are kept."),
 )

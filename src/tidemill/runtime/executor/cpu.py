@@ -7,7 +7,7 @@ Block 0 of the cache is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class NativeExecutor:
         engine: EngineFile,
         kv_cache_tokens: int,
         num_threads: int,
-        cpus: Sequence[int] = (),
+        pin_threads: bool = False,
     ) -> None:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
@@ -53,7 +53,9 @@ class NativeExecutor:
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
-        self.team = Team(code, self._make_records(code), num_threads, cpus)
+        cpus = physical_cpus()
+        places = cpus if pin_threads or num_threads == len(cpus) else ()
+        self.team = Team(code, self._make_records(code), num_threads, places, pin_threads)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -72,15 +74,15 @@ class NativeExecutor:
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
-        With `pin_threads` every thread stays on a core of its own, the one that steps on the first.
+        Workers of a team that takes all cores stay on one each, so that no two ever share one;
+        with `pin_threads` any team's do, and so does the thread that steps.
         Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
         `kv_cache_fraction` of the free memory at most.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
         tokens = kv_cache_tokens or choose_cache_tokens(engine, kv_cache_fraction)
-        cpus = physical_cpus() if pin_threads else ()
-        return NativeExecutor(engine, tokens, num_threads or num_physical_cores(), cpus)
+        return NativeExecutor(engine, tokens, num_threads or num_physical_cores(), pin_threads)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
