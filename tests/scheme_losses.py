@@ -8,6 +8,7 @@ what was measured; a scheme without a row fails, and so does one that loses more
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ NOT_ON_THE_SAMPLE = ("w4a16_g128", "w4a8_g128", "w4a16_g128_sym", "w4a8_g128_sym
 CACHES = ("kv_int8", "kv_fp8")  # a quantised key-value cache beside plain weights
 
 
-def build_flags(scheme: str) -> dict[str, str]:
+def build_flags(scheme: str) -> dict[str, Any]:
     """What build is told for a row of the table."""
     if scheme in CACHES:
         return {"kv_cache_dtype": scheme.removeprefix("kv_")}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.ir.tiny_graphs import attention_block_graph, attention_graph, random_graph, run_outputs
+from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.pass_contract import Pass, PassResult, run_passes
 from tidemill.builder.passes.dead_code import DeadCode
