@@ -1,14 +1,14 @@
 """TensorRT-LLM's examples/run.py, as `tidemill run`.
 
-As there: several words may follow --input_text and --stop_words, --top_k is 1 (greedy) unless it
-is given, and --top_p 0.0 means no limit.
+As there: several words may follow --input_text, --stop_words and --bad_words, --top_k is 1 (greedy)
+unless it is given, and --top_p 0.0 means no limit.
 """
 
 import sys
 
 from tidemill.frontends.cli.main import main
 
-SEVERAL = ("--input_text", "--stop_words")
+SEVERAL = ("--input_text", "--stop_words", "--bad_words")
 
 
 def spell_out(arguments: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes tiny random Llama models as Hugging Face directories, for tests against transformers.
+"""Writes tiny random Llamas and Mistrals as Hugging Face directories, to test against transformers.
 
 In: a shape. Out: config.json, model.safetensors (seeded weights), tokenizer.json of bytes with a
 chat template, generation_config.json. transformers itself writes the files, so that they are what
@@ -8,6 +8,7 @@ users have. Knows nothing of Tidemill.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ SPECIAL_TOKENS = ("<s>", "</s>", "<unk>")
 class TinyLlama:
     """The shape of a tiny model; sizes are small, and odd where the architecture allows it.
 
-    `rope_scaling` holds (key, value) pairs, so that the shape stays hashable.
+    `rope_scaling` holds (key, value) pairs, so that the shape stays hashable. A `sliding_window`
+    makes it a Mistral; with `layer_types` it is a Ministral.
     """
 
     num_layers: int = 2
@@ -39,6 +41,8 @@ class TinyLlama:
     rope_theta: float = 10000.0
     rope_scaling: tuple[tuple[str, float | str], ...] = ()
     dtype: str = "float32"
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
     max_shard_size: str = "5GB"
     seed: int = 7
 
@@ -46,10 +50,10 @@ class TinyLlama:
 def write_tiny_llama(shape: TinyLlama, directory: Path) -> None:
     """Write the model and its tokenizer into an existing directory."""
     import torch
-    from transformers import GenerationConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     torch.manual_seed(shape.seed)
-    model = LlamaForCausalLM(_llama_config(shape))
+    model = AutoModelForCausalLM.from_config(_config(shape))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 1.0)
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1)
@@ -58,12 +62,21 @@ def write_tiny_llama(shape: TinyLlama, directory: Path) -> None:
     _write_tokenizer(directory)
 
 
-def _llama_config(shape: TinyLlama) -> Any:
-    from transformers import LlamaConfig
+def _config(shape: TinyLlama) -> Any:
+    from transformers import LlamaConfig, MinistralConfig, MistralConfig
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rope_theta}
     rope.update(dict(shape.rope_scaling))
-    return LlamaConfig(
+    if shape.layer_types:
+        kind: Any = partial(MinistralConfig, layer_types=list(shape.layer_types))
+    elif shape.sliding_window:
+        kind = MistralConfig
+    else:
+        kind = partial(LlamaConfig, attention_bias=shape.has_attention_bias)
+        kind = partial(kind, mlp_bias=shape.has_mlp_bias)
+    if shape.sliding_window:
+        kind = partial(kind, sliding_window=shape.sliding_window)
+    return kind(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -73,8 +86,6 @@ def _llama_config(shape: TinyLlama) -> Any:
         head_dim=shape.head_size,
         max_position_embeddings=shape.max_position_embeddings,
         tie_word_embeddings=shape.is_tied,
-        attention_bias=shape.has_attention_bias,
-        mlp_bias=shape.has_mlp_bias,
         rope_parameters=rope,
         bos_token_id=0,
         eos_token_id=1,

@@ -14,12 +14,15 @@ from tests.tiny_llama import TinyLlama
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
 
+SHAPE = TinyLlama(head_size=16)
 PROMPTS = ([5, 17, 33, 4, 90], [200, 7], [40, 41, 42, 40, 41, 42, 40, 41], [9])
 
 
-def build_tiny_engine(make_tiny_llama: MakeTinyLlama, directory: Path) -> Judge:
+def build_tiny_engine(
+    make_tiny_llama: MakeTinyLlama, directory: Path, shape: TinyLlama = SHAPE
+) -> Judge:
     """Build the engine; a step holds less than the longest prompts."""
-    model_dir = make_tiny_llama(TinyLlama(head_size=16))
+    model_dir = make_tiny_llama(shape)
     convert(ConvertRequest(model_dir, directory / "checkpoint", dtype="float32"))
     build(
         BuildRequest(
@@ -43,9 +46,9 @@ class Judge:
     model_dir: Path
 
     def __post_init__(self) -> None:
-        from transformers import LlamaForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        self.model: Any = LlamaForCausalLM.from_pretrained(self.model_dir).float().eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(self.model_dir).float().eval()
 
     def generate(self, prompt: list[int], num_tokens: int, **settings: Any) -> list[list[int]]:
         """The tokens of transformers' answers, prompt left out."""

@@ -8,6 +8,7 @@ this machine can run: the whole is a sweep, a corner of it runs by default. The 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -223,12 +224,24 @@ def test_teams_larger_than_the_machine_give_the_same_bits(
     alone, crowd = RecordingExecutor(single), RecordingExecutor(team, max_num_tokens=50)
     tokens_alone = run_alone(alone, requests)
     before = os.sched_getaffinity(0)
-    try:
-        assert run_mix(crowd, requests, random.Random(SEED))[0] == tokens_alone
-    finally:
-        os.sched_setaffinity(0, before)
+    assert run_mix(crowd, requests, random.Random(SEED))[0] == tokens_alone
     assert_same(alone, crowd, set(tokens_alone))
     single.close()
+    team.close()
+    assert os.sched_getaffinity(0) == before
+
+
+def test_cores_that_were_taken_away_stop_nothing(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: int, cpus: set[int]) -> None:
+        raise OSError(errno.EINVAL, "no such CPU")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    engine = make_engine("bfloat16", BEST, "w8a8")
+    team = NativeExecutor.load(engine, kv_cache_tokens=256, num_threads=2, pin_threads=True)
+    tokens, _ = run_mix(RecordingExecutor(team), [Request(0, (5, 7), 3)], random.Random(0))
+    assert len(tokens[0]) == 3
     team.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from tests.conftest import MakeTinyLlama
 from tests.e2e.sampling_engine import PROMPTS, build_tiny_engine
 from tidemill.api.llm import LLM, GuidedDecodingParams, SamplingParams
 from tidemill.base.errors import InvalidRequestError
+from tidemill.runtime.executor.cpu import NativeExecutor
+from tidemill.runtime.loop import Loop
+from tidemill.runtime.request import FinishReason, Request
 
 SCHEMA = {
     "type": "object",
@@ -24,9 +28,13 @@ GRAMMAR = 'root ::= item ("," item)*\nitem ::= "yes" | "no"'
 
 
 @pytest.fixture(scope="module")
-def llm(make_tiny_llama: MakeTinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    judge = build_tiny_engine(make_tiny_llama, tmp_path_factory.mktemp("guided"))
-    with LLM(judge.engine_dir, num_threads=1) as llm:
+def engine_dir(make_tiny_llama: MakeTinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_engine(make_tiny_llama, tmp_path_factory.mktemp("guided")).engine_dir
+
+
+@pytest.fixture(scope="module")
+def llm(engine_dir: Path) -> Iterator[LLM]:
+    with LLM(engine_dir, num_threads=1) as llm:
         yield llm
 
 
@@ -114,3 +122,44 @@ def test_failing_processor_fails_its_own_request_only(llm: LLM) -> None:
         llm.generate([PROMPTS[0]], failing)
     rest = [token for update in stream for token in update.token_ids]
     assert first.token_ids + rest == llm.generate([PROMPTS[1]], plain)[0].outputs[0].token_ids
+
+
+class BreakingGuide:
+    """Allows everything until it has followed two tokens, then fails."""
+
+    def __init__(self) -> None:
+        self.num_taken = 0
+
+    def allowed(self) -> bytes:
+        if self.num_taken == 2:
+            raise ValueError("this grammar cannot be followed any further")
+        return b"\xff" * 64
+
+    def copy(self) -> BreakingGuide:
+        return BreakingGuide()
+
+    def take(self, token: int) -> None:
+        self.num_taken += 1
+
+
+def run_beside(executor: NativeExecutor, guide: BreakingGuide | None) -> dict[int, list[int]]:
+    """Run four requests, the third with the guide; each one's tokens and last reason's number."""
+    loop = Loop(executor)
+    for number, prompt in enumerate(PROMPTS):
+        loop.submit(Request(number, tuple(prompt), 8, guide=guide if number == 2 else None))
+    told: dict[int, list[int]] = {number: [] for number in range(len(PROMPTS))}
+    while loop.has_work:
+        for update in loop.step():
+            told[update.request_id].extend(update.new_tokens)
+            if update.finish_reason is not FinishReason.NOT_FINISHED:
+                told[update.request_id].append(-update.finish_reason.value)
+    assert loop.stats().used_blocks == 0
+    return told
+
+
+def test_guide_that_fails_in_a_step_ends_its_own_request_only(engine_dir: Path) -> None:
+    executor = NativeExecutor.load(engine_dir, kv_cache_tokens=512, num_threads=1)
+    whole, broken = run_beside(executor, None), run_beside(executor, BreakingGuide())
+    executor.close()
+    assert broken.pop(2) == [*whole.pop(2)[:2], -FinishReason.CANCELLED.value]
+    assert broken == whole

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tests.tiny_llama import TinyLlama
 from tidemill.api.convert import ConvertRequest, convert
@@ -37,6 +37,13 @@ SHAPES = {
     ),
     "llama3_scaling_full_heads": replace(
         ODD, head_size=32, num_heads=2, num_kv_heads=2, rope_scaling=LLAMA3, rope_theta=500000.0
+    ),
+    "window": replace(ODD, sliding_window=17),
+    "window_in_some_layers": replace(
+        ODD,
+        num_layers=3,
+        sliding_window=5,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
     ),
     "linear_scaling": replace(ODD, rope_scaling=(("rope_type", "linear"), ("factor", 3.0))),
 }
@@ -66,7 +73,7 @@ def reference_logits(
     model_dir: Path, tokens: np.ndarray[Any, Any], weight_dtype: str = "float32"
 ) -> np.ndarray[Any, Any]:
     """Compute in float32, with weights as `weight_dtype` holds them."""
-    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, weight_dtype)).float()
     with torch.no_grad():

@@ -105,10 +105,18 @@ def test_unknown_architecture(refusal: Refusal, model: Path) -> None:
     assert "MambaForCausalLM" in str(error) and "LlamaForCausalLM" in str(error)
 
 
-def test_sliding_window_and_other_activation(refusal: Refusal, model: Path) -> None:
-    _edit_config(model, architectures=["MistralForCausalLM"], sliding_window=16, hidden_act="gelu")
+def test_sliding_window_of_a_llama_and_other_activation(refusal: Refusal, model: Path) -> None:
+    _edit_config(model, sliding_window=16, hidden_act="gelu")
     message = str(refusal(model))
     assert "sliding_window 16" in message and "hidden_act gelu" in message
+
+
+def test_layer_types_that_do_not_fit(refusal: Refusal, model: Path) -> None:
+    _edit_config(
+        model, architectures=["MistralForCausalLM"], sliding_window=0, layer_types=["mamba"]
+    )
+    message = str(refusal(model))
+    assert "sliding_window is 0" in message and "layer_types is ['mamba']" in message
 
 
 def test_yarn_rotary_scaling(refusal: Refusal, model: Path) -> None:

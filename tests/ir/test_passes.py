@@ -339,6 +339,13 @@ def test_quantize_linears_gives_layers_and_head_their_schemes_and_quantises_an_x
         "w": "q8", "v": "q8", "b": "f32", "t": "q8"
     }  # fmt: skip
     assert not QuantizeLinears().apply(graph).is_changed
+    # A table that is not the head's, too, is quantised as the head is.
+    untied = [line.replace("(%s, %t)", "(%s, %u)") for line in lines]
+    untied.insert(lines.index(table), "constant %u: f32[9, 4]")
+    graph = parse_graph("\n".join([*untied, "output %h", "output %z", "}"]))
+    result = QuantizeLinears(quantization).apply(graph)
+    tables = {each.value.name: each.value.type.dtype.value for each in result.graph.constants}
+    assert (tables["t"], tables["u"]) == ("q8", "q8")
 
 
 def test_fuse_norm_quantize_joins_a_norm_and_its_only_user() -> None:

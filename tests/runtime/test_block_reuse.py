@@ -107,7 +107,7 @@ def test_generated_tokens_are_found_by_a_prompt_that_continues_them() -> None:
     bench = Bench()
     first = Request(1, prompt(6), 7)
     bench.run(first)
-    output, _ = tokens_alone(first, LIMITS.vocab_size)
+    output, _ = tokens_alone(first, LIMITS)
     # The last token was drawn, not computed: 12 of 13 positions are in the cache.
     assert bench.num_computed(Request(2, (*prompt(6), *output, 3), 1)) == 2
 
@@ -205,6 +205,8 @@ def attack(seed: int) -> int:
         tokens_per_block=draw.choice([2, 4, 8]),
         num_blocks=draw.choice([20, 40]),
         vocab_size=50,
+        num_host_blocks=6 * (seed % 3),
+        attention_window=12 if seed % 4 == 3 else None,
     )
     alive: list[int] = []
 

@@ -64,7 +64,7 @@ def test_guesses_change_the_number_of_steps_and_nothing_else(policy: CapacityPol
     plain, plain_bench = run(RuntimeConfig(policy), *requests)
     guessed, bench = run(RuntimeConfig(policy, max_draft_len=3), *requests)
     assert guessed == plain
-    assert all(plain[r.request_id] == tokens_alone(r, 2)[0] for r in requests)
+    assert all(plain[r.request_id] == tokens_alone(r, LIMITS_OF_TWO_TOKENS)[0] for r in requests)
     stats = bench.loop.stats()
     assert stats.total_accepted_draft_tokens > 0
     assert stats.iteration < plain_bench.loop.stats().iteration

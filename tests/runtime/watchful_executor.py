@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tidemill.runtime.kvcache.block_span import NO_BLOCK
 from tidemill.runtime.request import FinishReason, Request
 from tidemill.runtime.simulation import FakeExecutor, digest_answer
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan, StepResult
 
 
-def tokens_alone(request: Request, vocab_size: int) -> tuple[list[int], FinishReason]:
+def tokens_alone(request: Request, limits: EngineLimits) -> tuple[list[int], FinishReason]:
     """Compute a request's tokens alone: no cache, no batch, no scheduler."""
-    answer = digest_answer(vocab_size)
+    answer = digest_answer(limits.vocab_size)
     tokens = list(request.prompt_tokens)
     output: list[int] = []
     while len(output) < request.max_new_tokens:
-        token = answer(request.request_id, tokens)
+        num_unseen = max(0, len(tokens) - (limits.attention_window or len(tokens)))
+        token = answer(request.request_id, [0] * num_unseen + tokens[num_unseen:])
         if token in request.end_ids:
             return output, FinishReason.END_ID
         tokens.append(token)
@@ -38,7 +40,7 @@ class WatchfulExecutor(FakeExecutor):
 
     def expect(self, request: Request) -> None:
         """Note what a request should see: its prompt and its tokens alone."""
-        output, _ = tokens_alone(request, self.limits.vocab_size)
+        output, _ = tokens_alone(request, self.limits)
         self._id_to_tokens[request.request_id] = [*request.prompt_tokens, *output]
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -47,16 +49,32 @@ class WatchfulExecutor(FakeExecutor):
         for entry in plan.entries:
             self._check_block_table(entry)
         result = super().execute(plan)
+        for entry in plan.entries:
+            self._check_seen(entry)
         self._interrupt()
         return result
 
     def _check_block_table(self, entry: PlanEntry) -> None:
-        assert len(set(entry.block_table)) == len(entry.block_table)
-        assert all(0 <= block < self.limits.num_blocks for block in entry.block_table)
+        # What the first token of the entry does not see lies in blocks that are freed.
+        window = self.limits.attention_window or entry.start + 1
+        num_dropped = max(0, entry.start + 1 - window) // self.limits.tokens_per_block
+        held = entry.block_table[num_dropped:]
+        assert list(entry.block_table[:num_dropped]) == [NO_BLOCK] * num_dropped
+        assert len(set(held)) == len(held)
+        assert all(0 <= block < self.limits.num_blocks for block in held)
+
+    def _check_seen(self, entry: PlanEntry) -> None:
+        """Look at all that the tokens of an entry see, the first one's window included."""
+        unit, end = self.limits.tokens_per_block, entry.start + len(entry.tokens) - entry.num_drafts
+        first = max(0, entry.start + 1 - (self.limits.attention_window or end))
+        seen = [self._cache[entry.block_table[at // unit]][at % unit] for at in range(first, end)]
+        own = self._id_to_tokens[entry.request_id]
+        assert seen == own[first:end], f"request {entry.request_id} sees another's text"
 
     def _read(self, entry: PlanEntry, num_hidden: int) -> list[int]:
         tokens = super()._read(entry, num_hidden)
-        own = self._id_to_tokens[entry.request_id]
+        num_unseen = max(0, len(tokens) - (self.limits.attention_window or len(tokens)))
+        own = [0] * num_unseen + self._id_to_tokens[entry.request_id][num_unseen:]
         # What stands behind the known tokens are the request's own guesses.
         num_known = min(len(tokens), entry.start + len(entry.tokens) - entry.num_drafts)
         assert tokens[:num_known] == own[:num_known], (

@@ -42,6 +42,8 @@ def random_limits(draw: random.Random) -> EngineLimits:
         tokens_per_block=tokens_per_block,
         num_blocks=num_blocks,
         vocab_size=choice([2, 5, 23]),
+        attention_window=choice([None, None, 1, 3, 8, 20]),
+        num_host_blocks=choice([0, 0, 1, 2, 7, 40]),
     )
 
 
@@ -53,6 +55,7 @@ def random_config(draw: random.Random) -> RuntimeConfig:
         enable_block_reuse=draw.random() < 0.7,
         enable_partial_reuse=draw.random() < 0.7,
         max_draft_len=draw.choice([0, 0, 1, 4]),
+        secondary_offload_min_priority=draw.choice([0, 30, 40]),
         event_buffer_max_size=100_000,
         max_step_ms=draw.choice([0.0, 0.01, 100.0]),
     )
@@ -113,7 +116,8 @@ class Workload:
         except InvalidRequestError:
             return
         except QueueFullError:
-            assert self.loop.stats().num_queued_requests == self.config.max_queue_size
+            # Requests that were paused wait there, too, whether there is room or not.
+            assert self.loop.stats().num_queued_requests >= self.config.max_queue_size > 0
             return
         self.requests[request.request_id] = request
         self.arrivals[request.request_id] = self.now
@@ -144,7 +148,7 @@ class Workload:
         """Guess right or wrong, at most so many tokens."""
         request = state.request
         assert request.is_speculative
-        output, _ = tokens_alone(request, self.limits.vocab_size)
+        output, _ = tokens_alone(request, self.limits)
         right = output[state.num_output : state.num_output + self.random.randint(0, num_tokens)]
         return [t if self.random.random() < 0.7 else 0 for t in right]
 
@@ -195,7 +199,7 @@ class Workload:
             assert 1 <= len(update.new_tokens) <= 1 + self.config.max_draft_len
             return
         output, request = self.outputs.pop(request_id), self.requests.pop(request_id)
-        expected, reason = tokens_alone(request, self.limits.vocab_size)
+        expected, reason = tokens_alone(request, self.limits)
         self.num_ended += 1
         if update.finish_reason is FinishReason.CANCELLED:
             assert request_id in self.cancelled

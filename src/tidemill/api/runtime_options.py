@@ -21,12 +21,18 @@ ContextChunkingPolicy = ChunkingPolicy
 
 @dataclass(frozen=True)
 class KvCacheConfig:
-    """The cache: its size, in tokens or as a share of the free memory, and what is reused."""
+    """The cache: its size, in tokens or as a share of the free memory, and what is reused.
+
+    `host_cache_size` is in bytes; evicted blocks of priority `secondary_offload_min_priority` and
+    over go there.
+    """
 
     enable_block_reuse: bool = DEFAULT_CONFIG.enable_block_reuse
     max_tokens: int | None = None
     free_gpu_memory_fraction: float | None = None
     enable_partial_reuse: bool = DEFAULT_CONFIG.enable_partial_reuse
+    host_cache_size: int = 0
+    secondary_offload_min_priority: int = DEFAULT_CONFIG.secondary_offload_min_priority
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ layers of equal shape share one. Knows the shapes of an op's operands, not where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.base.dtypes import DType
 from tidemill.builder.build_config import BuildConfig
@@ -144,8 +144,10 @@ class KernelLibrary:
         )
 
 
-def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
-    """Describe the cache that an attention op's kernels use."""
+def kv_layout(attentions: Sequence[Op], num_layers: int, config: BuildConfig) -> KvLayout:
+    """Describe the cache that the kernels of a model's attention ops use."""
+    attention = attentions[0]
+    windows = [int(op.attrs["window"]) for op in attentions]
     heads, kv_heads = int(attention.attrs["num_heads"]), int(attention.attrs["num_kv_heads"])
     return KvLayout(
         num_layers=num_layers,
@@ -154,6 +156,7 @@ def kv_layout(attention: Op, num_layers: int, config: BuildConfig) -> KvLayout:
         tokens_per_block=config.tokens_per_block,
         dtype=DType(attention.attrs["cache_dtype"]),
         tile_tokens=tile_tokens(heads // kv_heads),
+        attention_window=max(windows) if all(windows) else None,
     )
 
 

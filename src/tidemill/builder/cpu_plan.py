@@ -59,7 +59,7 @@ def lower_for_cpu(
     library = KernelLibrary(isa, config, tables)
     places = OperandPlaces(graph, config, sink)
     plan = tuple(_lower(op, library, places) for op in graph.ops)
-    attention = next(op for op in graph.ops if op.kind == "paged_attention")
+    attentions = [op for op in graph.ops if op.kind == "paged_attention"]
     return CpuPlan(
         library.module,
         plan,
@@ -68,7 +68,7 @@ def lower_for_cpu(
         places.arena_bytes,
         max(map(_scratch_bytes, graph.ops), default=0),
         places.shared_scratch_bytes,
-        kv_layout(attention, places.num_layers, config),
+        kv_layout(attentions, places.num_layers, config),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tidemill.base.dtypes import TRTLLM_TO_DTYPE, DType
 from tidemill.base.errors import CheckpointError
 from tidemill.base.mapping import Mapping
+from tidemill.checkpoint.attention_windows import Windows, runtime_defaults_faults, windows_of
 from tidemill.checkpoint.field_reader import FieldReader
 
 MAX_LAYERS = 10_000
@@ -57,6 +58,7 @@ class CheckpointConfig:
     embedding_sharding_dim: int = 0
     mapping: Mapping = field(default_factory=Mapping)
     quantization: dict[str, Any] = field(default_factory=lambda: dict(_NO_QUANTIZATION))
+    runtime_defaults: dict[str, Any] | None = None
     tidemill: dict[str, Any] | None = None
     mapping_extra: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +66,11 @@ class CheckpointConfig:
     @property
     def weight_dtype(self) -> DType:
         return TRTLLM_TO_DTYPE[self.dtype]
+
+    @property
+    def attention_windows(self) -> Windows:
+        """Each layer's window in positions; None where a layer sees all."""
+        return windows_of(self.runtime_defaults, self.num_hidden_layers)
 
     @staticmethod
     def from_json(values: ReadOnlyDict[str, Any], where: str) -> CheckpointConfig:
@@ -75,7 +82,7 @@ class CheckpointConfig:
         config = _read_fields(reader)
         faults = list(reader.faults)
         if config is not None:
-            faults += layout_faults(config)
+            faults += layout_faults(config) + runtime_defaults_faults(config.runtime_defaults)
         if faults or config is None:
             raise CheckpointError(
                 f"checkpoint config has {len(faults)} fault(s)",
@@ -89,8 +96,9 @@ class CheckpointConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object to write, unknown keys included."""
         own = {name: getattr(self, name) for name in _OWN_KEYS}
-        if self.tidemill is None:
-            del own["tidemill"]
+        for name in ("runtime_defaults", "tidemill"):
+            if own[name] is None:
+                del own[name]
         own["mapping"] = {
             **self.mapping_extra,
             "world_size": self.mapping.world_size,
@@ -144,6 +152,7 @@ def _read_fields(reader: FieldReader) -> CheckpointConfig | None:
         embedding_sharding_dim=reader.integer("embedding_sharding_dim", 0, 0),
         mapping=mapping,
         quantization=reader.mapping("quantization") or dict(_NO_QUANTIZATION),
+        runtime_defaults=reader.mapping("runtime_defaults"),
         tidemill=reader.mapping("tidemill"),
         mapping_extra=mapping_extra,
         extra={k: v for k, v in reader.values.items() if k not in _OWN_KEYS and k != _OLD_TIE_KEY},

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.base.errors import CheckpointError
+from tidemill.checkpoint.attention_windows import runtime_defaults_of, windows_from_hf
 from tidemill.checkpoint.config import MAX_LAYERS, CheckpointConfig
 from tidemill.checkpoint.field_reader import FieldReader
 from tidemill.checkpoint.rope_scaling import rope_from_hf
@@ -28,7 +29,7 @@ def config_from_hf(values: Mapping[str, Any], architecture: str, where: str) -> 
     hidden_size = reader.integer("hidden_size", 1)
     num_heads = reader.integer("num_attention_heads", 1)
     dtype = reader.choice("dtype", tuple(_AUTO_DTYPE), values.get("torch_dtype") or "float16")
-    translated = {
+    translated: dict[str, Any] = {
         "architecture": architecture,
         "dtype": _AUTO_DTYPE[dtype],
         "vocab_size": reader.integer("vocab_size", 1),
@@ -46,6 +47,9 @@ def config_from_hf(values: Mapping[str, Any], architecture: str, where: str) -> 
         "mlp_bias": reader.flag("mlp_bias"),
         "tie_word_embeddings": reader.flag("tie_word_embeddings"),
     }
+    num_layers, length = translated["num_hidden_layers"], translated["max_position_embeddings"]
+    windows = windows_from_hf(reader, architecture, num_layers)
+    translated["runtime_defaults"] = runtime_defaults_of(windows, length)
     if reader.faults:
         raise CheckpointError(
             f"model config has {len(reader.faults)} fault(s)",

@@ -6,6 +6,7 @@ that releases the GIL. Knows the native calling convention (base/abi.py) and not
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -66,8 +67,8 @@ class Team:
 
     Workers spin briefly between steps and then sleep, so an idle team uses no CPU. Each worker
     holds the code and memory it runs on, so nothing is unmapped under it. Given `cpus`, each worker
-    stays on one of them; with `pins_caller` so does the thread that steps, on the first. Not
-    thread-safe: one owner calls `step` and `close`.
+    stays on one of them, and whoever steps on the first, until `close`. Not thread-safe: one owner
+    calls `step` and `close`.
     """
 
     def __init__(
@@ -76,10 +77,9 @@ class Team:
         records: npt.NDArray[np.int64],
         num_threads: int,
         cpus: Sequence[int] = (),
-        pins_caller: bool = False,
     ) -> None:
         self._code, self._records = code, records
-        self._cpus, self._pins_caller, self._caller = cpus, pins_caller, 0
+        self._cpus, self._caller = cpus, 0
         self.num_threads = num_threads
         self._memory = allocate(8 * abi.context_words(num_threads))
         self._context = self._memory.view(np.int64)
@@ -107,8 +107,8 @@ class Team:
 
     def step(self) -> None:
         """Run the records once."""
-        if self._pins_caller and self._caller != threading.get_ident():
-            self._caller = threading.get_ident()
+        if self._cpus and self._caller != threading.get_ident():
+            self._caller, self._before = threading.get_ident(), os.sched_getaffinity(0)
             self._pin(0)
         self._step(self._address)
 
@@ -126,10 +126,14 @@ class Team:
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
         self._threads = []
+        if self._caller == threading.get_ident():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._before)
 
     def _pin(self, thread: int) -> None:
-        """Keep the calling thread on its CPU."""
-        os.sched_setaffinity(0, {self._cpus[thread % len(self._cpus)]})
+        """Keep the calling thread on its CPU, unless that was taken from this process since."""
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {self._cpus[thread % len(self._cpus)]})
 
     def _serve(self, thread: int) -> None:
         if self._cpus:

@@ -74,6 +74,7 @@ class KvLayout:
     """The paged key-value cache of this engine: bytes of one block of one layer, K and V each.
 
     `tile_tokens` is the most tokens of one attention tile, a property of the compiled kernel.
+    Positions more than `attention_window` before the latest are read by no layer; None: all may be.
     """
 
     num_layers: int
@@ -82,6 +83,7 @@ class KvLayout:
     tokens_per_block: int
     dtype: DType
     tile_tokens: int = 1
+    attention_window: int | None = None
 
     @property
     def block_bytes_per_layer(self) -> int:

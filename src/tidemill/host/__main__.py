@@ -11,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-from tidemill.base.target import num_physical_cores
 from tidemill.host.config import SessionConfig
 from tidemill.host.process import ProcessConfig, run_host
 from tidemill.host.session import Session
@@ -29,24 +28,19 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, SessionConfig, ProcessC
     parser.add_argument("--num-threads", type=int)
     parser.add_argument("--kv-cache-fraction", type=float)
     parser.add_argument("--pin-threads", type=int)
+    parser.add_argument("--kv-cache-host-memory-bytes", type=int, default=0)
     parser.add_argument("--runtime", type=_runtime_config, default=RuntimeConfig())
     flags = parser.parse_args(arguments)
     session = SessionConfig(
         flags.kv_cache_tokens,
         flags.num_threads,
         flags.kv_cache_fraction,
-        _pins(flags.pin_threads, flags.num_threads),
+        None if flags.pin_threads is None else bool(flags.pin_threads),
         flags.runtime,
-    )
+        flags.kv_cache_host_memory_bytes,
+    ).in_own_process
     process = ProcessConfig(flags.socket, flags.ready_fd, flags.grace_seconds)
     return flags.engine_dir, session, process
-
-
-def _pins(asked_for: int | None, num_threads: int | None) -> bool:
-    """By default, threads that are as many as the cores do not move: two would share one."""
-    if asked_for is not None:
-        return bool(asked_for)
-    return num_threads in (None, num_physical_cores())
 
 
 def _runtime_config(text: str) -> RuntimeConfig:

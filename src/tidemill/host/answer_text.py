@@ -87,7 +87,7 @@ class AnswerText:
         return last
 
     def _observe(self, observations: Sequence[Observation]) -> str:
-        """Take in what the step showed; returns how the logits processor failed, if it did."""
+        """Take in what the step showed; returns how the request's own code failed, if it did."""
         if self._observed is None:
             self._observed = ObservedOutput()
         for observation in observations:
@@ -135,8 +135,8 @@ class AnswerText:
 
 def _processor_error(failure: str) -> InvalidRequestError:
     return InvalidRequestError(
-        "the request's logits processor failed",
-        where="logits_processor",
-        expected="a function that changes the logits in place",
+        "the request's guide or logits processor failed",
+        where="guided decoding or logits_processor",
+        expected="a grammar that can be followed, a function that changes the logits in place",
         got=failure,
     )

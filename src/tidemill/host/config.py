@@ -7,11 +7,12 @@ clients that ask for the same engine and the same settings reach the same proces
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
+from tidemill.base.target import num_physical_cores
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 
 
@@ -21,7 +22,7 @@ class SessionConfig:
 
     Units: `kv_cache_tokens` counts tokens; without it, `kv_cache_fraction` is the share of the
     machine's free memory that the cache may take. With `pin_threads` each thread stays on a core of
-    its own; left out, a host does so if its threads are as many as the cores.
+    its own; left out, a process of ours does so if they are as many as the cores.
     """
 
     kv_cache_tokens: int | None = None
@@ -29,6 +30,14 @@ class SessionConfig:
     kv_cache_fraction: float | None = None
     pin_threads: bool | None = None
     runtime: RuntimeConfig = DEFAULT_CONFIG
+    kv_cache_host_memory_bytes: int = 0
+
+    @property
+    def in_own_process(self) -> SessionConfig:
+        """The same for a process that does nothing else: threads for all cores do not move."""
+        if self.pin_threads is not None:
+            return self
+        return replace(self, pin_threads=self.num_threads in (None, num_physical_cores()))
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class HostConfig:
             "--num-threads": session.num_threads,
             "--kv-cache-fraction": session.kv_cache_fraction,
             "--pin-threads": None if session.pin_threads is None else int(session.pin_threads),
+            "--kv-cache-host-memory-bytes": session.kv_cache_host_memory_bytes,
             "--runtime": msgspec.json.encode(session.runtime).decode(),
         }
         program = self.program or (_python(), "-m", "tidemill.host")

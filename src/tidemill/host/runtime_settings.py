@@ -24,11 +24,13 @@ WHOLE_NUMBERS = (
     "max_queue_size",
     "max_draft_len",
     "max_matching_ngram_size",
+    "secondary_offload_min_priority",
     "iter_stats_max_iterations",
     "event_buffer_max_size",
 )
 CACHE_TOKENS = "max_tokens_in_paged_kv_cache"
 CACHE_FRACTION = "kv_cache_free_gpu_mem_fraction"
+HOST_CACHE_BYTES = "kv_cache_host_memory_bytes"
 NUM_THREADS, PIN_THREADS = "num_threads", "pin_threads"
 NAMES = (
     "batch_scheduler_policy",
@@ -67,6 +69,7 @@ def read_session_settings(parameters: Mapping[str, str]) -> SessionConfig:
         num_threads=_positive(parameters, NUM_THREADS),
         pin_threads=_one_of(parameters, PIN_THREADS, SWITCHES),
         kv_cache_fraction=read_fraction(parameters, CACHE_FRACTION),
+        kv_cache_host_memory_bytes=_count(parameters, HOST_CACHE_BYTES),
         runtime=read_runtime_config(parameters),
     )
 
@@ -85,6 +88,7 @@ def tell_settings(config: SessionConfig, chosen: Collection[str]) -> str:
         CACHE_FRACTION: config.kv_cache_fraction,
         NUM_THREADS: config.num_threads,
         PIN_THREADS: config.pin_threads,
+        HOST_CACHE_BYTES: config.kv_cache_host_memory_bytes,
     }
     values |= {name: value for name, value in asdict(runtime).items() if name in NAMES}
     told = [
@@ -93,6 +97,14 @@ def tell_settings(config: SessionConfig, chosen: Collection[str]) -> str:
         if value is not None
     ]
     return ", ".join(told)
+
+
+def _count(parameters: Mapping[str, str], name: str) -> int:
+    """Return a number from 0; 0 when it is left out."""
+    number = _read(parameters, name, int, "a whole number from 0") or 0
+    if number < 0:
+        raise _unreadable(name, "a whole number from 0", repr(parameters[name]))
+    return number
 
 
 def read_fraction(parameters: Mapping[str, str], name: str) -> float | None:

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tidemill.base.errors import InvalidRequestError, RequestError
+from tidemill.base.debug import warn
+from tidemill.base.errors import InvalidRequestError, RequestError, SessionError
 from tidemill.host.config import SessionConfig
 from tidemill.host.jobs import Job, News, make_job
 from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
 from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
+from tidemill.runtime.executor.cache_size import CacheMemory
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import Request
@@ -77,6 +79,8 @@ class Session:
             self._start(request)
         except RequestError as error:
             self._failed.append(Update.failed(request.request_id, error))
+        except Exception as error:
+            self._failed.append(_broken(request.request_id, error))
 
     def cancel(self, request_id: str) -> None:
         """End a request; its last update comes with a step. Unknown ids are no error."""
@@ -90,7 +94,11 @@ class Session:
             job = self._number_to_job.get(token_update.request_id)
             if job is None:  # ended by a stop string; the runtime's end of it comes later
                 continue
-            news = job.take(token_update)
+            try:
+                news = job.take(token_update)
+            except Exception as error:
+                numbers = tuple(self._id_to_numbers[job.request_id])
+                news = News((_broken(job.request_id, error),), numbers)
             updates.extend(news.updates)
             if news.ended:
                 self._follow(job, news)
@@ -168,6 +176,19 @@ class Session:
             self._loop.cancel(number)
 
 
+def _broken(request_id: str, error: Exception) -> Update:
+    """Tell of a fault of ours in one request's own work: it ends, and the others go on."""
+    warn("session", f"request {request_id}: {error!r}")
+    fault = SessionError(
+        "the request could not be read or its answer not be made",
+        where=f"request {request_id}",
+        expected="a request, then the text and sights of its tokens",
+        got=f"{type(error).__name__}: {error}",
+        hint="this is a fault of Tidemill: please report it; other requests go on",
+    )
+    return Update.failed(request_id, fault)
+
+
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text("ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -182,7 +203,7 @@ def _load(
         executor = NativeExecutor.load(
             path,
             kv_cache_tokens=config.kv_cache_tokens,
-            kv_cache_fraction=config.kv_cache_fraction,
+            cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
             num_threads=config.num_threads,
             pin_threads=bool(config.pin_threads),
         )

@@ -69,6 +69,8 @@ def _llama_like(architecture: str, gguf_name: str) -> ModelDescription:
 ARCHITECTURES: dict[str, ModelDescription] = {
     "LlamaForCausalLM": _llama_like("LlamaForCausalLM", "llama"),
     "MistralForCausalLM": _llama_like("MistralForCausalLM", ""),
+    # Mistral with windows in some layers only; TensorRT-LLM knows both by one name.
+    "MinistralForCausalLM": _llama_like("MistralForCausalLM", ""),
 }
 _GGUF_NAME_TO_ARCHITECTURE = {
     model.gguf_name: model for model in ARCHITECTURES.values() if model.gguf_name

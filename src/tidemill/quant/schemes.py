@@ -1,10 +1,9 @@
 """The vocabulary of quantisation: which types a linear layer's weights and activations take.
 
 A `Scheme` is named as in TensorRT-LLM's QuantAlgo (w8a16: int8 weights, 16-bit activations; fp8:
-e4m3 weights); groups of 4 bits have offsets unless the name ends in sym. A
-`Quantization` says which scheme the layers have, and which the head; the head's also goes for a
-table that head and embedding share. Calibrated methods (AWQ, GPTQ, SmoothQuant) will be further
-rows here, with their offline half beside this file.
+e4m3 weights); groups of 4 bits have offsets unless the name ends in sym. A `Quantization` says
+which scheme the layers have, and which head and embedding. Calibrated methods (AWQ, GPTQ,
+SmoothQuant) will be further rows here, with their offline half beside this file.
 """
 
 from __future__ import annotations

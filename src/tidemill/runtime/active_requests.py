@@ -13,7 +13,7 @@ from enum import Enum
 
 from tidemill.runtime.config import RuntimeConfig
 from tidemill.runtime.kvcache.block_pool import BlockPool
-from tidemill.runtime.kvcache.block_store import NOTHING, Prefix
+from tidemill.runtime.kvcache.prefix import NOTHING, Prefix
 from tidemill.runtime.request_state import NO_TABLE, RequestState
 from tidemill.runtime.step import EngineLimits
 
@@ -40,6 +40,7 @@ class ActiveRequests:
         self.paused: list[RequestState] = []
         self._config = config
         # Every active request can then advance by one token in every step: none starves.
+        self._max_num_tokens = limits.max_num_tokens
         self._max_active = min(limits.max_batch_size, limits.max_num_tokens)
         self._key_to_computing: dict[bytes, RequestState] = {}
 
@@ -63,14 +64,16 @@ class ActiveRequests:
         if self.is_full:
             return Admission.NO_ROOM
         prefix = self._find(state)
+        step_tokens = self._step_tokens(state, prefix.num_tokens(self.pool.tokens_per_block))
         if may_wait and self._is_underway(state, len(prefix.blocks)):
             return Admission.WAITS_FOR_PREFIX
-        table = self.pool.open(num_tokens, prefix)
+        table = self.pool.open(num_tokens, prefix, step_tokens)
         if table is None:
             return Admission.NO_ROOM
         state.table, state.num_computed = table, table.num_cached_tokens
         metrics = state.metrics
-        metrics.num_reused_blocks += len(prefix.blocks) + (prefix.partial_block is not None)
+        metrics.num_reused_blocks += len(prefix.blocks) - prefix.num_skipped
+        metrics.num_reused_blocks += prefix.partial_block is not None
         metrics.num_missed_blocks += prefix.num_missed
         for key in state.keys[len(prefix.blocks) + 1 :]:
             self._key_to_computing.setdefault(key, state)
@@ -80,7 +83,9 @@ class ActiveRequests:
 
     def num_needed(self, state: RequestState, num_tokens: int) -> int:
         """Count the available blocks that admission would use up."""
-        return self.pool.num_needed(num_tokens, self._find(state))
+        prefix = self._find(state)
+        num_cached = prefix.num_tokens(self.pool.tokens_per_block)
+        return self.pool.num_needed(num_tokens, prefix, self._step_tokens(state, num_cached))
 
     def publish(self, state: RequestState, num_before: int) -> None:
         """Let blocks be found that became full of computed positions since `num_before`."""
@@ -92,6 +97,16 @@ class ActiveRequests:
             state.name_blocks(unit)
             for index in range(first, last):
                 self.pool.publish(state.table, index, state.keys, state.tokens)
+
+    def slide(self, state: RequestState) -> bool:
+        """Let go of what has left the attention window of a request that advanced, if anything."""
+        table, step_tokens = state.table, self._step_tokens(state, state.num_computed)
+        is_leaving = self.pool.span.first_needed(state.num_computed) > table.num_dropped
+        if is_leaving and state.request.retention is not None:
+            self.pool.retain(table, state.request.retention, state.num_prompt)
+        if is_leaving or step_tokens != table.step_tokens:
+            self.pool.slide(table, state.num_computed, state.max_tokens, step_tokens)
+        return is_leaving
 
     def enter_generation(self, states: Sequence[RequestState]) -> None:
         """Move requests whose context is computed on to generation."""
@@ -115,7 +130,7 @@ class ActiveRequests:
         self.pool.check()
         active = self.context + self.generation
         assert len(active) <= self._max_active, "too many active requests"
-        assert self.pool.num_used == len({b for s in active for b in s.table.blocks}), "lost blocks"
+        assert self.pool.num_used == len({b for s in active for b in s.table.held}), "lost blocks"
         for state in active:
             assert state.num_computed <= len(state.table.blocks) * self.pool.tokens_per_block
             assert state.num_output < state.request.max_new_tokens
@@ -132,6 +147,11 @@ class ActiveRequests:
         state.name_blocks(self.pool.tokens_per_block)
         return self.pool.find(state.keys, state.tokens, self._config.enable_partial_reuse)
 
+    def _step_tokens(self, state: RequestState, num_computed: int) -> int:
+        """Bound how many positions one step computes of a request, from now on."""
+        num_left = min(len(state.tokens) - num_computed, self._max_num_tokens)
+        return max(num_left, 1 + self._config.max_draft_len)
+
     def _is_underway(self, state: RequestState, num_found: int) -> bool:
         if not self._config.enable_block_reuse or state.request.reads_prompt:
             return False
@@ -146,7 +166,7 @@ class ActiveRequests:
     def _free(self, state: RequestState) -> None:
         table, metrics = state.table, state.metrics
         num_new = len(table.blocks) - table.num_cached_tokens // self.pool.tokens_per_block
-        metrics.num_allocated_blocks += len(table.blocks)
+        metrics.num_allocated_blocks += len(table.blocks) - table.num_skipped
         metrics.num_new_blocks += num_new
         if state.request.retention is not None:
             self.pool.retain(table, state.request.retention, state.num_prompt)

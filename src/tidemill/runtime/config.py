@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tidemill.base.errors import ConfigError
+from tidemill.runtime.kvcache.host_tier import DEFAULT_OFFLOAD_MIN_PRIORITY
 
 
 class CapacityPolicy(Enum):
@@ -36,7 +37,8 @@ class RuntimeConfig:
     Units: `max_queue_size` counts requests (0: no limit), `max_draft_len` tokens proposed a step by
     looking the latest `max_matching_ngram_size` tokens up in the request itself (0: never).
     `max_step_ms` is how long a step may keep running requests from their next token because
-    prompts enter with it (0: as long as `max_num_tokens` take).
+    prompts enter with it (0: as long as `max_num_tokens` take). Evicted blocks go to the host tier,
+    where there is one, from retention priority `secondary_offload_min_priority` on.
     """
 
     policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
@@ -46,6 +48,7 @@ class RuntimeConfig:
     enable_partial_reuse: bool = True
     max_draft_len: int = 0
     max_matching_ngram_size: int = 3
+    secondary_offload_min_priority: int = DEFAULT_OFFLOAD_MIN_PRIORITY
     iter_stats_max_iterations: int = 1000
     event_buffer_max_size: int = 0
     max_step_ms: float = 100.0
@@ -55,6 +58,7 @@ class RuntimeConfig:
             ("max_queue_size", self.max_queue_size, 0),
             ("max_draft_len", self.max_draft_len, 0),
             ("max_matching_ngram_size", self.max_matching_ngram_size, 1),
+            ("secondary_offload_min_priority", self.secondary_offload_min_priority, 0),
             ("iter_stats_max_iterations", self.iter_stats_max_iterations, 0),
             ("event_buffer_max_size", self.event_buffer_max_size, 0),
             ("max_step_ms", self.max_step_ms, 0),

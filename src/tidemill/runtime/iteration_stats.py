@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from tidemill.runtime.kvcache.host_tier import NO_HOST_COUNTERS, HostCounters
+
 
 @dataclass(frozen=True, slots=True)
 class KvCacheStats:
@@ -22,9 +24,17 @@ class KvCacheStats:
     alloc_new_blocks: int
     reused_blocks: int
     missed_blocks: int
+    host: HostCounters = NO_HOST_COUNTERS
 
     def to_json(self) -> dict[str, Any]:
-        """Return the reference's keys."""
+        """Return the reference's keys; after them, where there is a host tier, four of ours."""
+        host = self.host
+        ours = {
+            "hostMaxNumBlocks": host.num_blocks,
+            "hostUsedNumBlocks": host.num_used,
+            "offloadedBlocks": host.num_offloaded,
+            "onboardedBlocks": host.num_onboarded,
+        }
         looked_for = self.reused_blocks + self.missed_blocks
         return {
             "maxNumBlocks": self.max_num_blocks,
@@ -36,6 +46,7 @@ class KvCacheStats:
             "reusedBlocks": self.reused_blocks,
             "missedBlocks": self.missed_blocks,
             "cacheHitRate": self.reused_blocks / looked_for if looked_for else 0.0,
+            **(ours if host.num_blocks else {}),
         }
 
 

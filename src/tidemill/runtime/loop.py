@@ -21,6 +21,7 @@ from tidemill.runtime.config import (
 from tidemill.runtime.events import RequestEvent
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.block_pool import BlockPool, CacheCounters
+from tidemill.runtime.kvcache.host_tier import HostCounters, HostRoom
 from tidemill.runtime.micro_batch import Drafter
 from tidemill.runtime.ngram_lookup import NgramDrafter
 from tidemill.runtime.request import Request, TokenUpdate
@@ -84,7 +85,13 @@ class Loop:
         self._config = config
         self._clock = clock
         self.limits: EngineLimits = executor.limits
-        self._pool = BlockPool(self.limits.num_blocks, self.limits.tokens_per_block, clock)
+        self._pool = BlockPool(
+            self.limits.num_blocks,
+            self.limits.tokens_per_block,
+            clock,
+            self.limits.attention_window,
+            HostRoom(self.limits.num_host_blocks, config.secondary_offload_min_priority),
+        )
         self._scheduler = Scheduler(self.limits, self._pool, config, clock, drafter)
         self._log = StepLog(self.limits, self._pool, config.iter_stats_max_iterations)
 
@@ -101,6 +108,11 @@ class Loop:
     def cache_counters(self) -> CacheCounters:
         """What the cache gave since the start."""
         return self._pool.counters
+
+    @property
+    def host_counters(self) -> HostCounters:
+        """What the host tier of the cache holds, took and gave."""
+        return self._pool.host_counters
 
     def submit(self, request: Request) -> None:
         """Queue a request.

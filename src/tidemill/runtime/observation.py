@@ -45,7 +45,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One request's sights of one step. `error` says how its own logits processor failed."""
+    """One request's sights of one step. `error` says how its own guide or processor failed."""
 
     prompt: Sight | None = None
     output: Sight | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tidemill.runtime.kvcache.block_keys import extend_keys, root_key
-from tidemill.runtime.kvcache.block_pool import BlockTable
+from tidemill.runtime.kvcache.block_table import BlockTable
 from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import END_ID, NOT_FINISHED, FinishReason, Request, TokenUpdate
 from tidemill.runtime.statistics import RequestMetrics
@@ -103,7 +103,7 @@ class RequestState:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the request's own logits processor failed in the step."""
+        """Whether the request's own guide or logits processor failed in the step."""
         return any(each.error for each in self.observations)
 
     def observe(self, observation: Observation) -> None:

@@ -134,6 +134,7 @@ class Scheduler:
         ended: list[tuple[RequestState, FinishReason]] = []
         started: list[RequestState] = []
         num_generation, unit = self.latest.num_generation_requests, self._limits.tokens_per_block
+        has_window = self._limits.attention_window is not None
         for state in self.latest.states:
             entry = plan.entries[index]
             index += 1
@@ -143,6 +144,8 @@ class Scheduler:
             update = advance(state, entry, drawn, now)
             if num_before // unit != state.num_computed // unit:
                 self._active.publish(state, num_before)
+            if has_window and self._active.slide(state):
+                self.register.is_quiet = False
             if state.is_cancelled or update is None:
                 continue
             updates.append(update)

@@ -6,7 +6,8 @@ them, and gives what each iteration held; use it to see or check a policy anywhe
     simulate([SimulatedRequest(prompt_length=5, max_new_tokens=3)], limits)
 
 `FakeExecutor` keeps a cache of tokens instead of keys and values and reads every token back
-through the block table, so a block lost, shared or left unwritten changes what it answers.
+through the block table, so a block lost, shared or left unwritten changes what it answers. Tokens
+before the attention window are not read: they count as 0.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class FakeExecutor:
         self._limits = limits
         self._answer = answer or digest_answer(limits.vocab_size)
         self._cache: list[list[int | None]] = [
-            [None] * limits.tokens_per_block for _ in range(limits.num_blocks)
+            [None] * limits.tokens_per_block
+            for _ in range(limits.num_blocks + limits.num_host_blocks)
         ]
         self.is_closed = False
 
@@ -81,10 +83,10 @@ class FakeExecutor:
             self._cache[entry.block_table[position // unit]][position % unit] = token
 
     def _read(self, entry: PlanEntry, num_hidden: int) -> list[int]:
-        """Read a sequence back without its last `num_hidden` tokens."""
-        unit = self._limits.tokens_per_block
-        tokens: list[int] = []
-        for position in range(entry.start + len(entry.tokens) - num_hidden):
+        """Read what is seen of a sequence without its last `num_hidden` tokens."""
+        unit, end = self._limits.tokens_per_block, entry.start + len(entry.tokens) - num_hidden
+        tokens = [0] * max(0, end - (self._limits.attention_window or end))
+        for position in range(len(tokens), end):
             token = self._cache[entry.block_table[position // unit]][position % unit]
             assert token is not None, f"request {entry.request_id} reads unwritten {position}"
             tokens.append(token)

@@ -22,9 +22,10 @@ class PlanEntry:
     """One request's share of a step.
 
     `tokens` are computed at positions [start, start + len(tokens)); `block_table` lists the blocks
-    that hold positions 0 .. start + len(tokens), in order. A token is drawn after each of the last
-    `num_draws` tokens: none unless the request's last known token is among them, one after it, and
-    one after each guess behind it. `history` is there for requests whose choice depends on it.
+    that hold positions 0 .. start + len(tokens), in order; NO_BLOCK stands for those that have left
+    the attention window. A token is drawn after each of the last `num_draws` tokens: none unless
+    the request's last known token is among them, one after it, and one after each guess behind it.
+    `history` is there for requests whose choice depends on it.
     """
 
     request_id: int
@@ -46,9 +47,10 @@ class StepPlan:
     """Entries in execution order: generation first, then context chunks.
 
     Before anything is written, cache blocks are copied: `copies` holds (source, destination), to
-    be done in order. Where `goes_on`, each entry follows the one of the plan before: same request,
-    same blocks, the token that was drawn for it, one position further. It tells an executor what
-    it need not look at again, and nothing else.
+    be done in order; numbers from `num_blocks` on are slots of the host tier. Where `goes_on`, each
+    entry follows the one of the plan before: same request, same blocks, the token that was drawn
+    for it, one position further. It tells an executor what it need not look at again, and nothing
+    else.
     """
 
     entries: tuple[PlanEntry, ...]
@@ -73,7 +75,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """The shapes an engine was built for. Units: tokens, requests, blocks."""
+    """The shapes an engine was built for. Units: tokens, requests, blocks.
+
+    `attention_window` is how many last positions any layer sees; None when some layer sees all.
+    """
 
     max_batch_size: int
     max_num_tokens: int
@@ -82,6 +87,8 @@ class EngineLimits:
     tokens_per_block: int
     num_blocks: int
     vocab_size: int
+    num_host_blocks: int = 0
+    attention_window: int | None = None
 
 
 class Executor(Protocol):

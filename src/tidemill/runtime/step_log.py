@@ -11,14 +11,17 @@ from collections.abc import Sequence
 
 from tidemill.runtime.iteration_stats import BatchStats, IterationStats, KvCacheStats
 from tidemill.runtime.kvcache.block_pool import BlockPool
+from tidemill.runtime.kvcache.host_tier import HostCounters
 from tidemill.runtime.request import FinishReason, TokenUpdate
 from tidemill.runtime.scheduler import Scheduler
 from tidemill.runtime.step import EngineLimits
 
-_Counts = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int]
+_Counts = tuple[
+    int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int
+]  # fmt: skip
 """A step's raw counts, cheap to keep, and the same tuple while steps are steady: 4 fields of
-`IterationStats`, 5 of the cache after it (free, allocated, new, reused, missed), and the fields of
-`BatchStats`."""
+`IterationStats`, 5 of the cache after it (free, allocated, new, reused, missed), 3 of its host tier
+(used, offloaded, onboarded), and the fields of `BatchStats`."""
 
 
 class StepLog:
@@ -27,7 +30,7 @@ class StepLog:
     def __init__(self, limits: EngineLimits, pool: BlockPool, max_iterations: int) -> None:
         self._limits, self._pool = limits, pool
         self._steps: deque[tuple[float, int, float, float, _Counts]] = deque(maxlen=max_iterations)
-        self._counts: _Counts = (0,) * 14
+        self._counts: _Counts = (0,) * 17
         self.latency_ms = 0.0
         self.total_completed = 0
         self.total_cancelled = 0
@@ -71,8 +74,14 @@ class StepLog:
                 *counts[:4],
                 limits.max_batch_size,
                 limits.max_num_tokens,
-                KvCacheStats(pool.num_blocks, counts[4], pool.tokens_per_block, *counts[5:9]),
-                BatchStats(*counts[9:]),
+                KvCacheStats(
+                    pool.num_blocks,
+                    counts[4],
+                    pool.tokens_per_block,
+                    *counts[5:9],
+                    HostCounters(limits.num_host_blocks, *counts[9:12]),
+                ),
+                BatchStats(*counts[12:]),
             )
             for moment, number, latency_ms, queue_latency_ms, counts in self._steps
             if number > iteration
@@ -80,6 +89,7 @@ class StepLog:
 
     def _count(self, scheduler: Scheduler, updates: Sequence[TokenUpdate]) -> _Counts:
         batch, counters, pool = scheduler.latest, self._pool.counters, self._pool
+        host = pool.host_counters
         self.total_prompt_tokens += batch.num_context_tokens
         num_paused = len(scheduler.register.active.paused)
         self.total_paused += num_paused
@@ -94,6 +104,9 @@ class StepLog:
             counters.alloc_new,
             counters.reused,
             counters.missed,
+            host.num_used,
+            host.num_offloaded,
+            host.num_onboarded,
             batch.num_context_requests,
             batch.num_generation_requests,
             num_paused,

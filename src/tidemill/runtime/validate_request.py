@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 from tidemill.base.errors import InvalidRequestError
+from tidemill.runtime.kvcache.block_span import BlockSpan
 from tidemill.runtime.logits_rules import rules_faults
 from tidemill.runtime.observation import OutputWishes
 from tidemill.runtime.request import Request, SamplingParams
@@ -129,7 +130,8 @@ def _length_faults(request: Request, limits: EngineLimits) -> list[str]:
             " tokens fit"
         ]
     capacity = limits.num_blocks * limits.tokens_per_block
-    if total > capacity:
+    span = BlockSpan(limits.tokens_per_block, limits.attention_window)
+    if span.most_blocks(total, 0, min(total, limits.max_num_tokens)) > limits.num_blocks:
         return [
             f"prompt length ({num_prompt}) + max_tokens ({max_new}) exceeds the key-value cache's"
             f" {capacity} tokens; give it more with --kv_cache_tokens"

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.unit.host.fake_engine import open_session, write_tokenizer
 from tidemill.api.llm import LLM, SamplingParams
+from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.prompts import Prompt
 from tidemill.frontends.cli.run import answer, answer_together, converse
+from tidemill.host.config import SessionConfig
+from tidemill.host.session import Session
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,39 @@ def test_several_prompts_are_answered_together_in_their_order(
     assert [each.num_tokens for each in answers] == [3, 0, 5]
     assert answers[0].first_token_ms > 0 and answers[2].tokens_per_s > 0
     assert "3 prompts, 8 tokens" in capsys.readouterr().err
+
+
+def test_flags_reach_sampling_and_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "rank0.engine").touch()
+    asked: list[Any] = []
+
+    def open_fake(engine_dir: Path, config: SessionConfig, tokenizer_dir: Path | None) -> Session:
+        asked.append(config.runtime.max_queue_size)
+        return open_session(engine_dir)
+
+    def note(llm: LLM, prompt: Prompt, params: SamplingParams) -> Iterator[_Update]:
+        asked.append(params)
+        yield _Update("", (1,), "length")
+
+    monkeypatch.setattr("tidemill.api.open_session.open_session", open_fake)
+    monkeypatch.setattr(LLM, "generate_stream", note)
+    words = (
+        "--repetition_penalty 1.5 --presence_penalty 0.5 --frequency_penalty 0.25 --bad_words no"
+    )
+    more = "--bad-words never --no_repeat_ngram_size 3 --max_queue_size 9 --input_text hello"
+    result = CliRunner().invoke(
+        app, ["run", "--engine_dir", str(tmp_path), *words.split(), *more.split()]
+    )
+    assert result.exit_code == 0, result.output
+    assert asked == [
+        9,
+        SamplingParams(
+            max_tokens=128,
+            repetition_penalty=1.5,
+            presence_penalty=0.5,
+            frequency_penalty=0.25,
+            bad=["no", "never"],
+            no_repeat_ngram_size=3,
+        ),
+    ]

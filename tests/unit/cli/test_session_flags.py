@@ -32,7 +32,8 @@ def test_verbs_list_the_flags_in_their_help(verb: str) -> None:
 
 def test_what_was_chosen_is_read_and_told(capsys: pytest.CaptureFixture[str]) -> None:
     session = read_session({"batch_scheduler_policy": "max_utilization"})
-    assert session == SessionConfig(runtime=RuntimeConfig(CapacityPolicy.MAX_UTILIZATION))
+    runtime = RuntimeConfig(CapacityPolicy.MAX_UTILIZATION)
+    assert session == SessionConfig(runtime=runtime, pin_threads=True)
     told = capsys.readouterr().err
     assert "batch_scheduler_policy max_utilization (user)" in told
     assert "max_queue_size 0 (default)" in told

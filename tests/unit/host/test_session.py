@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from tests.unit.host.fake_engine import open_session
+from tidemill.host.answer_text import AnswerText
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.request_reader import RequestReader
 from tidemill.host.session import Session
 from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.request import TokenUpdate
 
 
 @pytest.fixture
@@ -170,6 +173,42 @@ def test_faulty_request_ends_with_its_error_and_others_go_on(session: Session) -
     assert "no valid text" in messages["half"]
     assert "stop string" in messages["stop"]
     assert "exceeds maximum input length (2048)" in messages["long"]
+
+
+def test_fault_of_ours_in_one_answer_ends_that_one_only(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push, pushed = AnswerText.push, []
+
+    def break_some(answer: AnswerText, update: TokenUpdate) -> Update | None:
+        pushed.append(answer.request_id)
+        if answer.request_id == "bad" and pushed.count("bad") == 2:
+            raise ZeroDivisionError("in the answer's text")
+        return push(answer, update)
+
+    monkeypatch.setattr(AnswerText, "push", break_some)
+    requests = [GenerateRequest(request_id=name, prompt=">ok then") for name in ("bad", "good")]
+    updates = run(session, *requests)
+    (failed,) = updates["bad"]
+    assert failed.error is not None and "ZeroDivisionError" in failed.error.got
+    assert updates["good"][-1].text == "ok then"
+    assert session.info().stats.used_blocks == 0
+
+
+def test_fault_of_ours_in_reading_a_request_ends_that_one_only(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = RequestReader.read
+
+    def break_some(reader: RequestReader, request: GenerateRequest, numbers: Any) -> Any:
+        return read(reader, request, numbers) if request.request_id == "good" else 1 // 0
+
+    monkeypatch.setattr(RequestReader, "read", break_some)
+    requests = [GenerateRequest(request_id=name, prompt=">ok") for name in ("bad", "good")]
+    updates = run(session, *requests)
+    (failed,) = updates["bad"]
+    assert failed.error is not None and failed.error.kind == "SessionError"
+    assert updates["good"][-1].text == "ok"
 
 
 def test_same_id_in_flight_twice_fails_the_second_only(session: Session) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.unit.triton.fake_pb_utils import (
     Array,
     InferenceRequest,
+    Logger,
     Sender,
     TritonError,
     text_array,
@@ -416,3 +417,10 @@ def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
     while thread.is_alive():
         answer.is_unwanted()
     assert sender.is_complete and not answer.is_unwanted()
+
+
+def test_log_says_how_the_engine_is_run_and_who_chose(load: Load) -> None:
+    load(parameters={"max_queue_size": {"string_value": "7"}})
+    line = Logger.lines[-1]
+    assert " is run with batch_scheduler_policy guaranteed_no_evict (default), " in line
+    assert "max_queue_size 7 (user)" in line

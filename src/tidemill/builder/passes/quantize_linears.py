@@ -2,10 +2,9 @@
 
     linear(x, w[, b])  ->  linear(quantize(x), w'[, b])
 
-Layers have one scheme, the head (the product outside of layers) another. The constant w' is w,
-quantised when it is loaded; a table that head and embedding share changes for both. Weights that
-the checkpoint holds quantised stay as they are. One quantize serves all products of one x. Groups
-must divide a matrix's inputs.
+Layers have one scheme, the head (the product outside of layers) and the embedding another. The
+constant w' is w, quantised when it is loaded. Weights that the checkpoint holds quantised stay as
+they are. One quantize serves all products of one x. Groups must divide a matrix's inputs.
 """
 
 from __future__ import annotations
@@ -51,14 +50,15 @@ class _Rewrite:
     copies: dict[str, Value] = field(default_factory=dict)
 
     def take(self, op: Op, scheme: Scheme) -> None:
-        """Append an op, quantised if it is a linear layer."""
-        if op.kind != "linear" or scheme.weight is None or op.inputs[1].name not in self.constants:
+        """Append an op, quantised if it is a linear layer or the embedding."""
+        is_one = op.kind in ("linear", "embedding") and op.inputs[1].name in self.constants
+        if scheme.weight is None or not is_one:
             self.ops.append(op)
             return
         x, weight, *bias = op.inputs
-        if not weight.type.dtype.is_quantized:
+        if not self.now(weight).type.dtype.is_quantized:
             self.constants[weight.name] = _quantized(self.constants[weight.name], scheme.weight)
-        if scheme.activation is not None:
+        if scheme.activation is not None and op.kind == "linear":
             x = self._copy_of(x, op.layer)
         self.ops.append(replace(op, inputs=(x, self.now(weight), *bias)))
 

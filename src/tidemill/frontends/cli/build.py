@@ -106,7 +106,9 @@ def build(
     ] = None,
     quant_head: Annotated[
         str | None,
-        typer.Option("--quant_head", help="Scheme of the head; by default as --quant, in 8 bits."),
+        typer.Option(
+            "--quant_head", help="Scheme of head and embedding; default: --quant's, in 8 bits."
+        ),
     ] = None,
     is_tuned: Annotated[
         bool, typer.Option("--tune", help="Time kernels here and keep the fastest of each shape.")

@@ -74,6 +74,18 @@ def run(
     top_k: Annotated[int | None, typer.Option("--top_k", min=0, help="1 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option("--top_p", min=0.0, max=1.0)] = None,
     random_seed: Annotated[int | None, typer.Option("--random_seed", min=0)] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition_penalty", help="Of tokens that occurred.")
+    ] = None,
+    presence_penalty: Annotated[float | None, typer.Option("--presence_penalty")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option("--frequency_penalty")] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        typer.Option("--no_repeat_ngram_size", min=0, help="No n-gram twice; 0 is off."),
+    ] = None,
+    bad_words: Annotated[
+        list[str] | None, typer.Option("--bad_words", help="Text that never comes.")
+    ] = None,
     end_id: Annotated[
         int | None, typer.Option("--end_id", help="Token that ends an answer.")
     ] = None,
@@ -98,7 +110,9 @@ def run(
     session = read_session(settings)
     chosen = given(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=random_seed, end_id=end_id,
-        stop=stop_words,
+        stop=stop_words, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
+        bad=bad_words,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=max_output_len, **chosen)
     _check_engine(engine_dir)

@@ -11,7 +11,6 @@ from tidemill.frontends.cli.foreign_flags import ForeignFlag, Kind
 TOOL = "run"
 
 _BEAMS = "beam search in run; the Python API and Triton have it"
-_PENALTY = "penalties"
 _SPECULATION = "tokens are decoded one by one, with the same result"
 _KERNEL = "one attention kernel, which accumulates in float32, serves every case"
 _WINDOW = "attention windows given at run time"
@@ -30,11 +29,6 @@ TABLE = (
     ForeignFlag("--length_penalty", Kind.NUMBER, "it ranks beams, and there are none"),
     ForeignFlag("--early_stopping", Kind.INTEGER, "it ends beams, and there are none"),
     ForeignFlag("--beam_search_diversity_rate", Kind.NUMBER, "there are no beams"),
-    _refused("--repetition_penalty", Kind.NUMBER, _PENALTY, "1", "1.0"),
-    _refused("--presence_penalty", Kind.NUMBER, _PENALTY, "0", "0.0"),
-    _refused("--frequency_penalty", Kind.NUMBER, _PENALTY, "0", "0.0"),
-    _refused("--no_repeat_ngram_size", Kind.INTEGER, "bans of repeated n-grams"),
-    _refused("--bad_words", Kind.TEXT, "banned words"),
     _refused("--sink_token_length", Kind.INTEGER, _WINDOW, "0"),
     _refused("--max_attention_window_size", Kind.INTEGER, _WINDOW),
     ForeignFlag("--multi_block_mode", _BOOL, _KERNEL),

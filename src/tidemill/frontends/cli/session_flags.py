@@ -73,6 +73,17 @@ FLAGS = (
         "Share of the free memory that the KV cache may take.",
         ("kv_cache_free_gpu_memory_fraction", "kv_cache_fraction"),
     ),
+    SessionFlag(
+        "kv_cache_host_memory_bytes",
+        int,
+        "Memory for cached blocks that are evicted; default: none.",
+        ("host_cache_size",),
+    ),
+    SessionFlag(
+        "secondary_offload_min_priority",
+        int,
+        "Retention priority from which evicted blocks are worth it; default: 30.",
+    ),
     SessionFlag("max_draft_len", int, "Tokens guessed a step by n-gram lookup; default: none."),
     SessionFlag("max_matching_ngram_size", int, "Longest n-gram that is looked up."),
     SessionFlag("num_threads", int, "Default: the physical cores."),
@@ -107,6 +118,6 @@ def read_session(settings: Mapping[str, str]) -> SessionConfig:
     """
     from tidemill.host.runtime_settings import read_session_settings, tell_settings
 
-    session = read_session_settings(settings)
+    session = read_session_settings(settings).in_own_process
     say(f"runtime: {tell_settings(session, settings)}")
     return session

@@ -18,6 +18,7 @@ import numpy as np
 from tidemill.api.retarget import ensure_native_code
 from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.attention_windows import check_windows
 from tidemill.frontends.triton.inflight import InflightRequests, Observer
 from tidemill.frontends.triton.metrics import MetricsPublisher
 from tidemill.frontends.triton.model_parameters import (
@@ -33,6 +34,7 @@ from tidemill.frontends.triton.stub_api import (
     Array,
     InferenceRequest,
     ResponseSender,
+    log_info,
     make_error,
     make_response,
 )
@@ -40,6 +42,7 @@ from tidemill.frontends.triton.traffic import Traffic
 from tidemill.host.client import HostClient
 from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.host.runtime_settings import tell_settings
 
 Arrays = Mapping[str, Array]
 
@@ -83,8 +86,13 @@ class ServedModel(ABC):
         self._metrics.start()
 
     def find_engine(self, place: ModelPlace) -> tuple[Path, SessionConfig]:
-        """Return which engine this model serves and how it is run."""
-        return find_engine_dir(place, self.parameters), read_session_config(self.parameters)
+        """Return which engine this model serves and how it is run, and log who chose that."""
+        session = read_session_config(self.parameters)
+        told = tell_settings(session, self.parameters.filled())
+        log_info(f"{place.model_dir.name} is run with {told}")
+        engine_dir = find_engine_dir(place, self.parameters)
+        check_windows(self.parameters, engine_dir)
+        return engine_dir, session
 
     def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
         """Reach the host that runs the engine, starting it when there is none."""

@@ -108,6 +108,11 @@ def _keep_for_ever(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+def log_info(text: str) -> None:
+    """Write a line to the server's log, at its level of information."""
+    pb_utils.Logger.log_info(text)
+
+
 def make_response(outputs: Mapping[str, Array]) -> Response:
     """Return a response with these tensors; those that the client did not ask for are dropped."""
     tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items()]

@@ -1,18 +1,19 @@
 """The Llama family: its config, and the function that draws its graph.
 
 In: a checkpoint's config and its tensors by name. Out: a graph whose constants are read when
-asked. Covers grouped heads, tied embeddings, biases, linear and llama3 rope scaling. Where the
-tensors come from in other formats is `llama_weights`' matter.
+asked. Covers grouped heads, tied embeddings, biases, linear and llama3 rope scaling, and attention
+windows by layer. Where the tensors come from in other formats is `llama_weights`' matter.
 
 Source: TensorRT-LLM's LLaMAForCausalLM for names, transformers' LlamaForCausalLM for the maths.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import UnsupportedError
+from tidemill.checkpoint.attention_windows import Windows
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.ir.builder import GraphBuilder
 from tidemill.ir.graph import Graph, TensorType, Value
@@ -34,6 +35,7 @@ class LlamaGraphConfig:
     intermediate_size: int
     norm_epsilon: float
     attention: AttentionShape
+    windows: Windows
     rotary: Rotary
     has_mlp_bias: bool
     is_tied: bool
@@ -61,6 +63,7 @@ class LlamaGraphConfig:
             intermediate_size=config.intermediate_size,
             norm_epsilon=float(config.norm_epsilon),
             attention=attention,
+            windows=config.attention_windows,
             rotary=Rotary(config.rotary_embedding_dim, config.rotary_base, scaling),
             has_mlp_bias=config.mlp_bias,
             is_tied=config.tie_word_embeddings,
@@ -102,9 +105,13 @@ def draw_llama(config: LlamaGraphConfig, tensors: TensorSource, max_seq_len: int
 
     table = weights.matrix("transformer.vocab_embedding.weight", config.vocab_size, hidden_size)
     h = pen.op("embedding", tokens, table, name="embedded")
-    for index in range(config.num_layers):
+    for index, window in enumerate(config.windows):
+        is_felt = window is not None and window < max_seq_len
+        shape = replace(config.attention, window=window or 0 if is_felt else 0)
         with pen.layer(index):
-            h = _draw_layer(weights, config, f"transformer.layers.{index}.", h, rope)
+            h = _draw_layer(
+                weights, replace(config, attention=shape), f"transformer.layers.{index}.", h, rope
+            )
     # Rows are picked before the norm: prompts have many rows, and few of them need logits.
     last = pen.op("gather_last", h, logit_rows, name="last")
     normed = _draw_norm(weights, config, "transformer.ln_f.weight", last, "final_norm")

@@ -84,9 +84,11 @@ def unsupported_settings(config: CheckpointConfig, hf_values: Mapping[str, Any])
     if config.position_embedding_type != "rope_gpt_neox":
         faults.append(f"position_embedding_type {config.position_embedding_type}")
     window = hf_values.get("sliding_window")
-    is_wide = isinstance(window, int) and window >= config.max_position_embeddings
-    if window is not None and not is_wide:
-        faults.append(f"sliding_window {window}")
+    if config.architecture == "LlamaForCausalLM" and any(config.attention_windows) and window:
+        faults.append(
+            f"sliding_window {window} (transformers' Llama ignores it, others do not: remove it, or"
+            " name the architecture MistralForCausalLM)"
+        )
     if config.qk_layernorm:
         faults.append("qk_layernorm")
     return faults

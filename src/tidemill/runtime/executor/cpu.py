@@ -21,7 +21,11 @@ from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 from tidemill.engine.manifest import Operand, PlanOp
 from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
-from tidemill.runtime.executor.cache_size import choose_cache_tokens
+from tidemill.runtime.executor.cache_size import (
+    DEFAULT_CACHE_MEMORY,
+    CacheMemory,
+    choose_cache_tokens,
+)
 from tidemill.runtime.executor.observed_step import ObservedStep
 from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.executor.weights_memory import place_weights
@@ -39,23 +43,27 @@ class NativeExecutor:
         kv_cache_tokens: int,
         num_threads: int,
         pin_threads: bool = False,
+        host_cache_bytes: int = 0,
     ) -> None:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
-        self.limits = _limits(engine, kv_cache_tokens)
+        self.limits = _limits(engine, kv_cache_tokens, host_cache_bytes)
         self._num_blocks = self.limits.num_blocks + 1
         self._weights = place_weights(engine.weights, num_threads, engine.forget_weights)
         self._arena = allocate(manifest.arena_bytes)
         own_scratch_bytes = manifest.scratch_bytes_per_thread * num_threads
         self._scratch = allocate(manifest.shared_scratch_bytes + own_scratch_bytes)
         self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
-        self._cache = allocate(2 * manifest.kv.num_layers * self._block_bytes)
+        num_parts = 2 * manifest.kv.num_layers
+        self._cache = allocate(num_parts * self._block_bytes)
+        # By block and layer as the cache has them, so that a copy is one assignment.
+        block_bytes = num_parts * manifest.kv.block_bytes_per_layer
+        self._host_cache = allocate(self.limits.num_host_blocks * block_bytes)
         self.inputs = StepInputs(manifest, self.limits)
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
-        cpus = physical_cpus()
-        places = cpus if pin_threads or num_threads == len(cpus) else ()
-        self.team = Team(code, self._make_records(code), num_threads, places, pin_threads)
+        cpus = physical_cpus() if pin_threads else ()
+        self.team = Team(code, self._make_records(code), num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -67,31 +75,30 @@ class NativeExecutor:
         engine_dir: Path,
         *,
         kv_cache_tokens: int | None = None,
-        kv_cache_fraction: float | None = None,
+        cache_memory: CacheMemory = DEFAULT_CACHE_MEMORY,
         num_threads: int | None = None,
         pin_threads: bool = False,
         is_checked: bool = False,
     ) -> NativeExecutor:
         """Load an engine for this machine; `is_checked` checks the weights' hash, too.
 
-        Workers of a team that takes all cores stay on one each, so that no two ever share one;
-        with `pin_threads` any team's do, and so does the thread that steps.
-        Units: `kv_cache_tokens` is the size of the cache; None computes a modest one, or one of
-        `kv_cache_fraction` of the free memory at most.
+        With `pin_threads` each thread stays on a core of its own, the one that steps on the first.
+        Units: `kv_cache_tokens` is the size of the cache; None computes one within `cache_memory`.
         Raises: EngineFormatError, EngineTargetError.
         """
         engine = EngineFile.open(engine_dir, full_check=is_checked)
-        tokens = kv_cache_tokens or choose_cache_tokens(engine, kv_cache_fraction)
-        return NativeExecutor(engine, tokens, num_threads or num_physical_cores(), pin_threads)
+        tokens = kv_cache_tokens or choose_cache_tokens(engine, cache_memory.fraction)
+        threads = num_threads or num_physical_cores()
+        return NativeExecutor(engine, tokens, threads, pin_threads, cache_memory.host_bytes)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         num_rows = self._prepare(plan)
         if self.inputs.watched:
             observations = self._observed.run(plan, num_rows)
-            return StepResult(self._drawn(num_rows), observations)
+            return StepResult(self._drawn(num_rows), (*self.inputs.failed, *observations))
         self.team.step()
-        return StepResult(self._drawn(num_rows))
+        return StepResult(self._drawn(num_rows), (*self.inputs.failed,))
 
     def execute_traced(self, plan: StepPlan, observe: Callable[[PlanOp], None]) -> StepResult:
         """Run one step op by op; `observe` is called after each, while its output still lives."""
@@ -119,12 +126,19 @@ class NativeExecutor:
 
     def _prepare(self, plan: StepPlan) -> int:
         """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
-        if plan.copies:
-            regions = self._cache.reshape(2 * self.manifest.kv.num_layers, self._num_blocks, -1)
-            for source, destination in plan.copies:
-                # Block 0 of the memory is the null block.
-                regions[:, destination + 1] = regions[:, source + 1]
+        for source, destination in plan.copies:
+            self._region(destination)[:] = self._region(source)
         return self.inputs.fill(plan)
+
+    def _region(self, block: int) -> Array:
+        """View a block of all layers, or a slot of the host tier, whose numbers follow."""
+        num_parts, num_blocks = 2 * self.manifest.kv.num_layers, self.limits.num_blocks
+        if block >= num_blocks:
+            slots = self._host_cache.reshape(self.limits.num_host_blocks, num_parts, -1)
+            region: Array = slots[block - num_blocks]
+        else:  # block 0 of the memory is the null block
+            region = self._cache.reshape(num_parts, num_blocks + 1, -1)[:, block + 1]
+        return region
 
     def _make_records(self, code: LoadedCode) -> npt.NDArray[np.int64]:
         bases = {
@@ -153,13 +167,15 @@ class NativeExecutor:
             f"weights {self._weights.nbytes / 1e6:.0f} MB, arena up to "
             f"{self._arena.nbytes / 1e6:.0f} MB, key-value cache "
             f"{self._cache.nbytes / 1e6:.0f} MB for "
-            f"{self.limits.num_blocks * self.limits.tokens_per_block} tokens"
+            f"{self.limits.num_blocks * self.limits.tokens_per_block} tokens, host tier "
+            f"{self._host_cache.nbytes / 1e6:.0f} MB"
         )
 
 
-def _limits(engine: EngineFile, kv_cache_tokens: int) -> EngineLimits:
+def _limits(engine: EngineFile, kv_cache_tokens: int, host_cache_bytes: int) -> EngineLimits:
     built = engine.config["build_config"]
     block = engine.manifest.kv.tokens_per_block
+    block_bytes = engine.manifest.kv.bytes_per_token * block
     return EngineLimits(
         max_batch_size=built["max_batch_size"],
         max_num_tokens=built["max_num_tokens"],
@@ -168,4 +184,6 @@ def _limits(engine: EngineFile, kv_cache_tokens: int) -> EngineLimits:
         tokens_per_block=block,
         num_blocks=-(-kv_cache_tokens // block),
         vocab_size=engine.config["pretrained_config"]["vocab_size"],
+        num_host_blocks=host_cache_bytes // block_bytes,
+        attention_window=engine.manifest.kv.attention_window,
     )

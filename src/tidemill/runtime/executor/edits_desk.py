@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
+from tidemill.base.debug import warn
 from tidemill.device.cpu import address_of
 from tidemill.runtime.executor.logits_editor import LogitsEditor, RowEdits
 from tidemill.runtime.token_history import TokenHistory
@@ -27,12 +28,18 @@ class EditsDesk:
         self._editors: WeakKeyDictionary[TokenHistory, LogitsEditor] = WeakKeyDictionary()
         self.rows: dict[int, RowEdits] = {}
 
-    def write(self, row: int, history: TokenHistory) -> None:
-        """Write the edits of a row."""
+    def write(self, row: int, history: TokenHistory) -> str:
+        """Write the edits of a row; returns how the request's own guide failed, if it did."""
         editor = self._editors.get(history)
         if editor is None:
             editor = self._editors[history] = LogitsEditor(history, self._row_elements)
-        edits = editor.edits()
+        try:
+            edits = editor.edits()
+        except Exception as error:  # a guide is other people's code: it fails its request only
+            warn("guided decoding", f"request {history.request.request_id}: {error!r}")
+            self.rows.pop(row, None)
+            self._words[row] = 0
+            return f"guide: {type(error).__name__}: {error}"
         self.rows[row] = edits
         self._words[row] = (
             address_of(edits.records) if len(edits.records) else 0,
@@ -41,6 +48,7 @@ class EditsDesk:
             0 if edits.mask is None else address_of(edits.mask),
         )
         self._top_p[row] = edits.top_p
+        return ""
 
     def clear(self, row: int) -> None:
         """Take a row's edits back: its next request has none."""

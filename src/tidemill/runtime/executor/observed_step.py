@@ -122,7 +122,7 @@ class ObservedStep:
                 request.processor(request.request_id, row[None, None], [tokens], None, None)
             except Exception as error:
                 warn("logits processor", f"request {request.request_id}: {error!r}")
-                yield watched.index, f"{type(error).__name__}: {error}"
+                yield watched.index, f"processor: {type(error).__name__}: {error}"
 
     def _see_output(self, plan: StepPlan, watched: WatchedEntry, raw: Array) -> Sight | None:
         wishes = watched.history.request.wishes

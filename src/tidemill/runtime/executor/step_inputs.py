@@ -19,6 +19,7 @@ from tidemill.base import abi
 from tidemill.device.cpu import Bytes, allocate
 from tidemill.engine.manifest import Manifest
 from tidemill.runtime.executor.edits_desk import EditsDesk
+from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
 from tidemill.runtime.token_history import TokenHistory
@@ -55,7 +56,7 @@ class _Cells:
 
 
 class StepInputs:
-    """The inputs of the next step."""
+    """The inputs of the next step; `failed` has the entries whose own guides failed in it."""
 
     def __init__(self, manifest: Manifest, limits: EngineLimits) -> None:
         self._block = limits.tokens_per_block
@@ -76,7 +77,8 @@ class StepInputs:
         self._desk = EditsDesk(views["edits"], self._top_p, logits_row_elements(manifest))
         self._at = _Cells.of(views)
         self.watched: list[WatchedEntry] = []
-        self._edited: list[tuple[int, TokenHistory]] = []
+        self.failed: list[tuple[int, Observation]] = []
+        self._edited: list[tuple[int, int, TokenHistory]] = []
         self._num_rows = 0
         self._table_of_row: list[tuple[object, int]] = [(None, 0)] * len(self._tables)
         self._sampling_of_row: list[SamplingParams | None] = [None] * len(self._logit_rows)
@@ -87,8 +89,11 @@ class StepInputs:
             self._go_on(plan)
         else:
             self._num_rows = self._fill_anew(plan)
-        for logit_row, history in self._edited:
-            self._desk.write(logit_row, history)
+        self.failed.clear()
+        for index, logit_row, history in self._edited:
+            error = self._desk.write(logit_row, history)
+            if error:
+                self.failed.append((index, Observation(error=error)))
         return self._num_rows
 
     def _go_on(self, plan: StepPlan) -> None:
@@ -118,7 +123,7 @@ class StepInputs:
             for num_behind in range(entry.num_draws, 0, -1):
                 self._write_sampling(num_logit_rows, row, num_behind, entry)
                 if entry.history is not None:
-                    self._edited.append((num_logit_rows, entry.history))
+                    self._edited.append((sequence, num_logit_rows, entry.history))
                 num_logit_rows += 1
         header = self._at.header
         header[abi.HEADER_TOKENS] = row
@@ -141,7 +146,7 @@ class StepInputs:
             self.watched.append(WatchedEntry(index, row, logit_row, history))
 
     def _write_table(self, sequence: int, entry: PlanEntry) -> None:
-        """Block ids move up by one: block 0 of the memory is the null block."""
+        """Block ids move up by one: NO_BLOCK becomes 0, the null block of the memory."""
         table = entry.block_table
         known = (table, len(table))
         owner, length = self._table_of_row[sequence]

@@ -1,9 +1,9 @@
 """The pool of key-value cache blocks: who holds which, and how many are promised.
 
 A request opens a `BlockTable` on what the cache already holds of it, with a promise of blocks for
-the rest; it takes blocks from the promise as it advances, and closes the table when it ends. The
-pool alone changes block state. It knows block numbers and content keys only: not the memory behind
-them, not scheduling policy.
+the rest; it takes blocks from the promise as it advances, lets go of those that have left the
+attention window, and closes the table when it ends. The pool alone changes block state. It knows
+block numbers and content keys only: not the memory behind them, not scheduling policy.
 """
 
 from __future__ import annotations
@@ -12,26 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tidemill.runtime.kvcache.block_store import NOTHING, BlockStore, Prefix
+from tidemill.runtime.kvcache.block_span import BlockSpan
+from tidemill.runtime.kvcache.block_store import BlockCopy, BlockStore
+from tidemill.runtime.kvcache.block_table import BlockTable
+from tidemill.runtime.kvcache.host_tier import NO_HOST, HostCounters, HostRoom
+from tidemill.runtime.kvcache.prefix import NOTHING, Prefix, find_prefix
 from tidemill.runtime.kvcache.retention import KvCacheRetention
-
-BlockCopy = tuple[int, int]
-"""Source block and destination block."""
-
-
-class BlockTable:
-    """The blocks of one sequence in position order, and how many it may still take.
-
-    Only `BlockPool` changes it; everyone else reads `blocks`, which stays the same list object
-    while the table is open. `num_cached_tokens` positions were found in the cache when it opened.
-    """
-
-    __slots__ = ("blocks", "num_cached_tokens", "num_promised")
-
-    def __init__(self, num_promised: int = 0) -> None:
-        self.blocks: list[int] = []
-        self.num_promised = num_promised
-        self.num_cached_tokens = 0
 
 
 @dataclass
@@ -47,6 +33,13 @@ class CacheCounters:
     reused: int = 0
     missed: int = 0
 
+    def count_opened(self, table: BlockTable, prefix: Prefix) -> None:
+        """Count a table that was just opened on a prefix."""
+        self.alloc_total += table.num_held
+        self.alloc_new += prefix.partial_block is not None
+        self.reused += table.num_held
+        self.missed += prefix.num_missed
+
     @property
     def hit_rate(self) -> float:
         """Share of the blocks looked for that were reused."""
@@ -58,17 +51,22 @@ class BlockPool:
     """A fixed number of blocks for a changing number of tables. `clock` gives seconds.
 
     Promised blocks are still free, but no other table can be opened on them, so a table that was
-    opened can always grow to its promise.
+    opened can always grow to its promise. A block with several holders counts once, but for each
+    with an attention `window`: any of them may let go of it and take another.
     """
 
     def __init__(
-        self, num_blocks: int, tokens_per_block: int, clock: Callable[[], float] = time.monotonic
+        self,
+        num_blocks: int,
+        tokens_per_block: int,
+        clock: Callable[[], float] = time.monotonic,
+        window: int | None = None,
+        host: HostRoom = NO_HOST,
     ) -> None:
-        self.num_blocks = num_blocks
-        self.tokens_per_block = tokens_per_block
+        self.num_blocks, self.tokens_per_block = num_blocks, tokens_per_block
+        self.span = BlockSpan(tokens_per_block, window)
         self.counters = CacheCounters()
-        self._store = BlockStore(num_blocks, tokens_per_block, clock)
-        self._copies: list[BlockCopy] = []
+        self._store = BlockStore(num_blocks, self.span, clock, host)
         self._num_promised = 0
         self._tables: dict[int, BlockTable] = {}
 
@@ -85,50 +83,53 @@ class BlockPool:
     @property
     def num_available(self) -> int:
         """Blocks that can still be promised."""
-        return self._store.num_free - self._num_promised
+        free = self._store.num_free - self._num_promised
+        return free if self.span.window is None else free - self._store.num_extra_holds
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Count the blocks that positions [0, num_tokens) need."""
-        return -(-num_tokens // self.tokens_per_block)
+    @property
+    def host_counters(self) -> HostCounters:
+        return self._store.host_counters
 
     def find(self, keys: Sequence[bytes], tokens: Sequence[int], is_partial: bool = True) -> Prefix:
-        """Find what the cache holds of a sequence but for its last token; see `BlockStore.find`."""
-        return self._store.find(keys, tokens, is_partial)
+        """Find what the cache holds of a sequence but for its last token; see `find_prefix`."""
+        return find_prefix(self._store.index, self.span, keys, tokens, is_partial)
 
-    def num_needed(self, max_tokens: int, prefix: Prefix = NOTHING) -> int:
+    def num_needed(self, max_tokens: int, prefix: Prefix = NOTHING, step_tokens: int = 1) -> int:
         """Count the available blocks that opening a table would use up."""
-        num_revived = sum(not self._store.is_held(block) for block in prefix.blocks)
-        return self.blocks_for(max_tokens) - len(prefix.blocks) + num_revived
+        most = self.span.most_blocks(max_tokens, prefix.num_skipped, step_tokens)
+        if self.span.window is not None:
+            return most
+        return most - sum(map(self._store.is_held, prefix.blocks))
 
     def num_sole(self, table: BlockTable) -> int:
         """Count the available blocks that closing the table would give."""
+        if self.span.window is not None:
+            return table.num_held + table.num_promised
         return sum(map(self._store.is_sole, table.blocks)) + table.num_promised
 
-    def open(self, max_tokens: int, prefix: Prefix = NOTHING) -> BlockTable | None:
+    def open(
+        self, max_tokens: int, prefix: Prefix = NOTHING, step_tokens: int = 1
+    ) -> BlockTable | None:
         """Promise blocks for positions [0, max_tokens) after `prefix`; None when there are too few.
 
-        `prefix` must have been found since the pool last changed.
+        `prefix` must have been found since the pool last changed. A step adds `step_tokens` at
+        most, until `slide` says otherwise.
         """
-        if self.num_needed(max_tokens, prefix) > self.num_available:
+        if self.num_needed(max_tokens, prefix, step_tokens) > self.num_available:
             return None
-        table = BlockTable(self.blocks_for(max_tokens) - len(prefix.blocks))
-        for block in prefix.blocks:
-            self._store.hold(block)
-        table.blocks.extend(prefix.blocks)
-        table.num_cached_tokens = len(prefix.blocks) * self.tokens_per_block
+        table = BlockTable(prefix, step_tokens)
+        table.hold_prefix(self._store, prefix)
+        most = self.span.most_blocks(max_tokens, prefix.num_skipped, step_tokens)
+        table.num_promised = most - table.num_held
         self._num_promised += table.num_promised
         self._tables[id(table)] = table
-        if prefix.partial_block is not None:
-            self._take_copy(table, prefix.partial_block)
-            table.num_cached_tokens += prefix.num_partial_tokens
-        self.counters.alloc_total += len(prefix.blocks)
-        self.counters.reused += len(prefix.blocks) + (prefix.partial_block is not None)
-        self.counters.missed += prefix.num_missed
+        self.counters.count_opened(table, prefix)
         return table
 
     def promise(self, table: BlockTable, num_tokens: int) -> bool:
         """Raise a table's promise to positions [0, num_tokens); false when there are too few."""
-        num_more = self.blocks_for(num_tokens) - len(table.blocks) - table.num_promised
+        most = self.span.most_blocks(num_tokens, table.num_dropped, table.step_tokens)
+        num_more = most - table.num_held - table.num_promised
         if num_more > max(0, self.num_available):
             return False
         if num_more > 0:
@@ -138,68 +139,58 @@ class BlockPool:
 
     def grow(self, table: BlockTable, num_tokens: int) -> None:
         """Take blocks from the table's promise until it holds positions [0, num_tokens)."""
-        num_missing = self.blocks_for(num_tokens) - len(table.blocks)
+        num_missing = self.span.blocks_for(num_tokens) - len(table.blocks)
         assert num_missing <= table.num_promised, "a sequence outgrew its promise"
         for _ in range(num_missing):
-            self._take(table)
+            table.blocks.append(self._store.take())
+            table.num_promised -= 1
+            self._num_promised -= 1
+            self.counters.alloc_total += 1
+            self.counters.alloc_new += 1
+
+    def slide(self, table: BlockTable, position: int, max_tokens: int, step_tokens: int) -> None:
+        """Let go of blocks that no position from `position` on sees; take others in their place.
+
+        What the table holds and is promised never grows by it, and shrinks to what `max_tokens`
+        positions need in steps of `step_tokens`.
+        """
+        first = self.span.first_needed(position)
+        num_had = table.num_held + table.num_promised
+        if first > table.num_dropped:
+            table.drop(self._store, first)
+        most = self.span.most_blocks(max_tokens, first, step_tokens)
+        num_promised = min(num_had, most) - table.num_held
+        self._num_promised += num_promised - table.num_promised
+        table.num_promised, table.step_tokens = num_promised, step_tokens
 
     def publish(
         self, table: BlockTable, index: int, keys: Sequence[bytes], tokens: Sequence[int]
     ) -> None:
-        """Let block `index` of a table be found, all of whose positions are computed.
-
-        `keys` and `tokens` are those of the sequence.
-        """
-        unit = self.tokens_per_block
-        content = tokens[index * unit : (index + 1) * unit]
-        self._store.publish(table.blocks[index], keys[index], keys[index + 1], content)
+        """Let block `index` of a table be found, all of whose positions are computed."""
+        table.publish(self._store, index, keys, tokens)
 
     def retain(self, table: BlockTable, retention: KvCacheRetention, num_prompt: int) -> None:
         """Note how long the owner of a table wants its blocks kept."""
-        unit = self.tokens_per_block
-        for start, block in enumerate(table.blocks):
-            wish = retention.of_block(start * unit, (start + 1) * unit, num_prompt)
-            self._store.retain(block, wish)
+        table.retain(self._store, retention, num_prompt)
 
     def close(self, table: BlockTable) -> None:
         """Give back the table's blocks and the rest of its promise."""
         del self._tables[id(table)]
-        # The end of a sequence first, so that it is overwritten before what others may share.
-        for block in reversed(table.blocks):
-            self._store.release(block)
         self._num_promised -= table.num_promised
-        # A new list, not a cleared one: a plan in flight may still show the old one.
-        table.blocks = []
-        table.num_promised = 0
+        table.release(self._store)
 
     def take_copies(self) -> tuple[BlockCopy, ...]:
         """Hand over the copies to be made, in order, before the next step writes anything."""
-        copies, self._copies = self._copies, []
-        return tuple(copies)
+        return self._store.take_copies()
 
     def check(self) -> None:
         """Recompute every invariant: holders, free blocks, promises, what can be found."""
         holders = [0] * self.num_blocks
         for table in self._tables.values():
-            assert len(set(table.blocks)) == len(table.blocks), "block lost or shared in a table"
-            assert table.num_promised >= 0
-            for block in table.blocks:
+            table.check()
+            for block in table.held:
                 holders[block] += 1
         self._store.check(holders)
         promised = sum(table.num_promised for table in self._tables.values())
         assert promised == self._num_promised <= self.num_free, (promised, self.num_free)
-
-    def _take(self, table: BlockTable) -> int:
-        block = self._store.take()
-        table.blocks.append(block)
-        table.num_promised -= 1
-        self._num_promised -= 1
-        self.counters.alloc_total += 1
-        self.counters.alloc_new += 1
-        return block
-
-    def _take_copy(self, table: BlockTable, source: int) -> None:
-        block = self._take(table)
-        # The source itself may have been the next to be overwritten: it holds the content already.
-        if block != source:
-            self._copies.append((source, block))
+        assert self.num_available >= 0, "more is promised than there is"

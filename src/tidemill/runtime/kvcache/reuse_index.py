@@ -52,6 +52,16 @@ class ReuseIndex:
         self._children.setdefault((parent, tokens[0]), {})[block] = None
         return True
 
+    def move(self, block: int, to: int) -> None:
+        """Let content be found in another block, which held none."""
+        parent, key, tokens = self._block_to_entry[block]
+        self.remove(block)
+        self.add(to, parent, key, tokens)
+
+    def blocks(self) -> set[int]:
+        """All blocks that can be found."""
+        return set(self._block_to_entry)
+
     def remove(self, block: int) -> None:
         """Let a block be found no more."""
         parent, key, tokens = self._block_to_entry.pop(block)
