@@ -8,6 +8,7 @@ this machine can run: the whole is a sweep, a corner of it runs by default. The 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from tests.compare import assert_same_bits
 from tests.conftest import MakeSample, MakeTinyLlama
 from tests.recording_executor import RecordingExecutor
 from tests.runnable_targets import TARGETS
+from tests.scheme_losses import CACHES, build_flags
 from tests.tiny_llama import TinyLlama
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
@@ -51,11 +53,13 @@ TYPES = (
     ("bfloat16", "none"),
     ("float32", "fp8"),
     *(("bfloat16", scheme.name) for scheme in SCHEMES if scheme != NONE),
+    *((dtype, cache) for dtype in ("float16", "bfloat16") for cache in CACHES),
 )
 BEST, *LESSER = TARGETS
 CORNER = {
     *((BEST, *types) for types in TYPES[:3]),
-    *((BEST, "bfloat16", name) for name in ("w8a8", "fp8", "w4a8_g32", "w4a16_g32_sym")),
+    *((BEST, "bfloat16", name) for name in ("w8a8", "fp8", "w4a8_g32", "w4a16_g32_sym", "kv_int8")),
+    (BEST, "float16", "kv_fp8"),
     *((target, "bfloat16", name) for target in LESSER for name in ("none", "w8a8")),
 }
 CASES = [
@@ -80,7 +84,7 @@ def make_engine(
     def make(dtype: str, target: str, quant: str) -> Path:
         directory = tmp_path_factory.mktemp(f"{dtype}_{target}_{quant}")
         checkpoint, engine = directory / "checkpoint", directory / "engine"
-        weight = NAME_TO_SCHEME[quant].weight
+        weight = None if quant in CACHES else NAME_TO_SCHEME[quant].weight
         shape = GROUPED_TINY[weight.group_size] if weight and weight.group_size else TINY
         convert(ConvertRequest(make_tiny_llama(shape), checkpoint, dtype=dtype))
         build(
@@ -92,7 +96,7 @@ def make_engine(
                 max_num_tokens=256,
                 tokens_per_block=16,
                 target=target,
-                quant=quant,
+                **build_flags(quant),
             )
         )
         return engine
@@ -225,6 +229,20 @@ def test_teams_larger_than_the_machine_give_the_same_bits(
     single.close()
     team.close()
     assert os.sched_getaffinity(0) == before
+
+
+def test_cores_that_were_taken_away_stop_nothing(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: int, cpus: set[int]) -> None:
+        raise OSError(errno.EINVAL, "no such CPU")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    engine = make_engine("bfloat16", BEST, "w8a8")
+    team = NativeExecutor.load(engine, kv_cache_tokens=256, num_threads=2, pin_threads=True)
+    tokens, _ = run_mix(RecordingExecutor(team), [Request(0, (5, 7), 3)], random.Random(0))
+    assert len(tokens[0]) == 3
+    team.close()
 
 
 def test_caller_that_flushes_subnormal_numbers_changes_no_bit(make_engine: MakeEngine) -> None:

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -108,6 +109,32 @@ def test_body_over_the_bound_is_refused_packed_or_not(door_url: str, is_packed: 
     headers = {"Content-Encoding": "gzip"} if is_packed else {}
     data = gzip.compress(body) if is_packed else body
     assert post(generate_url(door_url), data, headers)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inputs": [{**infer_body("x", 4)["inputs"][1], "shape": [1, 10**12]}]}, b"more elements"),
+        ({"outputs": [{"name": "text_output", "parameters": {"classification": 1}}]}, b"dies"),
+    ],
+    ids=["giant shape", "classification"],
+)
+def test_inference_requests_that_end_the_server_do_not_reach_it(
+    served: Served, door_url: str, change: dict[str, Any], words: bytes
+) -> None:
+    body = json.dumps({**infer_body(">ok", 4), **change}).encode()
+    status, answer = post(f"{door_url}/v2/models/{UNARY}/infer", body)
+    assert status == 400 and words in answer
+    assert served.server.wait(0.1) is None
+
+
+def test_hundred_thousand_members_delay_nobody(door_url: str) -> None:
+    many = dict.fromkeys(map(str, range(50_000)), 1)
+    body = json.dumps({"text_input": ">ok", "max_tokens": 4, **many})
+    start = time.monotonic()
+    status, answer = post(generate_url(door_url), body.encode())
+    assert status == 400 and b"members" in answer and time.monotonic() - start < 5.0
+    assert call(generate_url(door_url), {"text_input": ">ok", "max_tokens": 4})[0] == 200
 
 
 def test_only_tritons_own_interface_is_behind_the_door(door_url: str) -> None:

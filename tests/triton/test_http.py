@@ -153,8 +153,8 @@ def test_stream_on_a_unary_deployment_is_refused_in_upstreams_words(served: Serv
 
 
 def test_refused_stream_reports_the_error(served: Served) -> None:
-    with pytest.raises(ServerError, match="a beam search cannot stream"):
-        stream(served, "x", beam_width=2)
+    with pytest.raises(ServerError, match="beam_width >= 1"):
+        stream(served, "x", beam_width=-2)
 
 
 def test_batch_on_a_unary_deployment_is_refused_in_upstreams_words(served: Served) -> None:

@@ -6,6 +6,7 @@ that releases the GIL. Knows the native calling convention (base/abi.py) and not
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -127,11 +128,13 @@ class Team:
             thread.join(_JOIN_SECONDS)
         self._threads = []
         if self._caller == threading.get_ident():
-            os.sched_setaffinity(0, self._before)
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._before)
 
     def _pin(self, thread: int) -> None:
-        """Keep the calling thread on its CPU."""
-        os.sched_setaffinity(0, {self._cpus[thread % len(self._cpus)]})
+        """Keep the calling thread on its CPU, unless that was taken from this process since."""
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {self._cpus[thread % len(self._cpus)]})
 
     def _serve(self, thread: int) -> None:
         if self._cpus:

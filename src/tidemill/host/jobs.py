@@ -22,6 +22,9 @@ from tidemill.runtime.request import FinishReason, Request, SamplingParams, Toke
 from tidemill.runtime.statistics import RequestMetrics
 
 SEED_RANGE = 2**64
+# Every answer and every beam is a request of its own: beyond these they only keep others waiting.
+MAX_ANSWERS = 1024
+MAX_BEAM_WIDTH = 256
 
 
 @record
@@ -230,13 +233,17 @@ def check_numbers(wanted: GenerateRequest) -> list[str]:
     n, best_of, beams = wanted.n, wanted.best_of, wanted.beams
     if n < 1:
         faults.append(f"require n >= 1, got n={n}")
+    if max(n, best_of or 0) > MAX_ANSWERS:
+        faults.append(f"require n and best_of <= {MAX_ANSWERS}, got {max(n, best_of or 0)}")
     if best_of is not None and best_of < n:
         faults.append(f"best_of ({best_of}) cannot be less than n ({n})")
     if wanted.streaming and max(n, best_of or 0) > n:
         faults.append(f"a stream tells every answer: best_of ({best_of}) must be n ({n})")
     if beams is not None:
-        if beams.width < 1:
-            faults.append(f"require beam_width >= 1, got beam_width={beams.width}")
+        if not 1 <= beams.width <= MAX_BEAM_WIDTH:
+            faults.append(
+                f"require 1 <= beam_width <= {MAX_BEAM_WIDTH}, got beam_width={beams.width}"
+            )
         if not (math.isfinite(beams.length_penalty) and math.isfinite(beams.diversity_rate)):
             faults.append("require a finite length_penalty and beam_search_diversity_rate")
         if wanted.streaming:

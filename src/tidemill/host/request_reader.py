@@ -20,9 +20,11 @@ from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits
 from tidemill.text.guide import Guide, GuideMaker
+from tidemill.text.text_length import is_far_longer
 from tidemill.text.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
+MAX_SIDE_CHARACTERS = 1 << 18
 
 
 class RequestReader:
@@ -86,6 +88,7 @@ class RequestReader:
         if request.guide is None:
             return None
         tokenizer = self._tokenizer_for(request)
+        check_length("guide", len(request.guide[1]))
         if self._guides is None:
             self._guides = GuideMaker(tokenizer, self._limits.vocab_size)
         return self._guides.make(*request.guide)
@@ -95,6 +98,8 @@ class RequestReader:
         if not (request.bad_words or request.bias_words):
             return request.rules
         tokenizer = self._tokenizer_for(request)
+        words = [*request.bad_words, *(word for word, _ in request.bias_words)]
+        check_length("bad_words, embedding_bias_words", sum(map(len, words)))
         rules = request.rules or LogitsRules()
         bad = [form for word in request.bad_words for form in word_forms(tokenizer, word)]
         biases = [
@@ -124,7 +129,8 @@ class RequestReader:
                 expected="one of prompt, prompt_tokens or messages",
                 got="none",
             )
-        return text, tuple(encode_prompt(tokenizer, text, adds_special))
+        max_tokens = self._limits.max_input_len
+        return text, tuple(encode_prompt(tokenizer, text, adds_special, max_tokens))
 
     def _echo(self, request: GenerateRequest, text: str | None, tokens: tuple[int, ...]) -> str:
         if text is not None or self._tokenizer is None:
@@ -155,6 +161,20 @@ class RequestReader:
         return () if request.end_id < 0 else (request.end_id,)
 
 
+def check_length(where: str, num_characters: int) -> None:
+    """Refuse what would keep the engine from everybody's tokens while it is read.
+
+    Raises: InvalidRequestError.
+    """
+    if num_characters > MAX_SIDE_CHARACTERS:
+        raise InvalidRequestError(
+            "a request's side texts are too long",
+            where=where,
+            expected=f"at most {MAX_SIDE_CHARACTERS} characters",
+            got=str(num_characters),
+        )
+
+
 def word_forms(tokenizer: Tokenizer, word: str) -> list[tuple[int, ...]]:
     """Return a bad word's tokens as they stand at a beginning and after a space."""
     forms = (
@@ -163,10 +183,13 @@ def word_forms(tokenizer: Tokenizer, word: str) -> list[tuple[int, ...]]:
     return [form for form in dict.fromkeys(forms) if form]
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[int]:
+def encode_prompt(
+    tokenizer: Tokenizer, text: str, adds_special: bool, max_tokens: int | None = None
+) -> list[int]:
     """Turn a prompt's text into tokens.
 
-    Raises: InvalidRequestError when it is no valid text.
+    Raises: InvalidRequestError when it is no valid text, or so long that reading it all would
+    only keep others waiting.
     """
     try:
         text.encode()
@@ -178,4 +201,11 @@ def encode_prompt(tokenizer: Tokenizer, text: str, adds_special: bool) -> list[i
             got=f"half a surrogate pair at character {error.start}",
             hint="decode the bytes as UTF-8 before they are sent",
         ) from error
+    if max_tokens is not None and is_far_longer(tokenizer, text, max_tokens):
+        raise InvalidRequestError(
+            f"prompt length exceeds maximum input length ({max_tokens})",
+            where="prompt",
+            expected=f"at most {max_tokens} tokens",
+            got=f"{len(text)} characters",
+        )
     return tokenizer.encode(text, adds_special)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.unit.host.fake_engine import open_session
 from tidemill.host.answer_text import AnswerText
+from tidemill.host.beam_search import BeamSettings
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.request_reader import RequestReader
 from tidemill.host.session import Session
@@ -173,6 +175,48 @@ def test_faulty_request_ends_with_its_error_and_others_go_on(session: Session) -
     assert "no valid text" in messages["half"]
     assert "stop string" in messages["stop"]
     assert "exceeds maximum input length (2048)" in messages["long"]
+
+
+@pytest.mark.parametrize("character", ["a", " ", "\u6f6e"])
+def test_prompt_of_megabytes_is_refused_without_reading_it_all(
+    session: Session, character: str
+) -> None:
+    start = time.process_time()
+    update = answer(session, character * 30_000_000)
+    assert update.error is not None
+    assert "exceeds maximum input length (2048)" in update.error.what
+    assert time.process_time() - start < 5.0  # all of it would take a minute
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"bad_words": ["x" * 2**18, "y"]}, {"guide": ("regex", "(a|" * 2**17)}],
+    ids=["words", "guide"],
+)
+def test_side_texts_of_great_length_are_refused(session: Session, wish: dict[str, Any]) -> None:
+    update = answer(session, ">a", **wish)
+    assert update.error is not None and "side texts" in update.error.what
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"n": 10**6, "top_k": 9}, {"best_of": 10**6, "top_k": 9}, {"beams": BeamSettings(10**6)}],
+    ids=["n", "best_of", "beams"],
+)
+def test_a_million_answers_to_one_request_are_refused(
+    session: Session, wish: dict[str, Any]
+) -> None:
+    update = answer(session, ">a", **wish)
+    assert update.error is not None and "require" in update.error.what
+
+
+def test_costs_come_with_each_piece_of_a_stream_that_asked_for_them(session: Session) -> None:
+    pieces = streamed(session, "say>hello", return_perf_metrics=True)
+    told = [piece.metrics for piece in pieces]
+    assert all(metrics is not None for metrics in told)
+    times = [metrics.last_token_time for metrics in told if metrics and metrics.last_token_time]
+    assert times == sorted(times) and len(set(times)) > 1
+    assert all(piece.metrics is None for piece in streamed(session, "say>hello")[:-1])
 
 
 def test_fault_of_ours_in_one_answer_ends_that_one_only(

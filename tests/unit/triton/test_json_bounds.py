@@ -8,7 +8,13 @@ import time
 
 import pytest
 
-from tidemill.frontends.triton.json_bounds import is_too_deep
+from tidemill.frontends.triton.json_bounds import (
+    FULLER,
+    LONGER,
+    MAX_VALUES,
+    PIECE_BYTES,
+    find_excess,
+)
 
 
 def depth_by_walking(body: bytes) -> int:
@@ -31,6 +37,10 @@ def depth_by_walking(body: bytes) -> int:
         elif byte in "]}":
             depth -= 1
     return deepest
+
+
+def is_too_deep(body: bytes, max_depth: int) -> bool:
+    return find_excess(body, max_depth) is not None
 
 
 def random_value(rng: random.Random, levels: int) -> object:
@@ -75,3 +85,22 @@ def test_four_mebibytes_meant_to_be_slow_take_less_than_a_second_of_processor_ti
     start = time.process_time()
     is_too_deep(body, 64)
     assert time.process_time() - start < 1.0
+
+
+def test_members_are_counted_outside_of_strings() -> None:
+    body = json.dumps({f"k{i}": ":" * 99 for i in range(17)}).encode()
+    assert find_excess(body, 64, max_members=17) is None
+    assert find_excess(body, 64, max_members=16) == LONGER.format(16)
+
+
+@pytest.mark.parametrize("cut", [PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1])
+def test_strings_and_depth_go_on_from_piece_to_piece(cut: int) -> None:
+    body = b'["' + b"a" * (cut - 2) + b'[[[",' + b"[" * 3 + b"]" * 3 + b"]"
+    assert find_excess(body, 4) is None
+    assert is_too_deep(body, 3)
+
+
+def test_values_are_counted_however_they_are_nested() -> None:
+    assert find_excess(b"[" + b"1," * (MAX_VALUES - 2) + b"1]", 64) is None
+    for body in (b"1," * MAX_VALUES + b"1", b"[]," * (MAX_VALUES // 2) + b"1"):
+        assert find_excess(b"[" + body + b"]", 64) == FULLER.format(MAX_VALUES)

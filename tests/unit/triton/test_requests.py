@@ -10,7 +10,9 @@ from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.model_parameters import ModelParameters, read_session_config
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, choose_top, read_options
+from tidemill.frontends.triton.sequences import expand_sequences
 from tidemill.frontends.triton.tokens_model import pack_rows, unpack_prompts
+from tidemill.host.messages import GenerateRequest
 from tidemill.runtime.kvcache.retention import KvCacheRetention, TokenRangeRetention
 
 NEUTRAL = {
@@ -127,6 +129,19 @@ def test_ban_of_repeated_ngrams_is_read_where_a_deployment_declares_it() -> None
         RequestInputs({"no_repeat_ngram_size": column(3)}, num_rows=1), TEXT_NAMES
     )
     assert options.rules is not None and options.rules.no_repeat_ngram_size == 3
+
+
+@pytest.mark.parametrize("counts", [[0], [-3], [1, 0], [10**6], [4000, 97]])
+def test_numbers_of_answers_out_of_range_are_refused_before_any_is_made(counts: list[int]) -> None:
+    requests = [GenerateRequest(request_id="", prompt="x")] * len(counts)
+    with pytest.raises(InvalidRequestError, match="out of range"):
+        expand_sequences(requests, counts)
+
+
+@pytest.mark.parametrize("width", [0, -2])
+def test_beam_width_below_one_is_refused(width: int) -> None:
+    with pytest.raises(InvalidRequestError, match="beam_width >= 1"):
+        read_options(RequestInputs({"beam_width": column(width)}, num_rows=1), TEXT_NAMES)
 
 
 def test_bound_of_tritons_queue_is_the_engines_unless_it_has_its_own() -> None:

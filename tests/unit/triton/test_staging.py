@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from tidemill.base.errors import ConfigError
+from tidemill.frontends.triton.deploy_from import DeployFromRequest, deploy_from
+from tidemill.frontends.triton.model_yaml import apply_model_yaml
 from tidemill.frontends.triton.staged_repository import is_foreign, stage_repository
 
 CONFIG = """
@@ -122,3 +126,88 @@ def test_only_the_platform_of_tensorrt_llm_is_foreign(
 ) -> None:
     (tmp_path / "config.pbtxt").write_text(f"max_batch_size: 0\n{line}\n")
     assert is_foreign(tmp_path) is expected
+
+
+MODEL_YAML = """
+# the model
+model: ../engine   # beside
+backend: "pytorch"
+tensor_parallel_size: 1
+kv_cache_config:
+  enable_block_reuse: true
+triton_config:
+  max_batch_size: 0
+  decoupled: True
+"""
+LLMAPI_CONFIG = """
+name: "llm" backend: "python"
+input [ { name: "text_input" data_type: TYPE_STRING dims: [ -1 ] },
+        { name: "sampling_param_max_tokens" data_type: TYPE_INT32 dims: [ 1 ] optional: true } ]
+output { name: "text_output" data_type: TYPE_STRING dims: [ -1 ] }
+"""
+
+
+def read(path: Path) -> Any:
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def test_llmapi_model_is_served_by_what_its_model_yaml_says(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "llm"
+    (model / "1").mkdir(parents=True)
+    (model / "engine").mkdir()
+    (model / "config.pbtxt").write_text(LLMAPI_CONFIG)
+    (model / "1" / "model.py").write_text("from tensorrt_llm import LLM")
+    (model / "1" / "model.yaml").write_text(MODEL_YAML)
+    said: list[str] = []
+    staged = stage_repository(tmp_path / "models", tmp_path / "staged", said.append) / "llm"
+    config = read(staged / "config.pbtxt")
+    assert config.model_transaction_policy.decoupled
+    path = config.parameters["gpt_model_path"].string_value
+    assert Path(path) == (model / "engine").resolve()
+    assert "LlmapiModel" in (staged / "1" / "model.py").read_text()
+    assert any("backend, kv_cache_config, tensor_parallel_size" in line for line in said)
+
+
+@pytest.mark.parametrize("text", ["model", "triton_config:\n  decoupled: perhaps\n"])
+def test_model_yaml_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"model\.yaml"):
+        apply_model_yaml(model_config_pb2.ModelConfig(), tmp_path)
+
+
+@pytest.mark.parametrize("link", ["copy", "symbolic", "hard"])
+def test_deploy_from_writes_what_needs_no_change(
+    repository: Path, tmp_path: Path, link: str
+) -> None:
+    said: list[str] = []
+    source, target = repository / "llama2_7b", tmp_path / "deployed"
+    deployed = deploy_from(DeployFromRequest(source, target, link), said.append)
+    assert deployed == target / "llama2_7b"
+    assert (deployed / "1" / "rank0.engine").read_text() == "engine"
+    assert (deployed / "1" / "rank0.engine").is_symlink() == (link == "symbolic")
+    assert "TokensModel" in (deployed / "1" / "model.py").read_text()
+    assert stage_repository(target, tmp_path / "staged", print) == target
+    assert any("2 x KIND_GPU -> 1 x KIND_CPU" in line for line in said)
+    with pytest.raises(ConfigError, match="already has a model"):
+        deploy_from(DeployFromRequest(source, target, link), print)
+    deploy_from(DeployFromRequest(source, target, link, replace=True), print)
+
+
+def test_deploy_from_names_the_backend_that_every_server_has(
+    repository: Path, tmp_path: Path
+) -> None:
+    config = repository / "llama2_7b" / "config.pbtxt"
+    text = CONFIG.replace('platform: "tensorrt_llm"', 'backend: "tensorrtllm"')
+    config.write_text(text.replace("{ count: 2 kind: KIND_GPU gpus: [ 0, 1 ] }", ""))
+    said: list[str] = []
+    deployed = deploy_from(DeployFromRequest(config.parent, tmp_path / "deployed"), said.append)
+    assert read(deployed / "config.pbtxt").backend == "python"
+    assert "TokensModel" in (deployed / "1" / "model.py").read_text()
+    assert any('backend "tensorrtllm" -> "python"' in line for line in said)
+
+
+def test_deploy_from_a_directory_without_a_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model to deploy"):
+        deploy_from(DeployFromRequest(tmp_path, tmp_path / "deployed"), print)
+    assert not (tmp_path / "deployed").exists()

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tidemill.base.errors import ConfigError
 from tidemill.frontends.cli.session_flags import takes_settings
 from tidemill.frontends.cli.shell import check_choice, print_json, say
 
@@ -24,6 +25,9 @@ TensorRT-LLM's five models (preprocessing, tensorrt_llm, postprocessing, tensorr
 ensemble) under their own names, which --name begins if it is given; --style llmapi is the model of
 its LLM API.
 
+--from takes a model directory that was written for TensorRT-LLM, in the packed-token layout or any
+other, and writes it so that it is served without a change; each change is printed.
+
 \b
 Examples:
   tidemill deploy --engine_dir ./engine --model_repository ./repository --name llama2_7b
@@ -31,15 +35,22 @@ Examples:
       --style tokens
   tidemill deploy --engine_dir ./engine --model_repository ./repository \\
       --style inflight_batcher_llm
+  tidemill deploy --from ./old_models/llama2_7b --model_repository ./repository
 """
 
 
 @takes_settings
 def deploy(
-    engine_dir: Annotated[Path, typer.Option("--engine_dir", help="Engine that build wrote.")],
     model_repository: Annotated[
         Path, typer.Option("--model_repository", help="Repository, made if it is not there.")
     ],
+    engine_dir: Annotated[
+        Path | None, typer.Option("--engine_dir", help="Engine that build wrote.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A model directory of TensorRT-LLM's, engine and all."),
+    ] = None,
     name: Annotated[
         str, typer.Option("--name", help="Name that clients use; five models have their own.")
     ] = "",
@@ -74,6 +85,10 @@ def deploy(
     check_choice("--style of deploy", style, STYLES)
     check_choice("--link of deploy", link, LINKS)
 
+    if engine_dir is None or source is not None:
+        _deploy_from(engine_dir, source, model_repository, link, replace)
+        return
+
     from tidemill.frontends.triton.deploy import DeployRequest
     from tidemill.frontends.triton.deploy import deploy as deploy_engine
 
@@ -94,3 +109,21 @@ def deploy(
         print_json(report)
     else:
         say(f"deployed {report}")
+
+
+def _deploy_from(
+    engine_dir: Path | None, source: Path | None, repository: Path, link: str, replace: bool
+) -> None:
+    if engine_dir is not None or source is None:
+        raise ConfigError(
+            "deploy takes an engine or a model directory",
+            where="--engine_dir, --from",
+            expected="one of the two",
+            got="neither" if source is None else "both",
+            hint="--engine_dir is what build wrote; --from has a config.pbtxt",
+        )
+
+    from tidemill.frontends.triton.deploy_from import DeployFromRequest, deploy_from
+
+    path = deploy_from(DeployFromRequest(source, repository, link, replace), say)
+    say(f"deployed {path}")

@@ -17,18 +17,26 @@ from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSes
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from tidemill.frontends.triton.json_bounds import is_too_deep
+from tidemill.frontends.triton.body_check import (
+    HEADER_LENGTH,
+    BodyBounds,
+    CheckedBody,
+    Envelope,
+    RefusedBodyError,
+    check_body,
+)
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
-# Of one connection each, or made anew here. The body comes unpacked out of aiohttp.
+# Of one connection each, or made anew here: the body goes on unpacked.
 HOP_HEADERS = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"}
     | {"upgrade", "host", "content-length", "content-encoding", "expect"}
-    | {"authorization", "x-api-key"}
+    | {"authorization", "x-api-key", HEADER_LENGTH.lower()}
 )
 ANSWER_HOP_HEADERS = frozenset({"connection", "keep-alive", "transfer-encoding"})
 EVENT_STREAM = "text/event-stream"
 BODY_TIMEOUT_S = 60.0
+# Shorter bodies are checked in less time than it takes to reach another thread.
+SHORT_BYTES = 1 << 16
 RETRY_S = 0.1
 
 
@@ -40,14 +48,14 @@ class DoorHandler:
         upstream: str,
         session: ClientSession,
         keys: tuple[str, ...],
-        max_json_depth: int,
+        bounds: BodyBounds,
         is_healthy: Callable[[], bool],
         patience_s: float = 5.0,
     ) -> None:
         self._upstream = upstream
         self._session = session
         self._keys = [key.encode() for key in keys]
-        self._max_json_depth = max_json_depth
+        self._bounds = bounds
         self._is_healthy = is_healthy
         self._patience_s = patience_s
 
@@ -61,12 +69,11 @@ class DoorHandler:
         if not is_health and not self._is_known(request):
             return fault(401, "an API key is required: Authorization: Bearer KEY")
         try:
-            body = await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
+            body = await self._take_body(request)
         except asyncio.TimeoutError:
             return fault(408, f"the body did not come within {BODY_TIMEOUT_S:g} s")
-        refusal = self._refuse(request, body)
-        if refusal is not None:
-            return refusal
+        except RefusedBodyError as error:
+            return fault(error.status, str(error))
         try:
             return await self._pass_on(request, body, 0.0 if is_health else self._patience_s)
         except ClientError as error:
@@ -82,30 +89,35 @@ class DoorHandler:
         shown = given.encode("utf-8", "replace")
         return any([hmac.compare_digest(shown, key) for key in self._keys])
 
-    def _refuse(self, request: web.Request, body: bytes) -> web.Response | None:
-        if not body:
-            return None
-        json_part = body
-        # Only infer has tensors behind its JSON; everywhere else Triton parses the whole body.
-        if request.path.endswith("/infer") and HEADER_LENGTH in request.headers:
-            lengths = request.headers.getall(HEADER_LENGTH)
-            if len(lengths) != 1 or not lengths[0].isdecimal() or int(lengths[0]) > len(body):
-                return fault(400, f"{HEADER_LENGTH}: {', '.join(lengths)} of {len(body)} bytes")
-            json_part = body[: int(lengths[0])]
-        if is_too_deep(json_part, self._max_json_depth):
-            return fault(400, f"the JSON body nests deeper than {self._max_json_depth} levels")
-        return None
+    async def _take_body(self, request: web.Request) -> CheckedBody:
+        if (request.content_length or 0) > self._bounds.max_bytes:
+            raise RefusedBodyError(413, f"the body has more than {self._bounds.max_bytes} bytes")
+        body = await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
+        envelope = Envelope(
+            encoding=", ".join(request.headers.getall("Content-Encoding", ())).lower(),
+            header_lengths=tuple(request.headers.getall(HEADER_LENGTH, ())),
+            is_infer=request.path.endswith("/infer"),
+        )
+        if len(body) <= SHORT_BYTES and not envelope.encoding:
+            return check_body(body, envelope, self._bounds)
+        return await asyncio.to_thread(check_body, body, envelope, self._bounds)
 
     async def _pass_on(
-        self, request: web.Request, body: bytes, patience_s: float
+        self, request: web.Request, body: CheckedBody, patience_s: float
     ) -> web.StreamResponse:
         url = URL(self._upstream + request.raw_path, encoded=True)
         headers = without(request.headers, HOP_HEADERS)
+        if body.header_length is not None:
+            headers[HEADER_LENGTH] = str(body.header_length)
         deadline = time.monotonic() + patience_s
         while True:
             try:
                 answer = await self._session.request(
-                    request.method, url, data=body or None, headers=headers, allow_redirects=False
+                    request.method,
+                    url,
+                    data=body.data or None,
+                    headers=headers,
+                    allow_redirects=False,
                 )
                 break
             except ClientConnectorError:

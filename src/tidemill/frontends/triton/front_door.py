@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
 from tidemill.base.errors import ServerError
+from tidemill.frontends.triton.body_check import BodyBounds
 from tidemill.frontends.triton.door_config import DoorConfig, make_tls_context, read_api_keys
 from tidemill.frontends.triton.door_handler import DoorHandler
 
@@ -92,8 +93,8 @@ class FrontDoor:
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
         async with session:
-            depth = self._config.max_json_depth
-            handler = DoorHandler(self._upstream, session, self._keys, depth, self._is_healthy)
+            bounds = BodyBounds(self._config.max_body_bytes, self._config.max_json_depth)
+            handler = DoorHandler(self._upstream, session, self._keys, bounds, self._is_healthy)
             app = web.Application(client_max_size=self._config.max_body_bytes)
             app.router.add_route("*", "/{path:.*}", handler.handle)
             runner = web.AppRunner(
@@ -101,6 +102,7 @@ class FrontDoor:
                 access_log=None,
                 handler_cancellation=True,  # a client that leaves cancels its request
                 shutdown_timeout=self._exit_timeout_s,
+                auto_decompress=False,  # one packed body must not hold the loop
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
             )

@@ -18,6 +18,7 @@ import numpy as np
 from tidemill.api.retarget import ensure_native_code
 from tidemill.base.errors import ConfigError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
+from tidemill.frontends.triton.attention_windows import check_windows
 from tidemill.frontends.triton.inflight import InflightRequests, Observer
 from tidemill.frontends.triton.metrics import MetricsPublisher
 from tidemill.frontends.triton.model_parameters import (
@@ -89,7 +90,9 @@ class ServedModel(ABC):
         session = read_session_config(self.parameters)
         told = tell_settings(session, self.parameters.filled())
         log_info(f"{place.model_dir.name} is run with {told}")
-        return find_engine_dir(place, self.parameters), session
+        engine_dir = find_engine_dir(place, self.parameters)
+        check_windows(self.parameters, engine_dir)
+        return engine_dir, session
 
     def connect(self, engine_dir: Path, session: SessionConfig) -> HostClient:
         """Reach the host that runs the engine, starting it when there is none."""

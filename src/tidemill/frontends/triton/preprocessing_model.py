@@ -16,8 +16,12 @@ from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.stub_api import Array
 from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
 from tidemill.frontends.triton.word_lists import pack_words
+from tidemill.text.text_length import is_far_longer
 
 NO_END = -1
+# It does not know the engine, which refuses what is too long for it: this is for texts that would
+# keep the model busy for minutes.
+MAX_TOKENS = 1 << 18
 
 
 class PreprocessingModel(LocalModel):
@@ -28,6 +32,8 @@ class PreprocessingModel(LocalModel):
         inputs = RequestInputs(arrays, len(prompts))
         refuse_unsupported(inputs)
         adds_special = self.parameters.is_on("add_special_tokens", default=True)
+        for prompt in prompts:
+            self._check_length(prompt)
         rows = [self._encode(prompt, adds_special) for prompt in prompts]
         end_id = self.tokenizer.eos_token_id
         own_end = NO_END if end_id is None else end_id
@@ -45,6 +51,16 @@ class PreprocessingModel(LocalModel):
             "OUT_END_ID": column(fill(inputs.integers("END_ID"), own_end)),
             "OUT_PAD_ID": column(pads),
         }
+
+    def _check_length(self, prompt: str) -> None:
+        """Refuse a prompt that no model can take; reading it all would keep others waiting."""
+        if is_far_longer(self.tokenizer, prompt, MAX_TOKENS):
+            raise InvalidRequestError(
+                "the prompt is too long",
+                where="QUERY",
+                expected=f"at most {MAX_TOKENS} tokens",
+                got=f"{len(prompt)} characters",
+            )
 
     def _encode(self, text: str, adds_special: bool) -> list[int]:
         return self.tokenizer.encode(text, adds_special)

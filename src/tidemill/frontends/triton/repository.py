@@ -72,12 +72,19 @@ def _fill(directory: ModelDirectory, staging: Path) -> None:
     for relative, text in directory.texts.items():
         (staging / relative).write_text(text, encoding="utf-8")
     for source in directory.engine_files:
-        _bring(source, staging / VERSION / source.name, directory.link)
+        bring(source, staging / VERSION / source.name, directory.link)
 
 
-def _bring(source: Path, target: Path, link: str) -> None:
+def bring(source: Path, target: Path, link: str) -> None:
+    """Put a file where a model has it, or a directory of its; directories are never hard links.
+
+    Raises: ConfigError when a link is not possible.
+    """
     if link == "symbolic":
         target.symlink_to(source.resolve())
+        return
+    if source.is_dir():
+        shutil.copytree(source, target)
         return
     if link == "copy":
         shutil.copyfile(source, target)

@@ -128,9 +128,15 @@ def read_rules(inputs: RequestInputs) -> list[LogitsRules]:
 
 
 def read_beams(inputs: RequestInputs, names: InputNames) -> list[BeamSettings | None]:
-    """Return how each row is searched for; None where no beams were asked for."""
+    """Return how each row is searched for; None where no beams were asked for.
+
+    Raises: InvalidRequestError for a width below 1.
+    """
+    widths = _or(inputs.integers("beam_width"), 1)
+    if min(widths) < 1:
+        raise InvalidRequestError(f"require beam_width >= 1, got beam_width={min(widths)}")
     columns = zip(
-        _or(inputs.integers("beam_width"), 1),
+        widths,
         _or(inputs.numbers(names.length_penalty), 0.0),
         _or(inputs.integers("early_stopping"), 1),
         _or(inputs.numbers("beam_search_diversity_rate"), 0.0),

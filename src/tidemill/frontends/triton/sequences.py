@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tidemill.base.errors import InvalidRequestError
 from tidemill.host.messages import GenerateRequest
 
+MAX_ANSWERS = 4096
 SEED_RANGE = 2**64
 
 
@@ -32,14 +34,18 @@ class AnswerPlace:
 def expand_sequences(
     requests: Sequence[GenerateRequest], counts: Sequence[int | None]
 ) -> tuple[list[GenerateRequest], list[AnswerPlace]]:
-    """Repeat each request as often as it was asked for."""
+    """Repeat each request as often as it was asked for.
+
+    Raises: InvalidRequestError for a number of answers below 1, or too many of them all.
+    """
+    check_counts([1 if count is None else count for count in counts])
     expanded, places = [], []
     for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
         if request.beams is not None:  # a search tells its beams in one response
             expanded.append(msgspec.structs.replace(request, n=count or request.n))
             places.append(AnswerPlace(row if len(requests) > 1 else None, None))
             continue
-        for sequence in range(max(1, count or 1)):
+        for sequence in range(count or 1):
             expanded.append(_with_own_seed(request, sequence))
             places.append(
                 AnswerPlace(
@@ -48,6 +54,20 @@ def expand_sequences(
                 )
             )
     return expanded, places
+
+
+def check_counts(counts: Sequence[int]) -> None:
+    """Refuse numbers of answers that no engine can have been asked for in earnest.
+
+    Raises: InvalidRequestError.
+    """
+    if min(counts, default=1) < 1 or sum(counts) > MAX_ANSWERS:
+        raise InvalidRequestError(
+            "the number of answers to a request is out of range",
+            where="num_return_sequences",
+            expected=f"at least 1 a prompt, at most {MAX_ANSWERS} in all",
+            got=f"{min(counts)} to {max(counts)} for {len(counts)} prompts",
+        )
 
 
 def _with_own_seed(request: GenerateRequest, sequence: int) -> GenerateRequest:

@@ -15,6 +15,7 @@ from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TOKENS_NAMES, read_options
+from tidemill.frontends.triton.sequences import check_counts
 from tidemill.frontends.triton.stub_api import Array, ResponseSender
 from tidemill.host.messages import GenerateRequest, Update
 
@@ -66,6 +67,7 @@ class TokensModel(ServedModel):
 
     def read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
         prompts = unpack_prompts(arrays["input_ids"], arrays["input_lengths"])
+        check_counts([1] * len(prompts))
         is_streaming = is_set(arrays, "streaming")
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, len(prompts))

@@ -1,9 +1,9 @@
-"""Adapts one model directory that a user wrote for TensorRT-LLM, in a staged copy.
+"""Adapts one model directory that a user wrote for TensorRT-LLM, in a copy.
 
 In: config.pbtxt with `platform: "tensorrt_llm"` or with upstream's Python code, and version
-directories. Out: the same served by our models in the Python backend, on the device that is there,
-with ranks for instances; every change is said. protobuf reads and writes the config, so nothing
-else that the user wrote is lost.
+directories, a model.yaml in them where it is the llmapi model. Out: the same served by our models
+in the Python backend, on the device that is there, with ranks for instances; every change is said.
+protobuf reads and writes the config, so nothing else that the user wrote is lost.
 """
 
 from __future__ import annotations
@@ -19,29 +19,34 @@ from tidemill.base.errors import ServerError
 from tidemill.frontends.triton.config_pbtxt import TensorConfig
 from tidemill.frontends.triton.deploy_layouts import model_py
 from tidemill.frontends.triton.known_models import Outline, find_module
-from tidemill.frontends.triton.repository import CONFIG_NAME
+from tidemill.frontends.triton.model_yaml import apply_model_yaml
+from tidemill.frontends.triton.repository import CONFIG_NAME, bring
 from tidemill.frontends.triton.staged_repository import is_foreign_code
 from tidemill.frontends.triton.tensors import TOKENS_INPUTS, TOKENS_OUTPUTS
 
 Say = Callable[[str], None]
 
+LLMAPI_MODULE = "llmapi_model"
 NEEDED = {"input": ("input_ids", "input_lengths"), "output": ("output_ids",)}
 
 
-def stage_model(model: Path, staged: Path, say: Say) -> None:
-    """Write a model's working copy: its config adapted, its versions' files linked.
+def stage_model(model: Path, staged: Path, say: Say, link: str = "symbolic") -> None:
+    """Write a model's working copy: its config adapted, its versions' files linked or copied.
 
-    Raises: ServerError when the config cannot be read or has other tensors.
+    Raises: ServerError when the config cannot be read or has other tensors, ConfigError when its
+    model.yaml cannot be read.
     """
     config = read_user_config(model / CONFIG_NAME)
     module = find_module(outline_of(config))
-    if config.platform:
-        for change in adapt_config(config, model):
-            say(f"{model.name}: {change}")
-    staged.mkdir()
+    changes = adapt_config(config, model) if config.platform else []
+    if module == LLMAPI_MODULE:
+        changes += apply_model_yaml(config, model)
+    for change in changes:
+        say(f"{model.name}: {change}")
+    staged.mkdir(exist_ok=True)
     (staged / CONFIG_NAME).write_text(text_format.MessageToString(config), encoding="utf-8")
     for version in sorted(path for path in model.iterdir() if path.is_dir()):
-        if _stage_version(version, staged / version.name, module):
+        if _stage_version(version, staged / version.name, module, link):
             say(f"{model.name}: {version.name}/model.py -> {module} of tidemill")
 
 
@@ -136,8 +141,8 @@ def _declare(tensors: Any, wanted: tuple[TensorConfig, ...]) -> list[str]:
     return added
 
 
-def _stage_version(version: Path, staged: Path, module: str | None) -> bool:
-    """Link a version's files; say whether ours stands in for a model.py that upstream wrote.
+def _stage_version(version: Path, staged: Path, module: str | None, link: str) -> bool:
+    """Bring a version's files; say whether ours stands in for a model.py that upstream wrote.
 
     A model.py of the user's own stays, a missing one is written.
     """
@@ -145,7 +150,7 @@ def _stage_version(version: Path, staged: Path, module: str | None) -> bool:
     is_ours = module is not None and is_foreign_code(version / "model.py")
     for path in version.iterdir():
         if not (is_ours and path.name == "model.py"):
-            (staged / path.name).symlink_to(path.resolve())
+            bring(path, staged / path.name, link)
     if module is not None and is_ours:
         (staged / "model.py").write_text(model_py(module), encoding="utf-8")
     return is_ours and (version / "model.py").exists()
