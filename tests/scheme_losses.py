@@ -8,6 +8,7 @@ what was measured; a scheme without a row fails, and so does one that loses more
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ class Loss:
 # Groups of 128 do not divide the sample's 576 inputs: their kernels have their own tests.
 NOT_ON_THE_SAMPLE = ("w4a16_g128", "w4a8_g128", "w4a16_g128_sym", "w4a8_g128_sym")
 
+CACHES = ("kv_int8", "kv_fp8")  # a quantised key-value cache beside plain weights
+
+
+def build_flags(scheme: str) -> dict[str, Any]:
+    """What build is told for a row of the table."""
+    if scheme in CACHES:
+        return {"kv_cache_dtype": scheme.removeprefix("kv_")}
+    return {"quant": scheme}
+
+
 LOSSES: dict[str, Loss] = {
     "w8a16": Loss(0.039, 0.08, -0.001, 0.01, 0.955),
     "w8a8": Loss(0.117, 0.25, 0.014, 0.04, 0.860),
@@ -46,6 +57,8 @@ LOSSES: dict[str, Loss] = {
     "w4a8_g32_sym": Loss(0.575, 1.0, 0.427, 0.75, 0.640),
     "w4a16_g64_sym": Loss(0.508, 1.0, 0.284, 0.70, 0.644),
     "w4a8_g64_sym": Loss(0.548, 1.0, 0.336, 0.70, 0.623),
+    "kv_int8": Loss(0.016, 0.04, -0.0003, 0.01, 0.969),
+    "kv_fp8": Loss(0.043, 0.1, -0.0074, 0.02, 0.945),
 }
 HEADER = (
     "| scheme | logits rms | bound | perplexity | bound | same first |\n|---|---|---|---|---|---|"
