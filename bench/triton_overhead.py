@@ -10,11 +10,11 @@ front door before it. The tokens of one prompt are compared first. Prints one JS
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
 import statistics
+import struct
 import tempfile
 import threading
 import time
@@ -24,12 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import tritonclient.grpc.aio as grpc_aio
-from aiohttp import ClientSession, TCPConnector
+from tritonclient.grpc import service_pb2
 
 from bench.parts.sample_engine import build_sample
-from tidemill.frontends.triton.client import stream_generate
+from bench.parts.triton_streams import first_event_s, grpc_streams, http_streams
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
 from tidemill.frontends.triton.door_config import DoorConfig
 from tidemill.frontends.triton.endpoints import choose_endpoints
@@ -105,79 +103,35 @@ def run_client(client: HostClient, load: Load) -> int:
 
 def run_http(url: str, load: Load) -> int:
     """Run all streams as server-sent events; return their tokens."""
-
-    async def one(session: ClientSession, index: int) -> int:
-        tokens = 0
-        path = f"{url}/v2/models/{MODEL}/generate_stream"
-        async with session.post(path, json=payload_for(index, load)) as answer:
-            assert answer.status == 200, await answer.text()
-            async for line in answer.content:
-                if line.startswith(b"data:"):
-                    tokens += json.loads(line[5:])["num_output_tokens"]
-        return tokens
-
-    async def all_of_them() -> int:
-        async with ClientSession(connector=TCPConnector(limit=0)) as session:
-            return sum(await asyncio.gather(*(one(session, i) for i in range(load.num_streams))))
-
-    return asyncio.run(all_of_them())
+    events = http_streams(url, MODEL, [payload_for(i, load) for i in range(load.num_streams)])
+    return sum(event["num_output_tokens"] for event in events)
 
 
 def run_grpc(address: str, load: Load) -> int:
     """Run all streams over one gRPC stream, as load generators do; return their tokens."""
-
-    async def requests() -> object:
-        for index in range(load.num_streams):
-            yield {
-                "model_name": MODEL,
-                "inputs": _grpc_inputs(index, load),
-                "request_id": str(index),
-            }
-        await finished.wait()
-
-    async def all_of_them() -> int:
-        tokens, open_streams = 0, load.num_streams
-        async with grpc_aio.InferenceServerClient(address) as client:
-            async for answer, error in client.stream_infer(requests()):
-                assert error is None, error
-                tokens += int(answer.as_numpy("num_output_tokens").item())
-                if answer.as_numpy("finish_reason") is not None:
-                    open_streams -= 1
-                    if open_streams == 0:
-                        finished.set()
-        return tokens
-
-    finished = asyncio.Event()
-    return asyncio.run(all_of_them())
+    requests = [grpc_request(index, load) for index in range(load.num_streams)]
+    answers = grpc_streams(address, requests)
+    return sum(int.from_bytes(each["num_output_tokens"], "little") for each in answers)
 
 
-def _grpc_inputs(index: int, load: Load) -> list[object]:
-    values = {
-        "text_input": ("BYTES", np.array([[f"{PROMPT} {index}".encode()]], dtype=np.object_)),
-        "max_tokens": ("INT32", np.array([[load.num_tokens]], dtype=np.int32)),
-        "end_id": ("INT32", np.array([[-1]], dtype=np.int32)),
-        "stream": ("BOOL", np.array([[True]])),
-    }
-    inputs = []
-    for name, (datatype, array) in values.items():
-        tensor = grpc_aio.InferInput(name, list(array.shape), datatype)
-        tensor.set_data_from_numpy(array)
-        inputs.append(tensor)
-    return inputs
-
-
-def first_token_ms(first: Callable[[], float]) -> list[float]:
-    """Time requests to their first token, one after another, each run to its end."""
-    times = []
-    for _ in range(NUM_FIRST_TOKENS + 2):
-        start = time.perf_counter()
-        times.append((first() - start) * 1e3)
-        time.sleep(0.02)
-    return times[2:]
+def grpc_request(index: int, load: Load) -> bytes:
+    """Return a request of the KServe protocol, serialised."""
+    request = service_pb2.ModelInferRequest(model_name=MODEL, id=str(index))
+    text = f"{PROMPT} {index}".encode()
+    for name, datatype, value in (
+        ("text_input", "BYTES", struct.pack("<I", len(text)) + text),
+        ("max_tokens", "INT32", struct.pack("<i", load.num_tokens)),
+        ("end_id", "INT32", struct.pack("<i", -1)),
+        ("stream", "BOOL", b"\1"),
+    ):
+        request.inputs.add(name=name, datatype=datatype, shape=[1, 1])
+        request.raw_input_contents.append(value)
+    serialised: bytes = request.SerializeToString()
+    return serialised
 
 
 def first_of_client(client: HostClient, load: Load) -> float:
-    """Return when the first token came."""
+    """Return the seconds to the first token of a request that runs to its end."""
     times: list[float] = []
     done = threading.Event()
 
@@ -186,15 +140,10 @@ def first_of_client(client: HostClient, load: Load) -> float:
         if update.is_final:
             done.set()
 
+    start = time.perf_counter()
     client.submit(request_for(0, load), hear)
     done.wait()
-    return times[0]
-
-
-def first_of_stream(url: str, load: Load) -> float:
-    """Return when the first token came."""
-    times = [time.perf_counter() for _ in stream_generate(url, MODEL, payload_for(0, load))]
-    return times[0]
+    return times[0] - start
 
 
 @contextmanager
@@ -237,19 +186,22 @@ def measure_throughput(ways: dict[str, Callable[[Load], int]], load: Load, round
         )
 
 
-def measure_first_token(ways: dict[str, Callable[[], float]]) -> None:
-    """Report medians, and what each way adds to the host's own."""
-    medians = {}
-    for way, first in ways.items():
-        times = sorted(first_token_ms(first))
-        medians[way] = statistics.median(times)
-        added = medians[way] - medians["host"]
+def measure_first_token(ways: dict[str, Callable[[Load], float]], num_tokens: int) -> None:
+    """Take turns; report medians, and what each way adds to the host's own."""
+    load = Load(1, num_tokens)
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(NUM_FIRST_TOKENS + 2):
+        for way, first in ways.items():
+            times[way].append(first(load) * 1e3)
+            time.sleep(0.02)
+    medians = {way: statistics.median(each[2:]) for way, each in times.items()}
+    for way, each in times.items():
         report(
-            "first token",
+            f"first token of {num_tokens}",
             way,
             median_ms=round(medians[way], 2),
-            p90_ms=round(times[int(0.9 * len(times))], 2),
-            added_ms=round(added, 2),
+            p90_ms=round(sorted(each[2:])[int(0.9 * NUM_FIRST_TOKENS)], 2),
+            added_ms=round(medians[way] - medians["host"], 2),
         )
 
 
@@ -261,7 +213,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
-    load, short = Load(flags.streams, flags.tokens), Load(1, 4)
+    load = Load(flags.streams, flags.tokens)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory()))
         engine_dir = flags.engine_dir or build_sample(scratch)
@@ -281,13 +233,15 @@ def main() -> None:
             load,
             flags.rounds,
         )
-        measure_first_token(
-            {
-                "host": lambda: first_of_client(client, short),
-                "triton http": lambda: first_of_stream(url, short),
-                "front door": lambda: first_of_stream(door, short),
-            }
-        )
+        for num_tokens in (1, 4):
+            measure_first_token(
+                {
+                    "host": lambda load: first_of_client(client, load),
+                    "triton http": lambda load: first_event_s(url, MODEL, payload_for(0, load)),
+                    "front door": lambda load: first_event_s(door, MODEL, payload_for(0, load)),
+                },
+                num_tokens,
+            )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tests.compare import assert_same_bits
 from tests.conftest import MakeSample, MakeTinyLlama
 from tests.recording_executor import RecordingExecutor
 from tests.runnable_targets import TARGETS
+from tests.scheme_losses import CACHES, build_flags
 from tests.tiny_llama import TinyLlama
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
@@ -52,11 +53,13 @@ TYPES = (
     ("bfloat16", "none"),
     ("float32", "fp8"),
     *(("bfloat16", scheme.name) for scheme in SCHEMES if scheme != NONE),
+    *((dtype, cache) for dtype in ("float16", "bfloat16") for cache in CACHES),
 )
 BEST, *LESSER = TARGETS
 CORNER = {
     *((BEST, *types) for types in TYPES[:3]),
-    *((BEST, "bfloat16", name) for name in ("w8a8", "fp8", "w4a8_g32", "w4a16_g32_sym")),
+    *((BEST, "bfloat16", name) for name in ("w8a8", "fp8", "w4a8_g32", "w4a16_g32_sym", "kv_int8")),
+    (BEST, "float16", "kv_fp8"),
     *((target, "bfloat16", name) for target in LESSER for name in ("none", "w8a8")),
 }
 CASES = [
@@ -81,7 +84,7 @@ def make_engine(
     def make(dtype: str, target: str, quant: str) -> Path:
         directory = tmp_path_factory.mktemp(f"{dtype}_{target}_{quant}")
         checkpoint, engine = directory / "checkpoint", directory / "engine"
-        weight = NAME_TO_SCHEME[quant].weight
+        weight = None if quant in CACHES else NAME_TO_SCHEME[quant].weight
         shape = GROUPED_TINY[weight.group_size] if weight and weight.group_size else TINY
         convert(ConvertRequest(make_tiny_llama(shape), checkpoint, dtype=dtype))
         build(
@@ -93,7 +96,7 @@ def make_engine(
                 max_num_tokens=256,
                 tokens_per_block=16,
                 target=target,
-                quant=quant,
+                **build_flags(quant),
             )
         )
         return engine

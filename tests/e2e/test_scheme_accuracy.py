@@ -7,7 +7,7 @@ judged, decoded one by one in four sequences at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import MakeSample
 from tests.engine_logits import Array, forced_logits
-from tests.scheme_losses import LOSSES, NOT_ON_THE_SAMPLE, table
+from tests.scheme_losses import CACHES, LOSSES, NOT_ON_THE_SAMPLE, build_flags, table
 from tidemill.api.build import BuildRequest, build
 from tidemill.quant.schemes import NAME_TO_SCHEME, NONE
 from tidemill.runtime.executor.cpu import NativeExecutor
@@ -79,7 +79,8 @@ def test_scheme_loses_no_more_than_its_table_allows(
     scheme: str, plain: Answers, make_sample: MakeSample, tmp_path: Path
 ) -> None:
     checkpoint = make_sample("bfloat16").checkpoint
-    build(BuildRequest(checkpoint, tmp_path / "engine", max_seq_len=512, quant=scheme))
+    request = BuildRequest(checkpoint, tmp_path / "engine", max_seq_len=512)
+    build(replace(request, **build_flags(scheme)))
     got = read_text(tmp_path / "engine")
     rms = np.sqrt(np.mean((got.logits - plain.logits) ** 2) / np.mean(plain.logits**2))
     change = got.perplexity / plain.perplexity - 1
@@ -92,6 +93,6 @@ def test_scheme_loses_no_more_than_its_table_allows(
 
 
 def test_every_scheme_has_a_row_and_the_document_shows_the_table() -> None:
-    assert {*LOSSES, *NOT_ON_THE_SAMPLE} == NAME_TO_SCHEME.keys() - {NONE.name}
+    assert {*LOSSES, *NOT_ON_THE_SAMPLE} == {*CACHES, *NAME_TO_SCHEME} - {NONE.name}
     document = Path(__file__).parents[2] / "docs" / "ACCURACY.md"
     assert table() in document.read_text("utf-8"), f"docs/ACCURACY.md should have:\n{table()}"

@@ -21,7 +21,7 @@ from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.prompts import read_prompts
 from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_USAGE, run_app
-from tidemill.quant.schemes import NAME_TO_SCHEME, find_scheme
+from tidemill.quant.schemes import NAME_TO_SCHEME, find_cache_dtype, find_scheme
 
 REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
 
@@ -69,9 +69,9 @@ def test_flags_that_would_change_weights_are_refused_all_at_once(
 ) -> None:
     output = tmp_path / "ckpt"
     arguments = ["convert", "--model_dir", "m", "--output_dir", str(output)]
-    assert run_app(app, [*arguments, "--use_fp8", "--int8_kv_cache"]) == EXIT_FAILED
+    assert run_app(app, [*arguments, "--use_fp8", "--per_token"]) == EXIT_FAILED
     printed = capsys.readouterr().err
-    assert "--use_fp8: not yet" in printed and "--int8_kv_cache: not yet" in printed
+    assert "--use_fp8: not yet" in printed and "--per_token: not yet" in printed
     assert not output.exists()
 
 
@@ -128,6 +128,18 @@ def test_unknown_scheme_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="w8a8") as caught:
         find_scheme("w7a7", "--quant")
     assert "--quant" in str(caught.value) and "w7a7" in str(caught.value)
+
+
+def test_unknown_type_of_the_kv_cache_names_the_ones_we_know() -> None:
+    with pytest.raises(ConfigError, match="none, int8, fp8") as caught:
+        find_cache_dtype("int4", "--kv_cache_dtype")
+    assert "--kv_cache_dtype" in str(caught.value) and "int4" in str(caught.value)
+
+
+def test_two_types_of_the_kv_cache_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    both = ConvertRequest(tiny_llama, tmp_path / "c", int8_kv_cache=True, fp8_kv_cache=True)
+    with pytest.raises(ConfigError, match="at most one"):
+        convert(both)
 
 
 def test_help_of_build_names_every_scheme() -> None:

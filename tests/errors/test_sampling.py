@@ -79,7 +79,7 @@ def test_what_does_not_fit_the_model(request_: Request, message: str) -> None:
         ({"n": 0}, "require n >= 1, got n=0"),
         ({"n": 3, "best_of": 2}, "best_of (2) cannot be less than n (3)"),
         ({"best_of": 2, "streaming": True}, "a stream tells every answer"),
-        ({"beams": BeamSettings(0)}, "require beam_width >= 1, got beam_width=0"),
+        ({"beams": BeamSettings(0)}, "require 1 <= beam_width <= 256, got beam_width=0"),
         ({"beams": BeamSettings(2), "streaming": True}, "a beam search cannot stream"),
         ({"beams": BeamSettings(2), "n": 3}, "n (3) cannot exceed beam_width (2)"),
         ({"beams": BeamSettings(2, math.nan)}, "require a finite length_penalty"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.ir.tiny_graphs import attention_block_graph, attention_graph, random_graph, run_outputs
+from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.pass_contract import Pass, PassResult, run_passes
 from tidemill.builder.passes.dead_code import DeadCode
@@ -16,6 +17,7 @@ from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
 from tidemill.builder.passes.fuse_norm_quantize import FuseNormQuantize
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
 from tidemill.builder.passes.pad_heads import PadHeads
+from tidemill.builder.passes.quantize_cache import QuantizeCache
 from tidemill.builder.passes.quantize_linears import QuantizeLinears
 from tidemill.builder.pipelines.cpu import cpu_passes, run_cpu_pipeline
 from tidemill.ir.graph import Graph
@@ -288,12 +290,24 @@ def test_observer_sees_every_pass_in_order() -> None:
     assert seen == [
         ("dead_code", False),
         ("pad_heads", False),
+        ("quantize_cache", False),
         ("quantize_linears", False),
         ("fuse_norm_quantize", False),
         ("fuse_rope_cache", True),
         ("fuse_linear_gated", False),
         ("fuse_linear_residual", False),
     ]
+
+
+def test_quantize_cache_changes_what_is_stored_and_nothing_else() -> None:
+    graph = attention_graph()
+    result = QuantizeCache(DType.Q8).apply(graph)
+    assert result.is_changed
+    assert ops_text(result.graph) == ops_text(graph).replace(
+        'cache_dtype="bf16"', 'cache_dtype="q8"'
+    )
+    assert 'cache_dtype="q8"' in ops_text(result.graph)
+    assert not QuantizeCache().apply(graph).is_changed
 
 
 def test_quantize_linears_gives_layers_and_head_their_schemes_and_quantises_an_x_once() -> None:

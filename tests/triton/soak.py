@@ -1,9 +1,11 @@
 """Mixed load with every kind of trouble, and a record of what must never happen.
 
 In: a served repository and prompts with the answers they must get. Workers ask, stream, leave in
-the middle and send rubbish; a killer ends stubs, hosts and servers. A violation is an answer that
-is wrong or mixed, a failure while nothing was being killed, a request that hangs, rubbish that is
-accepted, and at the end whatever was not given back. Used by a short test and by scripts/soak.
+the middle, stop streams by their ids and send rubbish; a killer ends stubs, hosts and servers. A
+violation is an answer that is wrong or mixed, a failure while nothing was being killed, a request
+that hangs, rubbish that is accepted, a server that says it is ready and cannot answer or the other
+way round, and at the end whatever was not given back: blocks, requests, memory, shared memory. Used
+by a short test and by scripts/soak.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import threading
 import time
 import urllib.request
@@ -21,14 +24,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tests.triton.http_calls import call
 from tests.triton.serve_process import ServeProcess, wait_for
 from tidemill.base.errors import ServerError
 from tidemill.frontends.triton.client import stream_generate
+from tidemill.frontends.triton.shared_memory import SHM_DIR
 
 HANG_S = 60.0
 BACK_WITHIN_S = 30.0
 # Requests that began just before the service was back may still fail.
 AFTERMATH_S = 2.0
+# How long a death may be missed by what readiness says, on a machine that others load, too.
+NOTICED_WITHIN_S = 3.0
+MAX_GROWTH_MB = 64
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class SoakReport:
     violations: list[str] = field(default_factory=list)
     back_after_s: list[tuple[str, float]] = field(default_factory=list)
     resident_mb: dict[str, list[int]] = field(default_factory=dict)
+    shared_regions: list[int] = field(default_factory=list)
 
 
 class Soak:
@@ -82,7 +91,8 @@ class Soak:
         return self.report
 
     def _work(self, rng: random.Random) -> None:
-        actions = [self._whole] * 4 + [self._stream] * 4 + [self._leave] * 3 + [self._rubbish] * 2
+        actions = [self._whole] * 4 + [self._stream] * 4 + [self._leave] * 2 + [self._rubbish] * 2
+        actions += [self._stop, self._look]
         while time.monotonic() < self._deadline:
             action = rng.choice(actions)
             start = time.monotonic()
@@ -134,6 +144,27 @@ class Soak:
         for _ in range(rng.randrange(4)):
             next(stream, None)
         stream.close()
+
+    def _stop(self, rng: random.Random) -> None:
+        """Stop a stream that has no end of its own: it ends in order, with what it has."""
+        prompt, _, _ = self._plan.make_case(rng)
+        name, model = f"stop-{rng.random()}", self._plan.streaming_model
+        body = {**self._body(prompt.replace(">", ""), 1000), "end_id": -1, "stream": True}
+        stream = stream_generate(self._serve.http_url, model, {**body, "id": name}, HANG_S)
+        events = [next(stream)]
+        stop = {**self._body("", 1), "stop": True, "id": name}
+        status, answer = self._post(model, json.dumps(stop).encode())
+        events += stream
+        if status == 503:
+            raise ServerError("503")
+        assert status == 200, (status, answer)
+        reason = events[-1].get("finish_reason")
+        assert reason in ("cancelled", "length") and len(events) <= 1000, events[-1]
+
+    def _look(self, rng: random.Random) -> None:
+        """Readiness: what says that it is not ready while nothing was killed is judged like one."""
+        if not self._is_ready():
+            raise ServerError("not ready")
 
     def _rubbish(self, rng: random.Random) -> None:
         bodies = [
@@ -189,7 +220,7 @@ class Soak:
             os.kill(process_id, signal.SIGKILL)
         time.sleep(0.3)  # what was killed is noticed: an answer from now on is the new one's
         try:
-            wait_for(self._is_back, f"service after the {what} was killed", BACK_WITHIN_S)
+            wait_for(lambda: self._is_back(start), f"service after the {what}'s end", BACK_WITHIN_S)
         except AssertionError as error:
             self._violate(str(error))
         now = time.monotonic()
@@ -197,7 +228,14 @@ class Soak:
         with self._lock:
             window[1] = now + AFTERMATH_S
 
-    def _is_back(self) -> bool:
+    def _is_back(self, killed_at: float) -> bool:
+        was_ready = self._is_ready() and time.monotonic() > killed_at + NOTICED_WITHIN_S
+        is_back = self._answers()
+        if was_ready and not is_back and self._is_ready():
+            self._violate("ready, but not able to answer")
+        return is_back
+
+    def _answers(self) -> bool:
         prompt, max_tokens, expected = self._plan.make_case(random.Random(0))
         for model in (self._plan.unary_model, self._plan.streaming_model):
             status, answer = self._serve.ask(model, prompt, max_tokens)
@@ -205,12 +243,20 @@ class Soak:
                 return False
         return True
 
+    def _is_ready(self) -> bool:
+        try:
+            return call(f"{self._serve.http_url}/v2/health/ready")[0] == 200
+        except OSError:
+            return False
+
     def _note_memory(self) -> None:
         server, hosts = self._serve.server_id, self._serve.host_ids
         stub = self._serve.stub_id(self._plan.streaming_model)
         named = [("serve", self._serve.process.pid), ("server", server), ("stub", stub)]
         for name, process_id in [*named, *(("host", host) for host in hosts)]:
             self.report.resident_mb.setdefault(name, []).append(resident_mb(process_id))
+        regions = list(SHM_DIR.glob(f"tidemill_{self._serve.process.pid}_*"))
+        self.report.shared_regions.append(len(regions))
 
     def _check_rest(self) -> None:
         """All blocks and requests are given back, and health is the truth."""
@@ -219,9 +265,16 @@ class Soak:
         except AssertionError as error:
             self._violate(f"{error}: (blocks in use, requests in flight) are {self._gauges()}")
         self._note_memory()
-        with urllib.request.urlopen(f"{self._serve.http_url}/v2/health/ready", timeout=10) as ready:
-            if ready.status != 200 or not self._is_back():
-                self._violate("ready, but not able to answer")
+        if not self._is_ready() or not self._answers():
+            self._violate("nothing was killed any more, but it is not ready or cannot answer")
+        for name, sizes in self.report.resident_mb.items():
+            quarter = max(1, len(sizes) // 4)
+            growth = statistics.median(sizes[-quarter:]) - statistics.median(sizes[:quarter])
+            if growth > MAX_GROWTH_MB:
+                self._violate(f"the memory of {name} grew by {growth:.0f} MB: {sizes}")
+        regions = self.report.shared_regions
+        if regions[-1] > regions[0]:
+            self._violate(f"regions of shared memory were left: {regions}")
 
     def _gauges(self) -> tuple[float, float]:
         with urllib.request.urlopen(self._serve.metrics_url, timeout=10) as answer:

@@ -1,4 +1,4 @@
-"""Tidemill itself, the session in this process, streamed as it is in service."""
+"""Tidemill itself, the session in this process, streamed and on its cores as in its host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class Tidemill:
 
     def load(self, model: str, threads: int, max_requests: int, max_tokens: int) -> None:
         config = self._config(
-            kv_cache_tokens=max_requests * max_tokens, num_threads=threads, runtime=self._runtime
+            kv_cache_tokens=max_requests * max_tokens,
+            num_threads=threads,
+            pin_threads=True,
+            runtime=self._runtime,
         )
         self._session = self._session_type.open(model, config)
 

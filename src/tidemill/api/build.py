@@ -55,6 +55,7 @@ class BuildRequest:
     target: str | None = None
     quant: str | None = None
     quant_head: str | None = None
+    kv_cache_dtype: str | None = None
     is_tuned: bool = False
 
 
@@ -164,7 +165,7 @@ def _choose_tactics(
 ) -> ChosenTactics:
     """Measure where the user asks for it; code for another CPU cannot be timed on this one."""
     if not request.is_tuned:
-        return shipped_tactics(graph)
+        return shipped_tactics(graph, isa)
     if isa.target not in host_targets():
         raise ConfigError(
             "kernels for another CPU cannot be timed on this machine",
@@ -186,7 +187,11 @@ def _show_pass(name: str, result: PassResult) -> None:
 def _settings(resolved: ResolvedBuild) -> dict[str, int | str]:
     """What the engine was shaped by, limits and schemes, by flag."""
     schemes = resolved.quantization
-    names = {"quant": schemes.layers.name, "quant_head": schemes.head.name}
+    names = {
+        "quant": schemes.layers.name,
+        "quant_head": schemes.head.name,
+        "kv_cache_dtype": schemes.cache_name,
+    }
     return {**asdict(resolved.config), **names}
 
 

@@ -47,6 +47,8 @@ class ConvertRequest:
     save_config_only: bool = False
     use_weight_only: bool = False
     weight_only_precision: str = "int8"
+    int8_kv_cache: bool = False
+    fp8_kv_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,9 @@ def _check_request(request: ConvertRequest) -> None:
         f"pp_size {request.pp_size} (from 1)": request.pp_size >= 1,
         f"workers {request.workers} (from 1)": request.workers >= 1,
         f"dtype {request.dtype} (one of {', '.join(_DTYPES)})": request.dtype in _DTYPES,
+        "int8_kv_cache and fp8_kv_cache (at most one)": (
+            not (request.int8_kv_cache and request.fp8_kv_cache)
+        ),
         f"embedding_sharding_dim {request.embedding_sharding_dim} (0 or 1)": (
             request.embedding_sharding_dim in (0, 1)
         ),
@@ -162,6 +167,10 @@ def _laid_out(config: CheckpointConfig, request: ConvertRequest) -> CheckpointCo
         laid_out = as_int4(laid_out)
     elif request.use_weight_only or is_weight_only(config):
         laid_out = as_weight_only(laid_out)
+    if request.int8_kv_cache or request.fp8_kv_cache:
+        algorithm = "INT8" if request.int8_kv_cache else "FP8"
+        quantization = {**laid_out.quantization, "kv_cache_quant_algo": algorithm}
+        laid_out = replace(laid_out, quantization=quantization)
     faults = layout_faults(laid_out)
     if faults:
         raise ConfigError(

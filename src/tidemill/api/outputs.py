@@ -42,7 +42,8 @@ class CompletionOutput:
     `prompt_logprobs` likewise for the prompt, None for its first token. Shapes: `generation_logits`
     is (tokens, vocabulary). What was not asked for is None or empty. Of a streamed answer, all is
     so far, and `text_diff` and `token_ids_diff` are the news. `request_perf_metrics` has the
-    reference's keys, for the whole answer and, if asked for, with every piece.
+    reference's keys, for the whole answer and, if asked for, with every piece; answers that cost
+    differently can be equal.
     """
 
     index: int
@@ -56,7 +57,7 @@ class CompletionOutput:
     generation_logits: Logits | None = None
     text_diff: str = ""
     token_ids_diff: list[int] = field(default_factory=list)
-    request_perf_metrics: dict[str, Any] | None = None
+    request_perf_metrics: dict[str, Any] | None = field(default=None, compare=False)
 
     @property
     def length(self) -> int:

@@ -5,15 +5,16 @@ In: a request and the checkpoint's config. Out: a `BuildConfig` that nothing cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tidemill.base.dtypes import DType
 from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.weight_only import scheme_asked_for
-from tidemill.quant.schemes import NONE, Quantization, find_scheme
+from tidemill.quant.schemes import NONE, Quantization, find_cache_dtype, find_scheme
 
 if TYPE_CHECKING:
     from tidemill.api.build import BuildRequest
@@ -58,7 +59,7 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
         name: "default" if getattr(request, name) is None else "user"
         for name in BuildConfig.__dataclass_fields__
     }
-    for name in ("quant", "quant_head"):
+    for name in ("quant", "quant_head", "kv_cache_dtype"):
         chosen_by[name] = "default" if getattr(request, name) is None else "user"
     notes = []
     if max_seq_len > longest:
@@ -66,7 +67,9 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
             f"max_seq_len {max_seq_len} is beyond the {longest} positions that the model was "
             "trained for; answers may degrade past them"
         )
-    quantization = _resolve_quantization(request, model)
+    quantization = replace(
+        _resolve_quantization(request, model), cache=_resolve_cache_dtype(request, model)
+    )
     return ResolvedBuild(config, quantization, chosen_by, tuple(notes))
 
 
@@ -99,6 +102,18 @@ def _resolve_quantization(request: BuildRequest, model: CheckpointConfig) -> Qua
             hint="it is the embedding of a tied model; leave --quant_head out for 8 bits",
         )
     return Quantization(layers, head)
+
+
+def _resolve_cache_dtype(request: BuildRequest, model: CheckpointConfig) -> DType | None:
+    """The cache's type is the user's; left open, the one that the checkpoint asks for.
+
+    Raises: ConfigError for unknown types.
+    """
+    if request.kv_cache_dtype is not None:
+        return find_cache_dtype(request.kv_cache_dtype, "--kv_cache_dtype")
+    algorithm = model.quantization.get("kv_cache_quant_algo")
+    where = "config.json, quantization.kv_cache_quant_algo"
+    return None if algorithm is None else find_cache_dtype(str(algorithm).lower(), where)
 
 
 def _check(config: BuildConfig) -> None:

@@ -28,7 +28,7 @@ from tidemill.network.registry import find_architecture
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.interpreter import load_constant, run_op, walk
 from tidemill.quant.packing import unpack_activations
-from tidemill.quant.schemes import NONE, Quantization, find_scheme
+from tidemill.quant.schemes import NONE, Quantization, find_cache_dtype, find_scheme
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import PlanEntry, StepPlan
@@ -123,7 +123,8 @@ def _quantization(executor: NativeExecutor) -> Quantization:
     layers, head = (
         find_scheme(built.get(name, NONE.name), where) for name in ("quant", "quant_head")
     )
-    return Quantization(layers, head)
+    cache = find_cache_dtype(built.get("kv_cache_dtype", "none"), where)
+    return Quantization(layers, head, cache)
 
 
 def _check_same_plan(executor: NativeExecutor, graph: Graph, engine_dir: Path) -> None:
@@ -165,13 +166,20 @@ def _compare(
     )
 
 
+def _rounds_to_levels(op: Op) -> bool:
+    """Whether an op quantises what it hands on, or what it stores in the cache."""
+    if op.kind == "rope_cache":
+        return DType(op.attrs["cache_dtype"]).is_quantized
+    return op.outputs[0].type.dtype.is_quantized
+
+
 class _Judge:
     """Follows the engine op by op with two references."""
 
     def __init__(self, executor: NativeExecutor, graph: Graph, dtype: DType, tokens: Array) -> None:
         self._executor = executor
         self.alone_bound, self.chain_bound = ALONE_BOUND[dtype], CHAIN_BOUND[dtype]
-        if any(value.type.dtype is DType.Q8 for op in graph.ops for value in op.outputs):
+        if any(map(_rounds_to_levels, graph.ops)):
             self.alone_bound = max(self.alone_bound, LEVELS_ALONE_BOUND)
             self.chain_bound = max(self.chain_bound, LEVELS_CHAIN_BOUND)
         self._ops = iter(graph.ops)
@@ -204,8 +212,7 @@ class _Judge:
             return
         got = self._read(op)
         operands = [self._operand(v.name) for v in op.inputs]
-        is_leveled = op.outputs[0].type.dtype is DType.Q8
-        numerics = Numerics(round_activations=is_leveled)
+        numerics = Numerics(round_activations=_rounds_to_levels(op))
         alone = run_op(op, operands, self._alone_batch, numerics)[0]
         error = OpError(
             op.kind, op.layer, planned.output, _rms_error(got, alone), _rms_error(got, chain)

@@ -103,6 +103,7 @@ def _total_sizes(manifest: Manifest) -> dict[str, int]:
         **sizes,
         "arena": manifest.arena_bytes,
         "scratch_per_thread": manifest.scratch_bytes_per_thread,
+        "scratch_shared": manifest.shared_scratch_bytes,
     }
 
 
@@ -121,7 +122,11 @@ def _summary_text(engine: EngineFile) -> str:
         ("weights", f"{bytes_text(sizes['weights'])}, mapped at load"),
         ("code", bytes_text(sizes["code"])),
         ("arena", bytes_text(sizes["arena"])),
-        ("scratch", f"{bytes_text(sizes['scratch_per_thread'])} for each thread"),
+        (
+            "scratch",
+            f"{bytes_text(sizes['scratch_per_thread'])} for each thread, up to "
+            f"{bytes_text(sizes['scratch_shared'])} shared",
+        ),
         (
             "KV cache",
             f"{bytes_text(facts['kv_cache_bytes_per_token'])} for each token "

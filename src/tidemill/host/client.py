@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from tidemill.base.errors import (
@@ -97,7 +98,11 @@ class HostClient:
             if not is_unsent:
                 self._link.send(Ask(cancelled_ids=[wire_id]))
         if is_unsent:
-            self._pending.deliver(Update(wire_id, [], "", "cancelled", 0, 0))
+            self._pending.deliver([Update(wire_id, [], "", "cancelled", 0, 0)])
+
+    def call_after_updates(self, callback: Callable[[], None]) -> None:
+        """Have one callback follow the updates of each message, when all were heard."""
+        self._pending.after_updates = callback
 
     def info(self, timeout_seconds: float = 10.0) -> HostInfo:
         """Ask the host for its limits and counters.
@@ -142,9 +147,8 @@ class HostClient:
                 self._link.send(Ask(held))
 
     def _hear(self, message: Tell) -> None:
-        for update in message.updates:
-            if not self._pending.deliver(update):
-                self.cancel(update.request_id)
+        for request_id in self._pending.deliver(message.updates):
+            self.cancel(request_id)
         if message.info is not None or message.stats is not None:
             # The host answers in the order in which it was asked.
             with self._lock:

@@ -143,6 +143,12 @@ class Update(msgspec.Struct, array_like=True):
         has_ended = self.finish_reason is not None and self.num_open == 0
         return has_ended or self.error is not None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether these are the first tokens of an answer that goes on."""
+        num_tokens = len(self.token_ids)
+        return 0 < num_tokens == self.num_output_tokens and self.finish_reason is None
+
     @classmethod
     def failed(cls, request_id: str, error: TidemillError) -> Update:
         """Make the last update of a request that failed."""

@@ -40,6 +40,7 @@ class PendingRequests:
         self._wire_to_pending: dict[str, _Pending] = {}
         self._id_to_wire: dict[str, str] = {}
         self._wire_to_held: dict[str, GenerateRequest] = {}
+        self.after_updates: Callable[[], None] = lambda: None
 
     def add(self, request: GenerateRequest, on_update: OnUpdate) -> GenerateRequest:
         """Remember a request and return it as it goes on the wire.
@@ -79,8 +80,16 @@ class PendingRequests:
         with self._lock:
             return self._wire_to_held.pop(wire_id, None) is not None
 
-    def deliver(self, update: Update) -> bool:
-        """Hand an update to who asked; false when the callback raised. Ended ids are ignored."""
+    def deliver(self, updates: Iterable[Update]) -> list[str]:
+        """Hand updates to who asked, and say when all were; return those whose callback raised.
+
+        Ended ids are ignored.
+        """
+        failed_ids = [update.request_id for update in updates if not self._deliver(update)]
+        self.after_updates()
+        return failed_ids
+
+    def _deliver(self, update: Update) -> bool:
         wire_id = update.request_id
         with self._lock:
             pending = self._wire_to_pending.get(wire_id)
@@ -111,8 +120,7 @@ class PendingRequests:
 
     def fail(self, wire_ids: Iterable[str], error: TidemillError) -> None:
         """End requests with an error."""
-        for wire_id in wire_ids:
-            self.deliver(Update.failed(wire_id, error))
+        self.deliver([Update.failed(wire_id, error) for wire_id in wire_ids])
 
     def check(self) -> None:
         """Recompute that both directions of the map agree."""

@@ -21,6 +21,10 @@ from tidemill.host.switchboard import Client, Switchboard
 
 # New prompts are tokenised between steps: a burst of them is spread over several.
 HEARING_SECONDS = 0.002
+# A first token passes through processes that the next step would keep from the cores: where only a
+# few would wait for it, the step waits instead (decision 071).
+GIVING_WAY_SECONDS = 0.001
+MAX_REQUESTS_TO_GIVE_WAY = 4
 
 
 class HostServer:
@@ -44,6 +48,7 @@ class HostServer:
         self._id_to_client: dict[str, Client] = {}
         self._unheard: deque[tuple[Client, Ask]] = deque()
         self._alone_since = time.monotonic()
+        self._gives_way = False
 
     def serve(self) -> None:
         """Run until nobody has needed the host for the grace period.
@@ -79,7 +84,7 @@ class HostServer:
 
     def _wait_seconds(self) -> float | None:
         if self._session.has_work or self._unheard:
-            return 0.0
+            return GIVING_WAY_SECONDS if self._gives_way and not self._unheard else 0.0
         if self._checks_state:
             self.check()
         return None if self._switchboard.clients else max(0.0, self._grace_left())
@@ -129,6 +134,8 @@ class HostServer:
                 del self._id_to_client[update.request_id]
         for client, its_updates in client_to_updates.items():
             self._switchboard.send(client, Tell(its_updates))
+        are_few = len(self._id_to_client) <= MAX_REQUESTS_TO_GIVE_WAY
+        self._gives_way = are_few and any(update.is_first for update in updates)
 
     def _drop(self, client: Client) -> None:
         for request_id in [each for each, its in self._id_to_client.items() if its is client]:

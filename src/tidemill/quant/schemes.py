@@ -50,17 +50,41 @@ SCHEMES = (
     Scheme("w4a8_g128_sym", DType.Q4S128, DType.Q8),
 )
 NAME_TO_SCHEME = {scheme.name: scheme for scheme in SCHEMES}
+# By --kv_cache_dtype. Each head of a token has a scale of its own.
+NAME_TO_CACHE: dict[str, DType | None] = {"none": None, "int8": DType.Q8, "fp8": DType.F8}
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """The schemes of one engine."""
+    """The schemes of one engine; `cache` None keeps keys and values as wide as the weights."""
 
     layers: Scheme = NONE
     head: Scheme = NONE
+    cache: DType | None = None
+
+    @property
+    def cache_name(self) -> str:
+        """The cache's type as --kv_cache_dtype names it."""
+        return next(name for name, dtype in NAME_TO_CACHE.items() if dtype is self.cache)
 
 
 NO_QUANTIZATION = Quantization()
+
+
+def find_cache_dtype(name: str, where: str) -> DType | None:
+    """Return the element type of keys and values; None where they are as wide as the weights.
+
+    Raises: ConfigError naming the ones we know.
+    """
+    if name not in NAME_TO_CACHE:
+        raise ConfigError(
+            "unknown type of the key-value cache",
+            where=where,
+            expected="one of " + ", ".join(NAME_TO_CACHE),
+            got=name,
+            hint="int8 halves the cache's memory at next to no loss; none keeps the model's type",
+        )
+    return NAME_TO_CACHE[name]
 
 
 def find_scheme(name: str, where: str) -> Scheme:

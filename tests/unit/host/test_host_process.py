@@ -82,8 +82,10 @@ def is_alive(pid: int) -> bool:
 
 def test_answer_comes_through_the_host_in_pieces(connect: Connect) -> None:
     inbox = Inbox(connect(), "a", "say>hello", streaming=True)
-    texts = [inbox.next().text for _ in range(6)]
+    updates = [inbox.next() for _ in range(6)]
+    texts = [update.text for update in updates]
     assert "".join(texts) == "hello" and texts[0] == "h"
+    assert [update.is_first for update in updates] == [True] + [False] * 5
 
 
 def test_same_request_ids_of_two_frontends_do_not_meet(connect: Connect) -> None:

@@ -43,6 +43,10 @@ class FakeClient:
         self.cancelled: list[str] = []
         self.is_closed = False
         self.refuses: Exception | None = None
+        self.after_updates: Callable[[], None] = lambda: None
+
+    def call_after_updates(self, callback: Callable[[], None]) -> None:
+        self.after_updates = callback
 
     def submit(self, request: GenerateRequest, on_update: Callable[[Update], None]) -> None:
         if self.refuses is not None:
@@ -60,6 +64,11 @@ class FakeClient:
         raise HostError("the engine host is away")
 
     def tell(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
+        self.hear(row, text, tokens, finish)
+        self.after_updates()
+
+    def hear(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
+        """Tell as one of a message's updates that others follow."""
         request_id = self.requests[row].request_id
         self.listeners[row](Update(request_id, tokens, text, finish, 4, len(tokens)))
 
@@ -177,6 +186,7 @@ def test_costs_come_with_every_piece_where_they_were_asked_for(
     for row, metrics, reason in ((0, early, None), (0, late, "length"), (1, late, "length")):
         update = Update(client.requests[row].request_id, [7], "x", reason, 4, 1, metrics=metrics)
         client.listeners[row](update)
+        client.after_updates()
     first, last = (response.outputs for response in asked.responses)
     assert first["last_token_time_ns"].tolist() == [[0]]
     assert first["kv_cache_alloc_new_blocks"].tolist() == [[3]]
@@ -196,6 +206,7 @@ def test_logits_have_the_type_that_the_deployment_declares(
     logits = np.array([0.5, -2.0], dtype=np.float32)
     update = Update("", [7], "x", "length", 4, 1, generation_logits=logits.tobytes())
     client.listeners[0](update)
+    client.after_updates()
     found = sender.responses[0].outputs["generation_logits"]
     assert found.dtype == {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16}[declared]
     assert found.tolist() == [[[[0.5, -2.0]]]]
@@ -223,6 +234,7 @@ def test_stream_of_beams_is_their_last_state_in_one_response(
     for index, text in enumerate(("best", "second")):
         update = Update("", [7], text, "length", 4, 1, index=index, num_open=1 - index)
         client.listeners[0](update)
+        client.after_updates()
     (response,) = sender.responses
     assert sender.is_complete
     assert response.outputs["text_output"].tolist() == [b"best", b"second"]
@@ -325,6 +337,19 @@ def test_unloading_ends_what_is_in_flight(load: Load, client: FakeClient) -> Non
     assert client.is_closed
 
 
+def test_responses_of_one_message_go_out_together_after_its_last_update(
+    load: Load, client: FakeClient
+) -> None:
+    model = load()
+    senders = [ask(model, name, stream=on()) for name in ("a", "b")]
+    for row in (0, 1):
+        client.hear(row, "x", [1])
+        client.hear(row, "y", [2], "length")
+    assert not any(sender.sent for sender in senders)
+    client.after_updates()
+    assert all(len(each.sent) == 2 and each.is_complete for each in senders)
+
+
 def test_response_that_cannot_be_sent_becomes_an_error(
     load: Load, client: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +437,12 @@ def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
     wishes = TextWishes(DetailWishes())
     answer = TextAnswer(sender, [AnswerPlace(None, None)], wishes)
     end = Update("r", [1], "a", "length", 4, 1)
-    thread = threading.Thread(target=lambda: answer.update(0, end))
+
+    def send() -> None:
+        answer.update(0, end)
+        answer.flush()
+
+    thread = threading.Thread(target=send)
     thread.start()
     while thread.is_alive():
         answer.is_unwanted()

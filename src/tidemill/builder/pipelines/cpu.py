@@ -15,6 +15,7 @@ from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
 from tidemill.builder.passes.fuse_norm_quantize import FuseNormQuantize
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
 from tidemill.builder.passes.pad_heads import PadHeads
+from tidemill.builder.passes.quantize_cache import QuantizeCache
 from tidemill.builder.passes.quantize_linears import QuantizeLinears
 from tidemill.ir.checker import describe_op
 from tidemill.ir.graph import Graph
@@ -26,6 +27,7 @@ def cpu_passes(quantization: Quantization) -> tuple[Pass, ...]:
     return (
         DeadCode(),
         PadHeads(),
+        QuantizeCache(quantization.cache),
         QuantizeLinears(quantization),
         FuseNormQuantize(),
         FuseRopeCache(),

@@ -113,6 +113,12 @@ def build(
     is_tuned: Annotated[
         bool, typer.Option("--tune", help="Time kernels here and keep the fastest of each shape.")
     ] = False,
+    kv_cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--kv_cache_dtype", help="KV cache: none (as wide as the weights), int8 or fp8."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     notes = read_foreign_flags(trtllm_build_flags.TOOL, trtllm_build_flags.TABLE, context.args)
@@ -137,6 +143,7 @@ def build(
             target=target,
             quant=quant,
             quant_head=quant_head,
+            kv_cache_dtype=kv_cache_dtype,
         ),
     )
     with progress_bar("build") as progress:

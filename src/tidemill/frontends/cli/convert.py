@@ -66,6 +66,12 @@ def convert(
         str,
         typer.Option("--weight_only_precision", help="Their type: " + ", ".join(PRECISIONS) + "."),
     ] = "int8",
+    int8_kv_cache: Annotated[
+        bool, typer.Option("--int8_kv_cache", help="Ask for engines with an int8 KV cache.")
+    ] = False,
+    fp8_kv_cache: Annotated[
+        bool, typer.Option("--fp8_kv_cache", help="Ask for engines with an fp8 KV cache.")
+    ] = False,
     save_config_only: Annotated[
         bool, typer.Option("--save_config_only", help="Write config.json only.")
     ] = False,
@@ -93,6 +99,8 @@ def convert(
         save_config_only=save_config_only,
         use_weight_only=use_weight_only,
         weight_only_precision=weight_only_precision,
+        int8_kv_cache=int8_kv_cache,
+        fp8_kv_cache=fp8_kv_cache,
         **given(weight_map=weight_map),
     )
     with progress_bar("convert") as progress:

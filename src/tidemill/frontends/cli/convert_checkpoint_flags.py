@@ -15,7 +15,6 @@ _FROM_MODEL = "the model directory's config.json says it"
 _SMOOTH = "SmoothQuant"
 _FP8 = "floating-point weights of 8 and 4 bits when converted; build --quant has fp8"
 _WEIGHT_ONLY = "weights that were calibrated or grouped when converted; build --quant has groups"
-_KV = "a quantised KV cache"
 _EXPERTS = "mixtures of experts"
 _STREAMED = "tensors are always converted one by one"
 _NO_CALIBRATION = "nothing is calibrated"
@@ -40,8 +39,6 @@ TABLE = (
     ForeignFlag("--smoothquant", Kind.NUMBER, _SMOOTH, is_refused=True, aliases=("-sq",)),
     ForeignFlag("--per_channel", Kind.SWITCH, _SMOOTH, is_refused=True),
     ForeignFlag("--per_token", Kind.SWITCH, _SMOOTH, is_refused=True),
-    ForeignFlag("--int8_kv_cache", Kind.SWITCH, _KV, is_refused=True),
-    ForeignFlag("--fp8_kv_cache", Kind.SWITCH, _KV, is_refused=True),
     ForeignFlag("--calib_dataset", Kind.TEXT, _NO_CALIBRATION),
     ForeignFlag("--calib_size", Kind.INTEGER, _NO_CALIBRATION),
     ForeignFlag("--calib_max_seq_length", Kind.INTEGER, _NO_CALIBRATION),

@@ -15,7 +15,7 @@ from tidemill.base.errors import ConfigError
 if TYPE_CHECKING:
     from tidemill.api.profile import OpTime, ProfileReport
 
-BAR_PX, ROW_PX, LABEL_PX = 560, 18, 260
+BAR_PX, ROW_PX, LABEL_PX = 560, 18, 310
 _STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 2em; color: #222; }
 pre { font: 13px ui-monospace, monospace; }

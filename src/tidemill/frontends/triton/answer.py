@@ -1,12 +1,14 @@
 """One Triton request's way back: any number of responses, then exactly one final flag.
 
 In: updates of the engine, one stream for each prompt of the request. Out: responses in the style's
-tensors. Whatever happens, the request ends once: a request without its final flag hangs its client
-and delays the server's shutdown. Knows nothing of inputs.
+tensors, made as the news comes and sent together by `flush` (decision 072). Whatever happens, the
+request ends once: a request without its final flag hangs its client and delays the server's
+shutdown. Knows nothing of inputs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from collections.abc import Mapping
 from tidemill.frontends.triton.stub_api import (
     FINAL,
     Array,
+    Response,
     ResponseSender,
     make_error,
     make_response,
@@ -28,11 +31,13 @@ class Answer(ABC):
         self.sender = sender
         self.num_rows = num_rows
         self._open_rows = set(range(num_rows))
+        self._unsent: list[tuple[Response, int]] = []
         self._is_closed = False
         self._lock = threading.Lock()
 
     @property
     def is_closed(self) -> bool:
+        """Whether the last response was made; it is sent by the next `flush`."""
         return self._is_closed
 
     def update(self, row: int, update: Update) -> None:
@@ -46,16 +51,32 @@ class Answer(ABC):
 
     @abstractmethod
     def take(self, row: int, update: Update, is_last: bool) -> None:
-        """Send or keep an update; with `is_last` the final response must go out."""
+        """Make a response of an update or keep it; with `is_last` the final one must be made."""
 
     def send(self, outputs: Mapping[str, Array], is_final: bool) -> None:
-        """Send a response, with the final flag on the last: no empty one comes after it."""
+        """Make a response, with the final flag on the last: no empty one comes after it."""
+        response = make_response(outputs)
         with self._lock:
-            if self._is_closed:
-                return
-            # Closed only once it is sent: a response that fails to go out still gets an error.
-            self.sender.send(make_response(outputs), flags=FINAL if is_final else 0)
-            self._is_closed = is_final
+            if not self._is_closed:
+                self._unsent.append((response, FINAL if is_final else 0))
+                self._is_closed = is_final
+
+    def flush(self) -> None:
+        """Send what was made.
+
+        Raises: what the sender did; the answer is open then, for the error that is to end it.
+        """
+        with self._lock:
+            try:
+                self._send_unsent()
+            except Exception:
+                self._is_closed = False
+                raise
+
+    def _send_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for response, flags in unsent:
+            self.sender.send(response, flags=flags)
 
     def is_unwanted(self) -> bool:
         """Say whether the client went away before the end.
@@ -66,9 +87,11 @@ class Answer(ABC):
             return not self._is_closed and self.sender.is_cancelled()
 
     def fail(self, error: Exception) -> None:
-        """End the request with an error, unless it has ended."""
+        """End the request with an error at once, unless it has ended."""
         with self._lock:
             if self._is_closed:
                 return
             self._is_closed = True
+            with contextlib.suppress(Exception):  # the end goes out, whatever became of the rest
+                self._send_unsent()
             self.sender.send(make_error(error), flags=FINAL)

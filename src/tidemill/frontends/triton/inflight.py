@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,8 @@ class Client(Protocol):
     def submit(self, request: GenerateRequest, on_update: Callable[[Update], None]) -> None: ...
 
     def cancel(self, request_id: str) -> None: ...
+
+    def call_after_updates(self, callback: Callable[[], None]) -> None: ...
 
 
 Observer = Callable[[Update], None]
@@ -57,10 +60,12 @@ class InflightRequests:
         self._observe = observe
         self._num_cpus = available_cpus()
         self._flights: set[_Flight] = set()
+        self._with_news: deque[_Flight] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
         self._watcher = threading.Thread(target=self._watch, name="cancellations", daemon=True)
         self._watcher.start()
+        client.call_after_updates(self._flush)
 
     def start(self, triton_id: str, answer: Answer, requests: Sequence[GenerateRequest]) -> None:
         """Submit one engine request for each prompt; the answer ends even if that fails."""
@@ -114,12 +119,25 @@ class InflightRequests:
             except Exception as error:
                 self._abandon(flight, error)
                 return
+            self._with_news.append(flight)
             if flight.answer.is_closed:
                 self._land(flight)
                 if update.error is not None:
                     self._cancel(flight)
 
         return receive
+
+    def _flush(self) -> None:
+        """Send the responses that a message of the host's gave: made side by side, code is warm."""
+        while self._with_news:
+            try:
+                flight = self._with_news.popleft()
+            except IndexError:  # another thread took it
+                return
+            try:
+                flight.answer.flush()
+            except Exception as error:
+                self._abandon(flight, error)
 
     def _gap_s(self) -> float:
         return response_gap_s(len(self._flights), self._num_cpus)
