@@ -141,7 +141,8 @@ def test_tensorrt_llm_alone_gives_prompt_and_answer_as_tokens(
 ) -> None:
     tokenizer = Tokenizer.from_directory(engine)
     ids, answer_ids = tokenizer.encode(">ok"), tokenizer.encode("ok")
-    wish = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": 9}
+    wish: dict[str, Any] = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": 9}
+    wish["end_id"] = tokenizer.eos_token_id
     status, answer = generate(server, "tensorrt_llm", **wish)
     assert (status, answer["output_ids"]) == (200, ids + answer_ids)
     assert answer["sequence_length"] == 5
