@@ -89,6 +89,12 @@ def test_every_model_gives_the_same_text_whole_or_streamed(
         assert joined(stream(server, model, prompt)) == words
     for model in (f"{CLASSIC_UNARY}_ensemble", f"{CLASSIC_UNARY}_tensorrt_llm_bls"):
         assert text(server, model, prompt) == prompt + words
+    wish = {"text_input": prompt, "sampling_param_max_tokens": 64}
+    for model in (LLMAPI, LLMAPI_UNARY):
+        assert generate(server, model, **wish)[1]["text_output"] == prompt + words
+    url = server.endpoints.http_url
+    pieces = list(stream_generate(url, LLMAPI, {**wish, "streaming": True}))
+    assert pieces[-1]["text_output"] == words
 
 
 @pytest.mark.parametrize("model", [STREAMING, ENSEMBLE, BLS])
