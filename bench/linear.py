@@ -26,6 +26,7 @@ from tidemill.builder.machine_limits import MachineLimits
 from tidemill.builder.tactics import limit_s
 from tidemill.codegen.isa import isa_for
 from tidemill.ir.storage import widen
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import default_table
 from tidemill.ops.row import activation_dtype
 
@@ -74,7 +75,7 @@ def read_format(name: str) -> tuple[DType, DType]:
 def measure(shape: LinearShape, limits: MachineLimits, options: argparse.Namespace) -> None:
     """Time one shape at every number of rows."""
     isa = isa_for(host_targets()[0])
-    tables = [default_table(shape.weight, shape.activation)]
+    tables = [default_table(format_for(isa, shape.weight, shape.activation))]
     timer = LinearTimer(shape, isa, tables, max(options.rows), options.threads)
     check_answer(timer, options.rows)
     seconds: dict[int, list[float]] = {rows: [] for rows in options.rows}

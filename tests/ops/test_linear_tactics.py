@@ -11,6 +11,7 @@ from tidemill.base.dtypes import DType
 from tidemill.base.target import NAME_TO_TARGET
 from tidemill.builder.linear_timer import LinearShape, LinearTimer
 from tidemill.codegen.isa import isa_for
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import (
     Bucket,
     LinearTactic,
@@ -38,12 +39,10 @@ ROWS = (1, 7, 14, 31)
 def test_all_tactics_of_a_format_give_the_same_bits(
     target: str, weight: DType, activation: DType
 ) -> None:
-    tables = [
-        (Bucket(0, tactic),)
-        for tactic in (LinearTactic(3, Prefetch.NONE), *tactics_of(weight, activation))
-    ]
-    shape = LinearShape(weight, activation, k=192, n=96)
     isa = isa_for(NAME_TO_TARGET[target])
+    tactics = (LinearTactic(3, Prefetch.NONE), *tactics_of(format_for(isa, weight, activation)))
+    tables = [(Bucket(0, tactic),) for tactic in tactics]
+    shape = LinearShape(weight, activation, k=192, n=96)
     timer = LinearTimer(shape, isa, tables, max(ROWS), num_threads=2, cold_bytes=0)
     for rows in ROWS:
         first = timer.result(rows)
@@ -62,9 +61,8 @@ def test_rows_in_every_bucket_of_a_table_are_computed_once() -> None:
     )
     shape = LinearShape(DType.BF16, DType.BF16, k=64, n=33)
     isa = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]])
-    timer = LinearTimer(
-        shape, isa, [table, default_table(DType.BF16, DType.BF16)], 20, 2, cold_bytes=0
-    )
+    tables = [table, default_table(format_for(isa, shape.weight, shape.activation))]
+    timer = LinearTimer(shape, isa, tables, 20, num_threads=2, cold_bytes=0)
     for rows in (1, 2, 5, 6, 20):
         assert_same_bits(timer.result(rows, 0), timer.result(rows, 1), f"{rows} rows")
     timer.close()

@@ -89,6 +89,12 @@ def test_every_model_gives_the_same_text_whole_or_streamed(
         assert joined(stream(server, model, prompt)) == words
     for model in (f"{CLASSIC_UNARY}_ensemble", f"{CLASSIC_UNARY}_tensorrt_llm_bls"):
         assert text(server, model, prompt) == prompt + words
+    wish = {"text_input": prompt, "sampling_param_max_tokens": 64}
+    for model in (LLMAPI, LLMAPI_UNARY):
+        assert generate(server, model, **wish)[1]["text_output"] == prompt + words
+    url = server.endpoints.http_url
+    pieces = list(stream_generate(url, LLMAPI, {**wish, "streaming": True}))
+    assert pieces[-1]["text_output"] == words
 
 
 @pytest.mark.parametrize("model", [STREAMING, ENSEMBLE, BLS])
@@ -135,7 +141,8 @@ def test_tensorrt_llm_alone_gives_prompt_and_answer_as_tokens(
 ) -> None:
     tokenizer = Tokenizer.from_directory(engine)
     ids, answer_ids = tokenizer.encode(">ok"), tokenizer.encode("ok")
-    wish = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": 9}
+    wish: dict[str, Any] = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": 9}
+    wish["end_id"] = tokenizer.eos_token_id
     status, answer = generate(server, "tensorrt_llm", **wish)
     assert (status, answer["output_ids"]) == (200, ids + answer_ids)
     assert answer["sequence_length"] == 5

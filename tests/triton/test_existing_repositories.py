@@ -55,6 +55,28 @@ def test_upstreams_repository_loads_as_it_is_and_every_model_agrees(
         assert f"{model}: 1/model.py -> {module}_model of tidemill" in told
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Again: \U0001f40c\u6f6e \U0001f469\u200d\U0001f680 e\u0301 \u0915\u094d\u0937\nAgain:",
+        "\u6f6e\u6c50\u78e8\u574a\uff0c\u8f6e\u8f6c",
+        "  def f(x):\n\n    ",
+    ],
+    ids=ascii,
+)
+def test_streams_of_upstreams_own_ensemble_join_to_the_text_of_every_other_model(
+    server: TritonServer, prompt: str
+) -> None:
+    """It knows nothing of our tensors: its text is made of each response's tokens alone."""
+    wish = {"text_input": prompt, "max_tokens": 24}
+    expected = generate(server, "plain", **wish)["text_output"]
+    url = server.endpoints.http_url
+    for model in ("ensemble", "tensorrt_llm_bls", "versions"):
+        assert generate(server, model, **wish)["text_output"] == expected
+        pieces = stream_generate(url, model, {**wish, "stream": True})
+        assert prompt + "".join(piece["text_output"] for piece in pieces) == expected
+
+
 def test_versions_that_the_policy_names_are_served_side_by_side(server: TritonServer) -> None:
     url = f"{server.endpoints.http_url}/v2/models/versions"
     body = {"text_input": PROMPT, "max_tokens": 5}

@@ -165,7 +165,7 @@ def _choose_tactics(
 ) -> ChosenTactics:
     """Measure where the user asks for it; code for another CPU cannot be timed on this one."""
     if not request.is_tuned:
-        return shipped_tactics(graph)
+        return shipped_tactics(graph, isa)
     if isa.target not in host_targets():
         raise ConfigError(
             "kernels for another CPU cannot be timed on this machine",

@@ -93,8 +93,7 @@ class KernelLibrary:
         if (form.name, k) not in self._linears:
             self._linears[form.name, k] = LinearKernels(self.module, self._isa, form, k)
         kernels = self._linears[form.name, k]
-        types = form.weight, form.activation
-        table = self._tables.get((*types, k), default_table(*types))
+        table = self._tables.get((form.weight, form.activation, k), default_table(form))
         return kernels.emit(symbol, table, _epilogue(op), has_bias(op))
 
     def _quantize(self, op: Op) -> Kernel:

@@ -23,7 +23,7 @@ from tidemill.codegen.isa import Isa
 from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
-from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
+from tidemill.device.cpu import LoadedCode, MeasuringTeam, address_of, allocate
 from tidemill.ir.storage import Array, narrow
 from tidemill.ops.layout import PANEL, padded_n, wide_row
 from tidemill.ops.linear.cpu import LinearKernels, store
@@ -91,7 +91,7 @@ class LinearTimer:
         for of_candidate, symbol in zip(records, symbols, strict=True):
             of_candidate[:, 0] = code.address(symbol)
             of_candidate[:, 3] = [address_of(copy) for copy in self._weights]
-        self._team = Team(code, records.reshape(-1, abi.RECORD_WORDS), num_threads)
+        self._team = MeasuringTeam(code, records.reshape(-1, abi.RECORD_WORDS), num_threads)
 
     def settle(self) -> None:
         """Wait until another team's threads have stopped spinning, and wake our own."""

@@ -20,7 +20,7 @@ from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.codegen.types import I32
-from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
+from tidemill.device.cpu import LoadedCode, MeasuringTeam, address_of, allocate
 
 READ_BYTES = 256 << 20
 DOT_LOOPS = 200_000
@@ -55,7 +55,7 @@ class MachineLimits:
         loops |= {"bf16_dots": DOT_LOOPS, "int8_dots": DOT_LOOPS}
         for record, (symbol, size) in zip(records, loops.items(), strict=True):
             record[:4] = code.address(symbol), address_of(self._memory), size, out
-        self._team = Team(code, records, num_threads)
+        self._team = MeasuringTeam(code, records, num_threads)
         self._dots = float(LANES * _ACCUMULATORS * DOT_LOOPS * num_threads)
 
     def read_bytes_per_s(self) -> float:

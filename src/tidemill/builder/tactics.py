@@ -20,6 +20,7 @@ from tidemill.codegen.isa import Isa
 from tidemill.engine.manifest import Tactic
 from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, round_up
+from tidemill.ops.linear.formats import Format, format_for
 from tidemill.ops.linear.tactics import (
     BUCKETS,
     Bucket,
@@ -55,10 +56,10 @@ class _Timing:
     roofline_share: float
 
 
-def shipped_tactics(graph: Graph) -> ChosenTactics:
+def shipped_tactics(graph: Graph, isa: Isa) -> ChosenTactics:
     """Take the tables that we ship."""
     shapes = linear_shapes(graph)
-    tables = {_width(shape): default_table(shape.weight, shape.activation) for shape in shapes}
+    tables = {_width(shape): default_table(_format(shape, isa)) for shape in shapes}
     return ChosenTactics(tables, tuple(_records(shapes, tables, {})))
 
 
@@ -76,7 +77,7 @@ def measure_tactics(
             progress(f"tune {shape.name}", done, len(shapes))
         timings.update(_time_shape(shape, isa, limits, num_threads))
     limits.close()
-    tables = {width: _fastest(width, shapes, timings) for width in map(_width, shapes)}
+    tables = {_width(shape): _fastest(shape, shapes, isa, timings) for shape in shapes}
     return ChosenTactics(tables, tuple(_records(shapes, tables, timings)))
 
 
@@ -96,11 +97,15 @@ def _width(shape: LinearShape) -> Width:
     return shape.weight, shape.activation, shape.k
 
 
+def _format(shape: LinearShape, isa: Isa) -> Format:
+    return format_for(isa, shape.weight, shape.activation)
+
+
 def _time_shape(
     shape: LinearShape, isa: Isa, limits: MachineLimits, num_threads: int
 ) -> dict[tuple[LinearShape, int, LinearTactic], _Timing]:
     """Time a shape's tactics at the most rows of each bucket, in turns."""
-    tactics = tactics_of(shape.weight, shape.activation)
+    tactics = tactics_of(_format(shape, isa))
     timer = LinearTimer(shape, isa, [(Bucket(0, t),) for t in tactics], MOST_ROWS, num_threads)
     found = {}
     for bucket in BUCKETS:
@@ -128,20 +133,22 @@ def limit_s(shape: LinearShape, rows: int, limits: MachineLimits) -> float:
 
 
 def _fastest(
-    width: Width,
+    like: LinearShape,
     shapes: Counter[LinearShape],
+    isa: Isa,
     timings: Mapping[tuple[LinearShape, int, LinearTactic], _Timing],
 ) -> TacticTable:
-    """The tactics that take a width's shapes together the least time."""
-    mine = {shape: count for shape, count in shapes.items() if _width(shape) == width}
+    """The tactics that take the shapes of one width together the least time."""
+    mine = {shape: count for shape, count in shapes.items() if _width(shape) == _width(like)}
+    tactics, default = tactics_of(_format(like, isa)), default_table(_format(like, isa))
 
     def total_s(bucket: int, tactic: LinearTactic) -> float:
         return sum(n * timings[shape, bucket, tactic].seconds for shape, n in mine.items())
 
     table = []
     for bucket in BUCKETS:
-        shipped = tactic_for(default_table(*width[:2]), bucket or MOST_ROWS)
-        best = min(tactics_of(*width[:2]), key=lambda tactic: total_s(bucket, tactic))
+        shipped = tactic_for(default, bucket or MOST_ROWS)
+        best = min(tactics, key=lambda tactic: total_s(bucket, tactic))
         is_better = total_s(bucket, best) * MARGIN < total_s(bucket, shipped)
         table.append(Bucket(bucket, best if is_better else shipped))
     return tuple(table)

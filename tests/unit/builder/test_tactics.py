@@ -10,8 +10,11 @@ from tidemill.base.target import host_targets
 from tidemill.builder import linear_timer, tactics
 from tidemill.codegen.isa import isa_for
 from tidemill.ir.graph import AttrValue, Graph
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import BUCKETS, default_table, tactic_for, tactics_of
 
+ISA = isa_for(host_targets()[0])
+FORM = format_for(ISA, DType.BF16, DType.BF16)
 WIDTH = (DType.BF16, DType.BF16, 64)
 
 
@@ -28,8 +31,8 @@ def make_graph() -> Graph:
 
 
 def test_shipped_tactics_are_recorded_for_every_shape_and_bucket() -> None:
-    chosen = tactics.shipped_tactics(make_graph())
-    assert chosen.tables == {WIDTH: default_table(DType.BF16, DType.BF16)}
+    chosen = tactics.shipped_tactics(make_graph(), ISA)
+    assert chosen.tables == {WIDTH: default_table(FORM)}
     assert len(chosen.records) == 2 * len(BUCKETS)
     first = chosen.records[0]
     assert (first.shape, first.max_rows, first.chosen_by) == ("bf16_bf16 96x64", 1, "default")
@@ -42,11 +45,11 @@ def test_measured_tactics_say_what_they_took(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tactics, "NUM_ROUNDS", 1)
     monkeypatch.setattr(tactics, "BUCKETS", (4, 0))
     monkeypatch.setattr(tactics, "MOST_ROWS", 16)
-    chosen = tactics.measure_tactics(make_graph(), isa_for(host_targets()[0]), num_threads=2)
+    chosen = tactics.measure_tactics(make_graph(), ISA, num_threads=2)
     table = chosen.tables[WIDTH]
     assert [bucket.max_rows for bucket in table] == [4, 0]
     for record in chosen.records:
         tactic = tactic_for(table, record.max_rows or 16)
-        assert tactic in tactics_of(DType.BF16, DType.BF16)
+        assert tactic in tactics_of(FORM)
         assert record.choice == tactic.name and record.chosen_by == "measured"
         assert record.measured_us > 0 and record.roofline_share > 0

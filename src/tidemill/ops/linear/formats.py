@@ -30,6 +30,9 @@ class Format(Protocol):
     """
 
     @property
+    def isa(self) -> Isa: ...
+
+    @property
     def weight(self) -> DType: ...
 
     @property
@@ -81,7 +84,7 @@ class GroupedFormat(Format, Protocol):
     ) -> Value | None: ...
 
     def add_group(
-        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+        self, out: Value, total: Value, header: list[Value], x_sum: Value | None
     ) -> Value: ...
 
 

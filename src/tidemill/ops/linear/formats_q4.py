@@ -4,8 +4,8 @@
     value = scale * (nibble - 8)
 
 Sums over a group are exact integers (x of q8) or f32 (x widened); then, once a group and in order,
-out += scale * sum(nibble * x) - offset * sum(x), or out += scale * sum((nibble - 8) * x). A word is
-8 inputs (ops/layout.py).
+out += scale * sum(nibble * x) - offset * sum(x), or out += scale * sum((nibble - 8) * x), each
+product added without rounding it first. A word is 8 inputs (ops/layout.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,10 @@ _NIBBLES = 0x0F0F0F0F
 _BF16_ONES = 0x3F803F80
 
 
-def _scales(header: Pointer, j: int) -> Value:
-    return header.of(F16).vec(j * LANES, LANES).to(F32)
-
-
-def _offsets(header: Pointer, j: int) -> Value:
-    return header.of(F16).vec(PANEL + j * LANES, LANES).to(F32)
+def load_header(weight: DType, header: Pointer, j: int) -> list[Value]:
+    """A group's scales for vector j, and its offsets where the type has them."""
+    places = (0, PANEL) if weight.has_offsets else (0,)
+    return [header.of(F16).vec(at + j * LANES, LANES).to(F32) for at in places]
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,13 @@ class Q4Format:
         return total
 
     def add_group(
-        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+        self, out: Value, total: Value, header: list[Value], x_sum: Value | None
     ) -> Value:
-        scales = _scales(header, j)
         assert x_sum is not None
-        if self.weight.has_offsets:
-            return out + (scales * total.to(F32) - _offsets(header, j) * x_sum)
-        return out + scales * (total.to(F32) - x_sum * 8.0)  # in brackets whole numbers, exactly
+        scales, *offsets = header
+        if offsets:
+            return _add_with_offset(out, total.to(F32), scales, offsets[0], x_sum)
+        return scales.fma(total.to(F32) - x_sum * 8.0, out)  # the factor is whole, and exact
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         assert x_scale is not None
@@ -159,15 +157,22 @@ class Q4WidenedFormat(WidenedFormat):
         return summed
 
     def add_group(
-        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+        self, out: Value, total: Value, header: list[Value], x_sum: Value | None
     ) -> Value:
-        scales = _scales(header, j)
-        if x_sum is not None:
-            return out + (scales * total - _offsets(header, j) * x_sum)
-        return out + scales * total
+        scales, *offsets = header
+        if offsets:
+            assert x_sum is not None
+            return _add_with_offset(out, total, scales, offsets[0], x_sum)
+        return scales.fma(total, out)
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         return total
+
+
+def _add_with_offset(
+    out: Value, total: Value, scales: Value, offsets: Value, x_sum: Value
+) -> Value:
+    return offsets.fma(x_sum * -1.0, scales.fma(total, out))
 
 
 def _bit(k: int) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Value
-from tidemill.codegen.isa import LANES
+from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.types import F32, I32, Type
 from tidemill.ops.layout import CACHE_LINE_BYTES, PANEL, padded_k
 from tidemill.ops.linear.formats import Format, GroupedFormat
+from tidemill.ops.linear.formats_q4 import Q4WidenedFormat
 from tidemill.ops.linear.widened import WidenedFormat
 
 PREFETCH_BYTES = 8192
@@ -29,6 +30,10 @@ class PreparedFormat:
     inner: Format
     num_parts: int = 1
     vector_bytes: int = _LANE_BYTES * LANES
+
+    @property
+    def isa(self) -> Isa:
+        return self.inner.isa
 
     @property
     def weight(self) -> DType:
@@ -48,7 +53,9 @@ class PreparedFormat:
 
     @property
     def tile_rows(self) -> int:
-        return self.inner.tile_rows
+        """All that fit where a row has its two sums: no word lies in registers beside its parts."""
+        is_summing_x = isinstance(self.inner, Q4WidenedFormat) and self.inner.sums_x
+        return self.inner.tile_rows if is_summing_x else self.isa.tile_rows
 
     @property
     def x_step_bytes(self) -> int:
@@ -91,9 +98,9 @@ class PreparedGroups(PreparedFormat):
         return self.inner.sum_of_x(summed, x_row, k, group)
 
     def add_group(
-        self, out: Value, total: Value, header: Pointer, j: int, x_sum: Value | None
+        self, out: Value, total: Value, header: list[Value], x_sum: Value | None
     ) -> Value:
-        return self.inner.add_group(out, total, header, j, x_sum)
+        return self.inner.add_group(out, total, header, x_sum)
 
 
 def prepared(form: Format) -> PreparedFormat | None:

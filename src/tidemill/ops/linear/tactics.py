@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tidemill.base.dtypes import DType
+from tidemill.ops.linear.formats import Format
+from tidemill.ops.linear.prepared import prepared
 
 # Rows of a step at which tactics may change: one sequence, a few, one tile, two, several, a prompt.
 BUCKETS = (1, 4, 8, 14, 16, 32, 64, 0)
@@ -66,28 +67,31 @@ def tile_heights(tile_rows: int, above: int, max_rows: int) -> list[int]:
     return sorted(heights)
 
 
-def tactics_of(weight: DType, activation: DType) -> tuple[LinearTactic, ...]:
-    """All tactics that a format's products may take."""
-    own = [LinearTactic(rows, prefetch) for prefetch in Prefetch for rows in (14, 8)]
-    once = [LinearTactic(rows, Prefetch.NEXT, is_prepared=True) for rows in (14, 8)]
-    return (*own, *once) if _has_parts(weight, activation) else tuple(own)
+def tactics_of(form: Format) -> tuple[LinearTactic, ...]:
+    """All tactics that a format's products may take: high tiles and ones of half the height."""
+    own = [
+        LinearTactic(rows, prefetch) for prefetch in Prefetch for rows in _heights(form.tile_rows)
+    ]
+    wide = prepared(form)
+    once = _heights(wide.tile_rows) if wide else ()
+    return (*own, *(LinearTactic(rows, Prefetch.NEXT, is_prepared=True) for rows in once))
 
 
-def default_table(weight: DType, activation: DType) -> TacticTable:
+def _heights(most: int) -> tuple[int, ...]:
+    return (most, -(-most * 4 // 7)) if most > 2 else (most,)
+
+
+def default_table(form: Format) -> TacticTable:
     """The shipped table of a format, measured for 512-bit vectors (docs/LOG.md, 2026-11-28)."""
-    few = (
-        Bucket(4, LinearTactic(14, Prefetch.NONE)),
-        Bucket(14, LinearTactic(14, Prefetch.STREAM)),
-    )
-    if _has_parts(weight, activation):
-        return (*few, Bucket(0, LinearTactic(14, Prefetch.NEXT, is_prepared=True)))
-    two_tiles = Bucket(28, LinearTactic(14, Prefetch.NEXT))
-    return (*few, two_tiles, Bucket(0, LinearTactic(14, Prefetch.STREAM)))
-
-
-def _has_parts(weight: DType, activation: DType) -> bool:
-    """Whether a word of weights must be taken apart before it is multiplied."""
-    return weight.is_quantized and (weight, activation) != (DType.Q8, DType.Q8)
+    tile, wide = form.tile_rows, prepared(form)
+    table = [Bucket(min(4, tile), LinearTactic(tile, Prefetch.NONE))]
+    if tile > 4:
+        table.append(Bucket(tile, LinearTactic(tile, Prefetch.STREAM)))
+    if wide:
+        once = LinearTactic(wide.tile_rows, Prefetch.NEXT, is_prepared=True)
+        return (*table, Bucket(0, once))
+    two_tiles = Bucket(2 * tile, LinearTactic(tile, Prefetch.NEXT))
+    return (*table, two_tiles, Bucket(0, LinearTactic(tile, Prefetch.STREAM)))
 
 
 def tactic_for(table: TacticTable, rows: int) -> LinearTactic:

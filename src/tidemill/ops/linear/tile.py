@@ -27,6 +27,7 @@ from tidemill.ops.layout import (
     panel_header_bytes,
 )
 from tidemill.ops.linear.formats import Format, GroupedFormat
+from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
 
@@ -122,13 +123,16 @@ class _Tile:
             for key in (*self.outputs, *sums_of_x):
                 self.acc[key] = f.zero(form.sum_type)
             self._emit_steps(steps, self.x.bytes(g * (steps * form.x_step_bytes)), first)
+            # The sums stay in memory from group to group: registers are the dot products'.
+            f.memory_mark()
+            headers = [load_header(form.weight, header, j) for j in range(2)]
             for m in range(self.rows):
                 x_row = self.x.bytes(m * tiles.x_row_bytes)
                 summed = self.acc["x", m] if sums_of_x else None
                 x_sum = form.sum_of_x(summed, x_row, tiles.k, g)
                 for j in range(2):
                     at, total = m * PANEL + j * LANES, self.acc[m, j]
-                    sums.put(at, form.add_group(sums.vec(at, LANES), total, header, j, x_sum))
+                    sums.put(at, form.add_group(sums.vec(at, LANES), total, headers[j], x_sum))
 
     def _emit_steps(self, num_steps: int, x: Pointer, first: Pointer) -> None:
         """acc[m, j] += the products of `num_steps` steps of words from `first` on."""
@@ -157,7 +161,7 @@ class _Tile:
         prefetch = self.tiles.prefetch
         if prefetch is Prefetch.NONE:
             # Without a mark, LLVM moves loads across steps until sums no longer fit registers.
-            self.f.line('call void asm sideeffect "", "~{memory}"()')
+            self.f.memory_mark()
             return
         is_next = prefetch is Prefetch.NEXT
         ahead, offset = (self.next[0].as_pointer(F32), 0) if is_next else (at, PREFETCH_BYTES)
