@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.triton.fake_pb_utils import Array, text_array
-from tidemill.base.errors import InvalidRequestError
+from tidemill.base.errors import ConfigError, InvalidRequestError
 from tidemill.frontends.triton.model_parameters import ModelParameters, read_session_config
 from tidemill.frontends.triton.request_inputs import RequestInputs
 from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, choose_top, read_options
@@ -150,6 +150,14 @@ def test_bound_of_tritons_queue_is_the_engines_unless_it_has_its_own() -> None:
     own = {"parameters": {"max_queue_size": {"string_value": "9"}}, **policy}
     assert read_session_config(ModelParameters.of_config(own)).runtime.max_queue_size == 9
     assert read_session_config(ModelParameters.of_config({})).runtime.max_queue_size == 0
+
+
+@pytest.mark.parametrize("name", ["encoder_model_path", "lora_prefetch_dir"])
+def test_parameter_that_asks_for_a_missing_feature_ends_the_load(name: str) -> None:
+    for text in ("", "${encoder_engine_dir}"):
+        read_session_config(ModelParameters({name: text}))
+    with pytest.raises(ConfigError, match=name):
+        read_session_config(ModelParameters({name: "/somewhere"}))
 
 
 def test_stop_words_are_lists_by_row_and_empty_ones_are_none() -> None:

@@ -24,6 +24,7 @@ PLACEHOLDER = re.compile(r"\$\{\w+\}")
 BATCHING_TYPES = ("v1", "inflight_batching", "inflight_fused_batching")
 # The words of TensorRT-LLM's backend.
 WRONG_TYPE = "Invalid gpt_model_type. Must be v1/inflight_batching/inflight_fused_batching."
+UNSERVED = ("encoder_model_path", "lora_prefetch_dir")
 DECODING_MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "auto")
 
 
@@ -156,4 +157,13 @@ def read_session_config(parameters: ModelParameters) -> SessionConfig:
     """
     parameters.choice("gpt_model_type", BATCHING_TYPES, WRONG_TYPE)
     parameters.choice("decoding_mode", DECODING_MODES)
+    asked = {name: text for name, text in parameters.filled().items() if name in UNSERVED}
+    if asked:
+        raise ConfigError(
+            "a model's parameters ask for what this version cannot do yet",
+            where=", ".join(asked),
+            expected="no value",
+            got=", ".join(map(repr, asked.values())),
+            hint="leave them empty, or their placeholders unfilled",
+        )
     return read_session_settings(parameters.filled())
