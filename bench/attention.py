@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from bench.parts.figures import print_line, spread
 from tidemill.base import abi
+from tidemill.base.cpus import num_physical_cores
 from tidemill.base.dtypes import DType
-from tidemill.base.target import host_targets, num_physical_cores
+from tidemill.base.target import host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary, kv_layout
 from tidemill.builder.machine_limits import MachineLimits

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.parts.figures import print_line, spread
+from tidemill.base.cpus import num_physical_cores
 from tidemill.base.dtypes import DType
-from tidemill.base.target import host_targets, num_physical_cores
+from tidemill.base.target import host_targets
 from tidemill.builder.linear_timer import LinearShape, LinearTimer
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.builder.tactics import limit_s

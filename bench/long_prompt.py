@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.parts.figures import print_line
 from bench.parts.sample_engine import build_sample
-from tidemill.base.target import num_physical_cores
+from tidemill.base.cpus import num_physical_cores
 from tidemill.runtime.config import RuntimeConfig
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bench.parts.figures import print_line
 from tidemill.api.step_limits import Rates
-from tidemill.base.target import num_physical_cores
+from tidemill.base.cpus import num_physical_cores
 from tidemill.builder.machine_limits import MachineLimits
 
 NUM_RUNS = 5

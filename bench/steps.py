@@ -35,7 +35,7 @@ from bench.parts.figures import print_line, spread
 from bench.parts.prototype import Prototype
 from bench.parts.sample_engine import build_sample
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
-from tidemill.base.target import num_physical_cores
+from tidemill.base.cpus import num_physical_cores
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.ir.text import parse_graph
 from tidemill.ops.row import StepSizes

@@ -18,9 +18,10 @@ from typing import Any
 import numpy.typing as npt
 
 from tidemill.api.resolve_build import ResolvedBuild, choose_target, resolve_build
+from tidemill.base.cpus import num_physical_cores
 from tidemill.base.debug import Level, say
 from tidemill.base.errors import ConfigError
-from tidemill.base.target import host_targets, num_physical_cores
+from tidemill.base.target import host_targets
 from tidemill.base.version import __version__
 from tidemill.builder.cpu_plan import CpuPlan, lower_for_cpu
 from tidemill.builder.pass_contract import PassResult

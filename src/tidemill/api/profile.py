@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
+from tidemill.base.cpus import num_physical_cores
 from tidemill.base.errors import ConfigError
-from tidemill.base.target import num_physical_cores
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.engine.describe import table
 from tidemill.ir.graph import Graph, Op

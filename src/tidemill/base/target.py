@@ -6,7 +6,6 @@ features. Detection reads the kernel's list, so a server needs no compiler to ch
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from functools import cache
@@ -75,18 +74,3 @@ def host_targets() -> tuple[Target, ...]:
     """Targets whose code runs on this machine, best first."""
     arch = platform.machine()
     return tuple(t for t in TARGETS if t.arch == arch and t.required <= host_features())
-
-
-def physical_cpus() -> tuple[int, ...]:
-    """One CPU of each core this process may use, in Linux's order: socket after socket."""
-    core_to_cpu: dict[str, int] = {}
-    for cpu in sorted(os.sched_getaffinity(0)):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        core = siblings.read_text().strip() if siblings.exists() else str(cpu)
-        core_to_cpu.setdefault(core, cpu)
-    return tuple(core_to_cpu.values())
-
-
-def num_physical_cores() -> int:
-    """Cores this process may use, hyper-threads counted once."""
-    return max(1, len(physical_cpus()))

@@ -6,7 +6,6 @@ that releases the GIL. Knows the native calling convention (base/abi.py) and not
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.base import abi
-from tidemill.base.target import physical_cpus
+from tidemill.base.cpus import allowed_cpus, keep_on, let_go, move_to, physical_cpus
 
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 _JOIN_SECONDS = 5.0
@@ -80,12 +79,14 @@ class Team:
         cpus: Sequence[int] = (),
     ) -> None:
         self._code, self._records = code, records
-        self._cpus, self._caller = cpus, 0
+        self._cpus, self._kept, self._allowed = cpus, set[int](), allowed_cpus()
         self.num_threads = num_threads
         self._memory = allocate(8 * abi.context_words(num_threads))
         self._context = self._memory.view(np.int64)
         self._context[abi.CONTEXT_NUM_THREADS] = num_threads
         self._context[abi.CONTEXT_SYSCALL] = _syscall_address()
+        # One array for the team's life: a worker adds its last wait when a step is already over.
+        self._cycles = np.zeros((num_threads, len(records), 2), np.int64)
         self.select(0, len(records))
         worker_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
         step_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -108,17 +109,15 @@ class Team:
 
     def step(self) -> None:
         """Run the records once."""
-        if self._cpus and self._caller != threading.get_ident():
-            self._caller, self._before = threading.get_ident(), os.sched_getaffinity(0)
-            self._pin(0)
+        if self._cpus and threading.get_native_id() not in self._kept:
+            self._kept.add(keep_on(self._cpus[0]))
         self._step(self._address)
 
     def profile(self) -> npt.NDArray[np.int64]:
-        """Start counting cycles; the array is (threads, ops, work and wait), added to each step."""
-        cycles = np.zeros((self.num_threads, len(self._records), 2), np.int64)
-        self._profile = cycles
-        self._context[abi.CONTEXT_PROFILE] = address_of(cycles)
-        return cycles
+        """Start counting cycles from zero; the array is (threads, ops, work and wait)."""
+        self._cycles[:] = 0
+        self._context[abi.CONTEXT_PROFILE] = address_of(self._cycles)
+        return self._cycles
 
     def close(self) -> None:
         """End the workers; the team cannot step again."""
@@ -127,18 +126,12 @@ class Team:
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
         self._threads = []
-        if self._caller == threading.get_ident():
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, self._before)
-
-    def _pin(self, thread: int) -> None:
-        """Keep the calling thread on its CPU, unless that was taken from this process since."""
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, {self._cpus[thread % len(self._cpus)]})
+        while self._kept:
+            let_go(self._kept.pop())
 
     def _serve(self, thread: int) -> None:
-        if self._cpus:
-            self._pin(thread)
+        # Without CPUs of its own, a worker must not inherit the one that its maker is kept on.
+        move_to({self._cpus[thread % len(self._cpus)]} if self._cpus else self._allowed)
         self._worker(self._address, thread)
 
 
@@ -159,6 +152,8 @@ class MeasuringTeam(Team):
             super().step()
             return
         allowed = os.sched_getaffinity(0)
-        self._pin(0)
-        super().step()
-        os.sched_setaffinity(0, allowed)
+        move_to({self._cpus[0]})
+        try:
+            self._step(self._address)  # not the team's own: it would keep the caller until `close`
+        finally:
+            move_to(allowed)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tidemill.base.target import num_physical_cores
+from tidemill.base.cpus import cpu_quota, num_physical_cores
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 
 
@@ -22,7 +22,8 @@ class SessionConfig:
 
     Units: `kv_cache_tokens` counts tokens; without it, `kv_cache_fraction` is the share of the
     machine's free memory that the cache may take. With `pin_threads` each thread stays on a core of
-    its own; left out, a process of ours does so if they are as many as the cores.
+    its own; left out, a process of ours does so if they are as many as the cores and there is no
+    quota of CPU time.
     """
 
     kv_cache_tokens: int | None = None
@@ -37,7 +38,8 @@ class SessionConfig:
         """The same for a process that does nothing else: threads for all cores do not move."""
         if self.pin_threads is not None:
             return self
-        return replace(self, pin_threads=self.num_threads in (None, num_physical_cores()))
+        takes_all = self.num_threads in (None, num_physical_cores())
+        return replace(self, pin_threads=takes_all and cpu_quota() is None)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.base.target import num_physical_cores
+from tidemill.base.cpus import num_physical_cores
 from tidemill.host.__main__ import parse_arguments
 from tidemill.host.config import HostConfig, SessionConfig
 from tidemill.runtime.config import RuntimeConfig
@@ -29,7 +29,8 @@ def test_every_setting_arrives() -> None:
     [(None, None, True), (CORES, None, True), (CORES + 1, None, False), (None, False, False)],
 )
 def test_threads_that_take_all_cores_stay_on_them_unless_told_otherwise(
-    num_threads: int | None, asked_for: bool | None, pins: bool
+    num_threads: int | None, asked_for: bool | None, pins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tidemill.host.config.cpu_quota", lambda: None)
     session = parsed(SessionConfig(num_threads=num_threads, pin_threads=asked_for))
     assert session.pin_threads is pins

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.base import abi
+from tidemill.base.cpus import num_physical_cores, physical_cpus
 from tidemill.base.debug import Level, say
-from tidemill.base.target import num_physical_cores, physical_cpus
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 from tidemill.engine.manifest import Operand, PlanOp
 from tidemill.engine.native_code import find_native_code
