@@ -10,7 +10,11 @@ from tests.ops.native_op import HOST_TARGETS
 from tidemill.base.dtypes import DType
 from tidemill.base.target import NAME_TO_TARGET
 from tidemill.builder.linear_timer import LinearShape, LinearTimer
+from tidemill.codegen.emitter import Pointer
 from tidemill.codegen.isa import isa_for
+from tidemill.codegen.types import I64
+from tidemill.device.cpu import address_of
+from tidemill.ops.layout import panel_bytes
 from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import (
     Bucket,
@@ -51,6 +55,30 @@ def test_all_tactics_of_a_format_give_the_same_bits(
             what = f"{rows} rows with {bucket.tactic.name}"
             assert_same_bits(timer.result(rows, candidate), first, what)
     timer.close()
+
+
+@pytest.mark.parametrize(("weight", "rows"), [(DType.BF16, 1030), (DType.Q8, 512)])
+def test_tiles_prefetch_all_of_the_next_panel_between_them(
+    weight: DType, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line_to_mark = np.zeros(4096, np.int64)
+
+    def mark(pointer: Pointer, offset_bytes: int, cache_level: int = 1) -> None:
+        if cache_level == 1:
+            return  # the panel's own words, as they are taken apart
+        f = pointer.f
+        line = (pointer.to_address() + offset_bytes) >> 6
+        marks = f.constant(address_of(line_to_mark), I64).as_pointer(I64)
+        marks.put(line & (len(line_to_mark) - 1), f.constant(1, I64))
+
+    monkeypatch.setattr(Pointer, "prefetch", mark)
+    isa = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]])
+    shape = LinearShape(weight, DType.BF16, k=2048, n=32)
+    tables = [(Bucket(0, LinearTactic(14, Prefetch.NEXT, weight is DType.Q8)),)]
+    timer = LinearTimer(shape, isa, tables, rows, num_threads=1, cold_bytes=0)
+    timer.result(rows)
+    timer.close()
+    assert line_to_mark.sum() >= 0.98 * panel_bytes(shape.k, weight) / 64
 
 
 def test_rows_in_every_bucket_of_a_table_are_computed_once() -> None:

@@ -34,7 +34,7 @@ from tidemill.ops.layout import (
 from tidemill.ops.linear.formats import Format
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
-from tidemill.ops.linear.tile import Tiles
+from tidemill.ops.linear.tile import NEXT_STEP_BITS, Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
@@ -145,9 +145,9 @@ class UnitLoop:
         return to
 
     def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
-        """A tile's share of the next panel, to prefetch: where it begins, bytes for each step."""
+        """A tile's share of the next panel, to prefetch: `next_share` and `next_step` of tiles."""
         share = w.f.constant(self.panel_bytes, I64) // num_tiles
-        step = w.f.constant(self.tiles.packed_step_bytes, I64) // num_tiles
+        step = w.f.constant(self.tiles.packed_step_bytes << NEXT_STEP_BITS, I64) // num_tiles
         return w.bytes(tile * share + self.panel_bytes), step
 
     def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:

@@ -31,6 +31,8 @@ from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
 
+NEXT_STEP_BITS = 8  # addresses of user space leave more bits free than that
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -74,7 +76,8 @@ class Tiles:
         """sums[rows][32] = the products of `rows` rows of x with one panel.
 
         `words` are the panel's own, behind its header, or prepared ones. With `Prefetch.NEXT`,
-        `next_share` is what to prefetch first, `next_step` how much further each step does so.
+        `next_share` is what to prefetch first, `next_step` how much further each step does so, with
+        `NEXT_STEP_BITS` of fraction: where many tiles share a panel, a step's part is under a byte.
         """
         f = self.module.function(
             f"tile_{self.format.name}_k{self.k}_{self.prefetch.value}_m{rows}",
@@ -92,7 +95,7 @@ class _Tile:
         pointers = (arg.as_pointer(F32) for arg in f.args[:5])
         self.x, self.panel, self.words, self.sums, next_share = pointers
         self.next, self.next_step = f.registers(I64), f.args[5]
-        self.next[0] = next_share.to_address()
+        self.next[0] = next_share.to_address() << NEXT_STEP_BITS
         self.acc = f.registers(self.form.sum_type)
         self.outputs = [(m, j) for m in range(rows) for j in range(2)]
 
@@ -164,7 +167,9 @@ class _Tile:
             self.f.memory_mark()
             return
         is_next = prefetch is Prefetch.NEXT
-        ahead, offset = (self.next[0].as_pointer(F32), 0) if is_next else (at, PREFETCH_BYTES)
+        ahead, offset = at, PREFETCH_BYTES
+        if is_next:
+            ahead, offset = (self.next[0] >> NEXT_STEP_BITS).as_pointer(F32), 0
         for line in range(max(1, self.tiles.packed_step_bytes // CACHE_LINE_BYTES)):
             ahead.prefetch(offset + line * CACHE_LINE_BYTES, cache_level=2)
         if is_next:
