@@ -157,8 +157,9 @@ def test_without_a_compiler_the_error_names_both_targets_and_the_rebuild(
     assert f"tidemill build --checkpoint_dir {checkpoint} --output_dir {foreign}" in text
 
 
+@pytest.mark.parametrize("part", ["plan", "scratch_bytes_per_thread", "shared_scratch_bytes"])
 def test_weights_that_are_packed_for_their_target_alone_are_refused(
-    build_for: BuildFor, hide_above: Hide, monkeypatch: pytest.MonkeyPatch
+    part: str, build_for: BuildFor, hide_above: Hide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign = build_for(AARCH64.name)
     hide_above(X86_64_V3)
@@ -166,7 +167,9 @@ def test_weights_that_are_packed_for_their_target_alone_are_refused(
 
     def lower_otherwise(engine: EngineFile, target: Target) -> CpuPlan:
         lowered = lower(engine, target)
-        return replace(lowered, plan=lowered.plan[1:])
+        value = getattr(lowered, part)
+        other: Any = value[1:] if part == "plan" else value + 64
+        return replace(lowered, **{part: other})
 
     monkeypatch.setattr(retarget, "_lower_again", lower_otherwise)
     with pytest.raises(EngineTargetError, match="packed for that target alone"):

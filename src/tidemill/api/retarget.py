@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from tidemill.builder.cpu_plan import CpuPlan
 
 
+# What the loader takes from the manifest, whatever code it runs.
+_SAME = (
+    "plan", "buffers", "inputs", "kv", "arena_bytes", "scratch_bytes_per_thread",
+    "shared_scratch_bytes",
+)  # fmt: skip
+
+
 def ensure_native_code(engine_dir: Path | str) -> None:
     """Recompile an engine for this CPU if neither its code nor the cache's runs here.
 
@@ -79,12 +86,7 @@ def compile_for(engine: EngineFile, target: Target) -> NativeCode:
 
     isa = isa_for(target)
     lowered = _lower_again(engine, target)
-    if (lowered.plan, lowered.buffers, lowered.inputs, lowered.kv) != (
-        engine.manifest.plan,
-        engine.manifest.buffers,
-        engine.manifest.inputs,
-        engine.manifest.kv,
-    ):
+    if any(getattr(lowered, name) != getattr(engine.manifest, name) for name in _SAME):
         raise target_error(engine, "its weights are packed for that target alone; build")
     text = lowered.module.text(target.triple, target.cpu, target.features, isa.vector_bits)
     linked = link_object(compile_ir(text, target))

@@ -15,6 +15,7 @@ import msgspec
 
 from tidemill.engine.format import SECTION_NAMES
 from tidemill.engine.manifest import Manifest, PlanOp, TensorSpec
+from tidemill.engine.native_code import runs_own_code
 from tidemill.engine.reader import EngineFile
 
 _PICTURE_COLUMNS = 64
@@ -250,7 +251,12 @@ def _tactics_text(engine: EngineFile) -> str:
                 f"{tactic.roofline_share:.0%}" if is_measured else "-",
             )
         )  # fmt: skip
-    return table(rows)
+    if runs_own_code(engine):
+        return table(rows)
+    return (
+        f"Chosen for {engine.manifest.code.target}. On this CPU the engine runs code that is "
+        f"compiled as it loads, with the shipped choices for this CPU instead.\n\n{table(rows)}"
+    )
 
 
 def _sizes_facts(engine: EngineFile) -> object:

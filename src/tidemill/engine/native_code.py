@@ -46,14 +46,18 @@ class _Label:
     image_sha256: str
 
 
+def runs_own_code(engine: EngineFile) -> bool:
+    """Say whether this CPU has all features that the engine's own code uses."""
+    return set(engine.manifest.code.cpu_features) <= host_features()
+
+
 def find_native_code(engine: EngineFile) -> NativeCode:
     """Return the engine's own code if this CPU has its features, else what was recompiled.
 
     Raises: EngineTargetError when there is neither.
     """
-    own = engine.manifest.code
-    if set(own.cpu_features) <= host_features():
-        return NativeCode(own, engine.code_image())
+    if runs_own_code(engine):
+        return NativeCode(engine.manifest.code, engine.code_image())
     for target in host_targets():
         cached = read_cached_code(engine, target.name)
         if cached is not None:

@@ -11,6 +11,7 @@ from tests.unit.engine.tiny_engine import CONFIG, make_manifest, write_engine
 from tidemill.api.inspect import inspect_engine
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import ConfigError
+from tidemill.engine import native_code
 from tidemill.engine.describe import VIEWS, bytes_text, live_at_once_bytes, without_reuse_bytes
 from tidemill.engine.manifest import TensorSpec
 
@@ -63,6 +64,17 @@ def test_graph_and_config_are_shown_as_stored(engine_dir: Path) -> None:
 def test_tactics_show_choice_and_measured_time(engine_dir: Path) -> None:
     lines = [line.split() for line in inspect_engine(engine_dir, "tactics").splitlines()]
     assert lines[1] == ["linear", "37x53", "8", "rows_4", "measured", "2.0", "4", "12.5", "50%"]
+
+
+def test_tactics_of_code_that_does_not_run_here_are_said_to_be_so(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_code, "host_features", lambda: frozenset({"avx2", "fma"}))
+    assert "Chosen for" not in inspect_engine(engine_dir, "tactics")
+    monkeypatch.setattr(native_code, "host_features", frozenset[str])
+    first, *_, last = inspect_engine(engine_dir, "tactics").splitlines()
+    assert first.startswith("Chosen for x86-64-v3. On this CPU the engine runs code")
+    assert last.split()[3] == "rows_4"
 
 
 def test_sizes_list_every_weight(engine_dir: Path) -> None:
