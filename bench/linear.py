@@ -5,9 +5,9 @@
 A shape is inputs x outputs. Checks the answer first, against NumPy in float64. Then the cases take
 turns, round by round, each beside a plain read of memory and a loop of dot products on registers;
 a case's limit is the longer of its weights at that read rate and its arithmetic at that dot rate
-(int8 where both sides are, bf16 otherwise). Weights come from memory, not from a cache. Prints one
-JSON line for each case: microseconds, operations and bytes a second, and `roofline_share`, the
-median over the rounds of limit over time.
+(int8 where both sides are, f32 where activations are, bf16 otherwise). Weights come from memory,
+not from a cache. Prints one JSON line for each case: microseconds, operations and bytes a second,
+and `roofline_share`, the median over the rounds of limit over time.
 """
 
 from __future__ import annotations

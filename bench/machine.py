@@ -1,4 +1,4 @@
-"""Prints what this machine can do: reading memory, products of bf16 and of int8, by threads.
+"""Prints what this machine can do: reading memory, products of bf16, int8 and f32, by threads.
 
 The loops are `builder.machine_limits`; other benchmarks run them beside what they time. One JSON
 line for each number of threads, the best of a few runs. Units: GB/s, G operations/s (a
@@ -23,7 +23,7 @@ def main() -> None:
         limits.close()
         best = {
             name: round(max(getattr(run, name) for run in runs) / 1e9, 1)
-            for name in ("read", "bf16", "int8")
+            for name in ("read", "bf16", "int8", "f32")
         }
         print_line("machine", threads=num_threads, **best)
 

@@ -255,7 +255,7 @@ def report(bench: Bench, options: argparse.Namespace, peer: Peer | None) -> None
 
 
 def report_machine(seen: list[Rates]) -> None:
-    for what in ("read", "bf16", "int8"):
+    for what in ("read", "bf16", "int8", "f32"):
         rates = [getattr(each, what) / 1e9 for each in seen]
         print_line("steps", what=f"{what} rate, G/s", **spread(rates, 1))
 

@@ -222,6 +222,7 @@ def _report(
         statistics.median(each.rates.read for each in rounds),
         statistics.median(each.rates.bf16 for each in rounds),
         statistics.median(each.rates.int8 for each in rounds),
+        statistics.median(each.rates.f32 for each in rounds),
     )
     # All of a thread's cycles make up the step, which says how long a cycle is.
     scaled = [each.cycles * (each.step_s * 1e6 / each.cycles[0].sum()) for each in rounds]

@@ -25,11 +25,24 @@ class Rates:
     read: float
     bf16: float
     int8: float
+    f32: float
 
     @classmethod
     def measure(cls, limits: MachineLimits) -> Rates:
         """Take a look now: on a shared machine, rates move within minutes."""
-        return cls(limits.read_bytes_per_s(), limits.dot_flops_per_s(), limits.int8_ops_per_s())
+        return cls(
+            limits.read_bytes_per_s(),
+            limits.dot_flops_per_s(),
+            limits.int8_ops_per_s(),
+            limits.f32_flops_per_s(),
+        )
+
+    def products(self, op: Op) -> float:
+        """The rate of an op's products; int8 activations meet 8 and 4 bit weights as integers."""
+        activation = op.inputs[0].type.dtype
+        if activation is DType.Q8 and op.kind.startswith("linear"):
+            return self.int8
+        return self.f32 if activation is DType.F32 else self.bf16
 
 
 @dataclass(frozen=True)
@@ -65,10 +78,4 @@ def op_limit(op: Op, sizes: StepSizes, rates: Rates) -> OpLimit:
     whole = cost(op, sizes)
     uncached = StepSizes(sizes.tokens, sizes.sequences, sizes.logit_rows, 0, sizes.attention_pairs)
     streamed = cost(op, _NO_TOKENS).bytes + whole.bytes - cost(op, uncached).bytes
-    dots = rates.int8 if op.kind.startswith("linear") and _is_int8(op) else rates.bf16
-    return OpLimit(whole.flops, streamed, streamed / rates.read, whole.flops / dots)
-
-
-def _is_int8(op: Op) -> bool:
-    """Say whether activations come as int8: then weights of 8 and 4 bits meet them as integers."""
-    return op.inputs[0].type.dtype is DType.Q8
+    return OpLimit(whole.flops, streamed, streamed / rates.read, whole.flops / rates.products(op))

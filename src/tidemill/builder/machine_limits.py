@@ -1,25 +1,27 @@
 """The machine's own limits, measured with a team of our threads: read bandwidth and dot rates.
 
-Loops with nothing else in them: two read memory that no cache holds, of which one prefetches; two
-repeat the target's dot product of bf16 and of int8 on registers. Whoever times a kernel runs these
-in between, since a shared machine's limits move within minutes.
+Loops with nothing else in them: two read memory that no cache holds, of which one prefetches; three
+repeat on registers the target's dot products of bf16 and of int8, and multiply-adds of f32. Whoever
+times a kernel runs these in between, since a shared machine's limits move within minutes.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from tidemill.base import abi
 from tidemill.base.target import host_targets
 from tidemill.codegen.compile import compile_ir
-from tidemill.codegen.isa import LANES, Isa, V, isa_for
+from tidemill.codegen.emitter import Value
+from tidemill.codegen.isa import LANES, V, isa_for
 from tidemill.codegen.kernel import open_kernel
 from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
-from tidemill.codegen.types import I32
+from tidemill.codegen.types import I32, Type
 from tidemill.device.cpu import LoadedCode, MeasuringTeam, address_of, allocate
 
 READ_BYTES = 256 << 20
@@ -29,6 +31,8 @@ _PREFETCH_BYTES = 8192
 _VECTORS_A_TURN = 8
 _TURN_BYTES = _VECTORS_A_TURN * 64
 _ACCUMULATORS = 20
+
+Dot = Callable[[Value, Value, Value], Value]
 
 
 class MachineLimits:
@@ -40,8 +44,9 @@ class MachineLimits:
         emit_team(module, isa)
         _emit_read(module, "read", is_prefetching=False)
         _emit_read(module, "read_prefetching", is_prefetching=True)
-        _emit_dots(module, isa, is_int8=False)
-        _emit_dots(module, isa, is_int8=True)
+        _emit_dots(module, "bf16_dots", V, isa.dot_pair)
+        _emit_dots(module, "int8_dots", I32.x(LANES), isa.dot_quad)
+        _emit_dots(module, "f32_dots", V, _multiply_add)
         target = isa.target
         text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
         image = link_object(compile_ir(text, target))
@@ -49,10 +54,10 @@ class MachineLimits:
         self._memory = allocate(READ_BYTES)
         self._memory[:] = 1
         self._out = np.zeros(64 * num_threads, np.float32)
-        records = np.zeros((4, abi.RECORD_WORDS), np.int64)
+        records = np.zeros((5, abi.RECORD_WORDS), np.int64)
         out = address_of(self._out)
         loops = {"read": READ_BYTES, "read_prefetching": READ_BYTES}
-        loops |= {"bf16_dots": DOT_LOOPS, "int8_dots": DOT_LOOPS}
+        loops |= dict.fromkeys(("bf16_dots", "int8_dots", "f32_dots"), DOT_LOOPS)
         for record, (symbol, size) in zip(records, loops.items(), strict=True):
             record[:4] = code.address(symbol), address_of(self._memory), size, out
         self._team = MeasuringTeam(code, records, num_threads)
@@ -69,6 +74,10 @@ class MachineLimits:
     def int8_ops_per_s(self) -> float:
         """Multiply and add quads of int8 on registers, on every thread."""
         return 8 * self._dots / self._time_s(3)
+
+    def f32_flops_per_s(self) -> float:
+        """Multiply and add f32 on registers, on every thread."""
+        return 2 * self._dots / self._time_s(4)
 
     def close(self) -> None:
         self._team.close()
@@ -104,8 +113,11 @@ def _emit_read(module: Module, symbol: str, is_prefetching: bool) -> None:
     frame.pointer("out", I32).put(frame.thread * 64, total)
 
 
-def _emit_dots(module: Module, isa: Isa, is_int8: bool) -> None:
-    symbol, type_ = ("int8_dots", I32.x(LANES)) if is_int8 else ("bf16_dots", V)
+def _multiply_add(acc: Value, left: Value, right: Value) -> Value:
+    return left.bits_as(V).fma(right.bits_as(V), acc)
+
+
+def _emit_dots(module: Module, symbol: str, type_: Type, dot: Dot) -> None:
     _, frame = open_kernel(module, symbol, ("data", "loops", "out"))
     f, data = frame.f, frame.pointer("data", I32)
     left, right, sums = data.vec(0, LANES), data.vec(LANES, LANES), f.registers(type_)
@@ -113,7 +125,6 @@ def _emit_dots(module: Module, isa: Isa, is_int8: bool) -> None:
         sums[each] = f.zero(type_)
     with f.loop(0, frame.integer("loops")):
         for each in range(_ACCUMULATORS):
-            dot = isa.dot_quad if is_int8 else isa.dot_pair
             sums[each] = dot(sums[each], left, right)
     total = sums[0]
     for each in range(1, _ACCUMULATORS):

@@ -127,8 +127,8 @@ def _time_shape(
 
 def limit_s(shape: LinearShape, rows: int, limits: MachineLimits) -> float:
     """Seconds that this machine now needs to read the weights, or for the arithmetic if longer."""
-    is_int8 = shape.activation is DType.Q8
-    ops_per_s = limits.int8_ops_per_s() if is_int8 else limits.dot_flops_per_s()
+    rates = {DType.Q8: limits.int8_ops_per_s, DType.F32: limits.f32_flops_per_s}
+    ops_per_s = rates.get(shape.activation, limits.dot_flops_per_s)()
     return max(shape.weight_bytes / limits.read_bytes_per_s(), shape.flops(rows) / ops_per_s)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.ops.judge import make_op, tensor
+from tidemill.api.step_limits import Rates, op_limit, step_sizes
 from tidemill.base.dtypes import DType
 from tidemill.base.target import host_targets
 from tidemill.builder import linear_timer, tactics
+from tidemill.builder.machine_limits import MachineLimits
 from tidemill.codegen.isa import isa_for
 from tidemill.ir.graph import AttrValue, Graph
 from tidemill.ops.linear.formats import format_for
@@ -53,3 +55,36 @@ def test_measured_tactics_say_what_they_took(monkeypatch: pytest.MonkeyPatch) ->
         assert tactic in tactics_of(FORM)
         assert record.choice == tactic.name and record.chosen_by == "measured"
         assert record.measured_us > 0 and record.roofline_share > 0
+
+
+class FixedLimits(MachineLimits):
+    """A machine whose rates are given: memory without end, arithmetic by type."""
+
+    def __init__(self) -> None:
+        pass
+
+    def read_bytes_per_s(self) -> float:
+        return 1e30
+
+    def dot_flops_per_s(self) -> float:
+        return 4e9
+
+    def int8_ops_per_s(self) -> float:
+        return 8e9
+
+    def f32_flops_per_s(self) -> float:
+        return 2e9
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "rate"),
+    [("bf16", "bf16", 4e9), ("q8", "q8", 8e9), ("q8", "bf16", 4e9), ("f16", "f32", 2e9)],
+)
+def test_a_product_is_held_against_the_arithmetic_that_it_uses(
+    weight: str, activation: str, rate: float
+) -> None:
+    shape = linear_timer.LinearShape(DType(weight), DType(activation), k=64, n=96)
+    assert tactics.limit_s(shape, 7, FixedLimits()) == shape.flops(7) / rate
+    op = make_op("linear", [tensor(activation, "T", 64), tensor(weight, 96, 64)])
+    rates = Rates.measure(FixedLimits())
+    assert op_limit(op, step_sizes(7, 0, 1), rates).dot_s == shape.flops(7) / rate
