@@ -12,6 +12,7 @@ from tidemill.runtime.config import CapacityPolicy, RuntimeConfig
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.kvcache.block_span import NO_BLOCK, BlockSpan
 from tidemill.runtime.request import Request
+from tidemill.runtime.validate_request import most_tokens
 
 WINDOWED = replace(LIMITS, max_seq_len=400, max_input_len=399, vocab_size=500, attention_window=9)
 
@@ -53,6 +54,19 @@ def test_sequence_longer_than_the_pool_is_served_and_one_that_never_fits_is_refu
     tight = Bench(limits=replace(WINDOWED, num_blocks=5, max_num_tokens=10))
     with pytest.raises(InvalidRequestError, match="key-value cache"):
         tight.run(Request(1, prompt(200), 150))
+
+
+@pytest.mark.parametrize("window", [None, 1, 9, 30])
+def test_most_tokens_fit_and_one_more_does_not(window: int | None) -> None:
+    for num_blocks in range(1, 12):
+        limits = replace(LIMITS, num_blocks=num_blocks, max_num_tokens=7, attention_window=window)
+        span = BlockSpan(limits.tokens_per_block, window)
+        fitting = [
+            total
+            for total in range(1, limits.max_seq_len + 1)
+            if span.most_blocks(total, 0, min(total, 7)) <= num_blocks
+        ]
+        assert fitting == list(range(1, most_tokens(limits) + 1))
 
 
 @pytest.mark.parametrize("policy", list(CapacityPolicy))
