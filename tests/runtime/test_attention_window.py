@@ -86,6 +86,21 @@ def test_what_the_window_of_a_prompt_sees_is_found_when_its_beginning_is_overwri
     assert bench.loop.stats().reused_blocks - before.reused_blocks == 2
 
 
+def test_request_statistics_leave_out_blocks_skipped_at_admission() -> None:
+    bench = Bench(limits=WINDOWED)
+    bench.run(Request(1, prompt(60), 1))
+    request = Request(2, prompt(60), 2)
+    bench.executor.expect(request)
+    bench.loop.submit(request)
+    bench.loop.step()
+    (stats,) = bench.loop.request_stats()
+    # Two of the prompt's that its last position sees, and one for that position.
+    assert stats.to_json()["allocTotalBlocksPerRequest"] == 3
+    while bench.loop.has_work:
+        bench.loop.step()
+    assert stats.metrics.num_allocated_blocks == 4, "and one for the second token"
+
+
 def test_table_keeps_its_places_and_the_old_list_when_blocks_leave() -> None:
     pool = BlockPool(8, 4, window=5)
     table = pool.open(40, step_tokens=4)
