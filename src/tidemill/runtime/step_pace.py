@@ -4,8 +4,9 @@ In come the steps' contents and times as they were measured; out comes the numbe
 that the next step may hold. A step of generation alone gives what the running requests cost, what
 a step with context took beyond that gives the cost of a context token, and the latest steps count
 for most, since it grows with the position. Where many requests have ended since the last step of
-generation alone, one more is made: the two costs cannot be told apart in a step that has both. Cutting prompts changes no answer: engines compute the
-same bits however a prompt is cut (docs/decisions/095). Knows nothing of requests or blocks.
+generation alone, one more is made: the two costs cannot be told apart in a step that has both.
+Cutting prompts changes no answer: engines compute the same bits however a prompt is cut
+(docs/decisions/095). Knows nothing of requests or blocks.
 """
 
 from __future__ import annotations
