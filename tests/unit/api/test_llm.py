@@ -245,8 +245,23 @@ def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
 def test_long_prompts_lose_their_beginning_where_asked(llm: LLM) -> None:
     output = llm.generate("say>no>hello", SamplingParams(truncate_prompt_tokens=6))
     assert len(output.prompt_token_ids) == 6 and output.outputs[0].text == "hello"
-    whole = llm.generate(">ab", SamplingParams(truncate_prompt_tokens=6))
-    assert len(whole.prompt_token_ids) == 3
+    params = SamplingParams(truncate_prompt_tokens=6, exclude_input_from_output=False)
+    echoed = llm.generate("say>no>hello", params)
+    assert (echoed.prompt, echoed.outputs[0].text) == ("say>no>hello", ">hellohello")
+    whole = llm.generate("</s>>ab", params)  # uncut, it comes back exactly as it was given
+    assert len(whole.prompt_token_ids) == 4 and whole.outputs[0].text == "</s>>abab"
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_stop_word_of_several_tokens_may_stay_in_the_text(llm: LLM, is_streaming: bool) -> None:
+    words = [llm.tokenizer.encode("lo"), llm.tokenizer.encode("z")]
+    params = SamplingParams(stop_token_ids=words, include_stop_str_in_output=True)
+    if is_streaming:
+        pieces = list(llm.generate_stream("say>hello you", params))
+        assert [piece.text for piece in pieces] == ["h", "e", "l", "l", "o"]
+        assert pieces[-1].finish_reason == "stop"
+    else:
+        assert llm.generate("say>hello you", params).outputs[0].text == "hello"
 
 
 def test_wishes_of_the_reference_that_cannot_be_had_are_named() -> None:
