@@ -193,6 +193,10 @@ def test_greedy_unless_sampling_is_asked_for(
     assert resolve_sampling(*values, seed=None).is_greedy is is_greedy
 
 
+def test_greedy_whatever_seed_and_min_p_say() -> None:
+    assert resolve_sampling(None, None, None, seed=9, min_p=0.5).is_greedy
+
+
 def test_values_left_out_beside_others_are_neutral() -> None:
     sampling = resolve_sampling(0.5, None, None, None)
     assert (sampling.top_k, sampling.top_p, sampling.seed) == (0, 1.0, 0)
