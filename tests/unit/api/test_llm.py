@@ -241,6 +241,8 @@ def test_perf_metrics_have_the_keys_of_the_reference(llm: LLM) -> None:
 def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
     (answer,) = llm.generate("say>hello", SamplingParams(detokenize=False)).outputs
     assert answer.text == "" and answer.length == 5
+    silent = SamplingParams(detokenize=False, exclude_input_from_output=False)
+    assert llm.generate("say>hello", silent).outputs[0].text == ""
     params = SamplingParams(detokenize=False, stop="l")
     (stopped,) = llm.generate("say>hello", params).outputs
     assert (stopped.text, stopped.stop_reason, stopped.length) == ("", "l", 3)
