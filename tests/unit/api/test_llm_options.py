@@ -58,5 +58,7 @@ def test_prompts_are_not_cut_where_chunked_prefill_is_off() -> None:
 
 def test_retention_can_be_asked_for_with_the_names_of_the_package() -> None:
     retention = KvCacheRetention((TokenRangeRetention(0, 64, priority=90),))
-    request = ServiceOptions(kv_cache_retention_config=retention).apply(GenerateRequest(request_id=0))
+    request = ServiceOptions(kv_cache_retention_config=retention).apply(
+        GenerateRequest(request_id="a")
+    )
     assert request.retention == retention
