@@ -109,5 +109,5 @@ def check_server_flags(flags: tuple[str, ...]) -> None:
             where="flags after --",
             expected="flags other than " + ", ".join(OWN_FLAGS),
             got=", ".join(clashing),
-            hint="tidemill's own --http-port, --grpc-port, --metrics-port, --host and --exit-timeout",
+            hint="tidemill's own --http-port, --grpc-port, --metrics-port, --host, --exit-timeout",
         )
