@@ -36,7 +36,7 @@ def windows_from_hf(reader: FieldReader, architecture: str, num_layers: int) -> 
         first = reader.integer("max_window_layers", 0, 0) if has_first else 0
         return tuple(size if index >= first else None for index in range(num_layers))
     is_list = isinstance(kinds, list) and len(kinds) == num_layers
-    if not is_list or not set(kinds) <= {_SLIDING, _FULL}:
+    if not is_list or not all(kind in (_SLIDING, _FULL) for kind in kinds):
         reader.faults.append(
             f"layer_types is {kinds!r}, expected {num_layers} of {_SLIDING} and {_FULL}"
         )

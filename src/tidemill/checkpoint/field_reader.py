@@ -30,7 +30,7 @@ class FieldReader:
             return 0
         if not minimum <= value <= maximum:
             self._refuse(key, value, f"an integer from {minimum} to {maximum}")
-        return value
+        return min(max(value, minimum), maximum)
 
     def number(self, key: str, default: float, maximum: float = 1e30) -> float:
         value = self._get(key, default)

@@ -31,7 +31,9 @@ class RequestMetrics:
 
     def add(self, later: RequestMetrics) -> None:
         """Count in a later request for the same answer: a round of a beam search."""
-        self.last_token_time, self.last_iter = later.last_token_time, later.last_iter
+        if later.last_token_time is not None:  # it may have ended before it drew one
+            self.last_token_time = later.last_token_time
+        self.last_iter = later.last_iter
         self.num_allocated_blocks += later.num_allocated_blocks
         self.num_new_blocks += later.num_new_blocks
         self.num_reused_blocks += later.num_reused_blocks

@@ -205,6 +205,10 @@ def test_greedy_unless_sampling_is_asked_for(
     assert resolve_sampling(*values, seed=None).is_greedy is is_greedy
 
 
+def test_greedy_whatever_seed_and_min_p_say() -> None:
+    assert resolve_sampling(None, None, None, seed=9, min_p=0.5).is_greedy
+
+
 def test_values_left_out_beside_others_are_neutral() -> None:
     sampling = resolve_sampling(0.5, None, None, None)
     assert (sampling.top_k, sampling.top_p, sampling.seed) == (0, 1.0, 0)
@@ -249,6 +253,8 @@ def test_perf_metrics_have_the_keys_of_the_reference(llm: LLM) -> None:
 def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
     (answer,) = llm.generate("say>hello", SamplingParams(detokenize=False)).outputs
     assert answer.text == "" and answer.length == 5
+    silent = SamplingParams(detokenize=False, exclude_input_from_output=False)
+    assert llm.generate("say>hello", silent).outputs[0].text == ""
     params = SamplingParams(detokenize=False, stop="l")
     (stopped,) = llm.generate("say>hello", params).outputs
     assert (stopped.text, stopped.stop_reason, stopped.length) == ("", "l", 3)
@@ -257,8 +263,23 @@ def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
 def test_long_prompts_lose_their_beginning_where_asked(llm: LLM) -> None:
     output = llm.generate("say>no>hello", SamplingParams(truncate_prompt_tokens=6))
     assert len(output.prompt_token_ids) == 6 and output.outputs[0].text == "hello"
-    whole = llm.generate(">ab", SamplingParams(truncate_prompt_tokens=6))
-    assert len(whole.prompt_token_ids) == 3
+    params = SamplingParams(truncate_prompt_tokens=6, exclude_input_from_output=False)
+    echoed = llm.generate("say>no>hello", params)
+    assert (echoed.prompt, echoed.outputs[0].text) == ("say>no>hello", ">hellohello")
+    whole = llm.generate("</s>>ab", params)  # uncut, it comes back exactly as it was given
+    assert len(whole.prompt_token_ids) == 4 and whole.outputs[0].text == "</s>>abab"
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_stop_word_of_several_tokens_may_stay_in_the_text(llm: LLM, is_streaming: bool) -> None:
+    words = [llm.tokenizer.encode("lo"), llm.tokenizer.encode("z")]
+    params = SamplingParams(stop_token_ids=words, include_stop_str_in_output=True)
+    if is_streaming:
+        pieces = list(llm.generate_stream("say>hello you", params))
+        assert [piece.text for piece in pieces] == ["h", "e", "l", "l", "o"]
+        assert pieces[-1].finish_reason == "stop"
+    else:
+        assert llm.generate("say>hello you", params).outputs[0].text == "hello"
 
 
 def test_wishes_of_the_reference_that_cannot_be_had_are_named() -> None:

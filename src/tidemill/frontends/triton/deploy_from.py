@@ -44,6 +44,7 @@ def deploy_from(request: DeployFromRequest, say: Say) -> Path:
             where=str(request.source),
             expected=f"a model directory: {CONFIG_NAME} and versions beside it",
             got=f"no {CONFIG_NAME}" if request.source.is_dir() else "no such directory",
+            hint="name the directory of one model, not the repository; engines go by --engine_dir",
         )
     source = request.source.resolve()
     planned = ModelDirectory(request.model_repository, source.name, {}, ())

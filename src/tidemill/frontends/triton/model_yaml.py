@@ -2,8 +2,7 @@
 
 In: a model directory whose versions hold model.yaml (or the file that LLM_CONFIG_PATH names). Out:
 the engine directory and Triton's own settings in a parsed config, and what of the file has no
-meaning here. The file is lines of `key: value` with one block below `triton_config`; of other
-blocks only the name is read.
+meaning here.
 """
 
 from __future__ import annotations
@@ -12,16 +11,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tidemill.base.errors import ConfigError
 
 TRITON_BLOCK = "triton_config"
-SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def apply_model_yaml(config: Any, model: Path) -> list[str]:
     """Change a parsed config by the model.yaml of its highest version; return what was changed.
 
-    Raises: ConfigError naming a line that cannot be read, or the value of a switch.
+    Raises: ConfigError when the file is no mapping of settings, or a value is of another type.
     """
     name = os.environ.get("LLM_CONFIG_PATH", "model.yaml")
     versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdecimal()]
@@ -29,65 +29,52 @@ def apply_model_yaml(config: Any, model: Path) -> list[str]:
     files = [path for path in found if path.is_file()]
     if not files:
         return []
-    settings = read_settings(files[-1])
+    path = files[-1]
+    settings = _read(path)
+    triton = _mapping(path, TRITON_BLOCK, settings.pop(TRITON_BLOCK, None))
     changes = []
     engine = settings.pop("model", None)
     if engine:
-        beside = files[-1].parent / engine
-        directory = str(beside.resolve()) if beside.is_dir() else engine
+        beside = path.parent / str(engine)
+        directory = str(beside.resolve()) if beside.is_dir() else str(engine)
         config.parameters["gpt_model_path"].string_value = directory
         changes.append(f"{name}: model -> gpt_model_path {directory}")
-    decoupled = settings.pop(f"{TRITON_BLOCK}.decoupled", None)
+    decoupled = triton.pop("decoupled", None)
     if decoupled is not None:
-        config.model_transaction_policy.decoupled = _switch(files[-1], decoupled)
-        changes.append(f"{name}: decoupled {decoupled.lower()}")
-    batch = settings.pop(f"{TRITON_BLOCK}.max_batch_size", "0")
-    if batch != "0":
+        if not isinstance(decoupled, bool):
+            raise _refused(path, f"true or false as {TRITON_BLOCK}.decoupled", repr(decoupled))
+        config.model_transaction_policy.decoupled = decoupled
+        changes.append(f"{name}: decoupled {str(decoupled).lower()}")
+    batch = triton.pop("max_batch_size", 0)
+    if batch:
         changes.append(f"{name}: max_batch_size {batch} left out: the llmapi model has no batch")
-    if settings:
-        changes.append(f"{name}: without meaning here: " + ", ".join(sorted(settings)))
+    rest = sorted([*map(str, settings), *(f"{TRITON_BLOCK}.{key}" for key in triton)])
+    if rest:
+        changes.append(f"{name}: without meaning here: " + ", ".join(rest))
     return changes
 
 
-def read_settings(path: Path) -> dict[str, str]:
-    """Return the values of a file by key, those of Triton's block as `triton_config.key`.
-
-    Raises: ConfigError naming a line that is no `key: value`.
-    """
-    settings: dict[str, str] = {}
-    block = ""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        text = line.split(" #")[0].rstrip()
-        if not text.strip() or text.lstrip().startswith("#") or text.strip() in ("---", "..."):
-            continue
-        is_inside = text[0] in " \t-"
-        if is_inside and block != TRITON_BLOCK:
-            continue  # of blocks that mean nothing here
-        key, colon, value = text.strip().partition(":")
-        if not colon or (is_inside and not block):
-            raise ConfigError(
-                "a model.yaml cannot be read",
-                where=f"{path}, line {number}",
-                expected="key: value",
-                got=repr(line),
-                hint="tidemill deploy --style llmapi needs no model.yaml",
-            )
-        value = value.strip().strip("'\"")
-        if is_inside:
-            settings[f"{block}.{key.strip()}"] = value
-            continue
-        block = key if not value else ""
-        if value or key != TRITON_BLOCK:
-            settings[key] = value
-    return settings
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise _refused(path, "YAML", " ".join(str(error).split())) from error
+    return _mapping(path, "the file", values)
 
 
-def _switch(path: Path, text: str) -> bool:
-    if text.lower() not in SWITCHES:
-        raise ConfigError(
-            "a model.yaml has a value that cannot be read",
-            where=f"{path}, {TRITON_BLOCK}.decoupled",
-            expected=" or ".join(SWITCHES),
-            got=repr(text),
-        )
-    return SWITCHES[text.lower()]
+def _mapping(path: Path, what: str, values: Any) -> dict[Any, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise _refused(path, f"settings by name as {what}", repr(values)[:80])
+    return values
+
+
+def _refused(path: Path, expected: str, got: str) -> ConfigError:
+    return ConfigError(
+        "a model.yaml cannot be read",
+        where=str(path),
+        expected=expected,
+        got=got,
+        hint="mend the file; a model that tidemill deploy --style llmapi writes needs none",
+    )
