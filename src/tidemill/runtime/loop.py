@@ -21,7 +21,7 @@ from tidemill.runtime.config import (
 from tidemill.runtime.events import RequestEvent
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.block_pool import BlockPool, CacheCounters
-from tidemill.runtime.kvcache.host_tier import HostCounters, HostRoom
+from tidemill.runtime.kvcache.host_tier import HostRoom
 from tidemill.runtime.micro_batch import Drafter
 from tidemill.runtime.ngram_lookup import NgramDrafter
 from tidemill.runtime.request import Request, TokenUpdate
@@ -108,11 +108,6 @@ class Loop:
     def cache_counters(self) -> CacheCounters:
         """What the cache gave since the start."""
         return self._pool.counters
-
-    @property
-    def host_counters(self) -> HostCounters:
-        """What the host tier of the cache holds, took and gave."""
-        return self._pool.host_counters
 
     def submit(self, request: Request, is_bounded: bool = True) -> None:
         """Queue a request; one that is not bounded belongs to what was let in, and always has room.
