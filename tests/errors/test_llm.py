@@ -68,6 +68,10 @@ def test_speculation_of_a_negative_length() -> None:
             "kv_cache_fraction must be over 0 and at most 1, got 5.0",
         ),
         (
+            {"kv_cache_config": KvCacheConfig(free_gpu_memory_fraction="0.5")},  # type: ignore[arg-type]
+            "kv_cache_fraction must be over 0 and at most 1, got '0.5'",
+        ),
+        (
             {"kv_cache_config": KvCacheConfig(host_cache_size=-1)},
             "kv_cache_host_memory_bytes must be at least 0, got -1",
         ),

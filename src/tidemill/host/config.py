@@ -40,8 +40,9 @@ class SessionConfig:
         if self.num_threads is not None:
             faults += number_faults("num_threads", self.num_threads, 1)
         fraction = self.kv_cache_fraction
-        if fraction is not None and not 0 < fraction <= 1:
-            faults.append(f"kv_cache_fraction must be over 0 and at most 1, got {fraction}")
+        is_share = isinstance(fraction, (int, float)) and 0 < fraction <= 1
+        if fraction is not None and not is_share:
+            faults.append(f"kv_cache_fraction must be over 0 and at most 1, got {fraction!r}")
         if faults:
             raise ConfigError(
                 "an engine cannot be run so",
