@@ -115,6 +115,16 @@ def test_scale_is_missing(tiny_llama: Path, tmp_path: Path) -> None:
         Checkpoint.open(checkpoint)
 
 
+def test_levels_of_another_type(tiny_llama: Path, tmp_path: Path) -> None:
+    checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
+    path = checkpoint / "rank0.safetensors"
+    tensors = load_file(path)
+    tensors[f"{MATRIX}.weight"] = tensors[f"{MATRIX}.weight"].astype(np.float16)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=f"{MATRIX}.weight has type F16, expected I8"):
+        Checkpoint.open(checkpoint)
+
+
 def test_int8_layers_cannot_be_built_unquantised(tiny_llama: Path, tmp_path: Path) -> None:
     checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
     with pytest.raises(ConfigError, match="int8 already"):

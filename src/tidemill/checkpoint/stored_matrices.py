@@ -28,12 +28,16 @@ from tidemill.checkpoint.weight_only import (
     PLAIN_LAYOUT_KEY,
     QUANT_ALGO,
     as_q8,
+    is_matrix,
     is_weight_only,
     scale_name,
     stored_rows,
 )
 
 _ALGORITHMS = (QUANT_ALGO, INT4_ALGO, ONE_SCALE, SCALE_BY_OUTPUT)
+# As safetensors spells them; TensorRT-LLM writes e4m3 also as a view of its bits as int8.
+_ELEMENT_TYPES = {DType.Q8: ("I8",), DType.F8: ("F8_E4M3", "I8")}
+_FLOAT_TYPES = ("F32", "F16", "BF16")
 _SCALE_ENDINGS = (".per_channel_scale", ".weights_scaling_factor")
 
 
@@ -70,6 +74,16 @@ class StoredMatrices:
             return expected_tensors(config)
         return stored_rows(config) if self.dtype is DType.Q8 else fp8_rows(config)
 
+    def type_names(self, name: str) -> tuple[str, ...]:
+        """The types that a tensor of the rank files may have, as safetensors spells them."""
+        if self.dtype is None or not is_matrix(name):
+            return _FLOAT_TYPES
+        return _ELEMENT_TYPES[self.dtype]
+
+    def is_e4m3(self, name: str) -> bool:
+        """Whether a tensor's bytes are codes of e4m3, whatever type they are stored as."""
+        return self.dtype is DType.F8 and is_matrix(name)
+
     def scale_name(self, name: str, config: CheckpointConfig) -> str:
         """The name of the scales of a matrix."""
         return scale_name(name) if self.dtype is DType.Q8 else fp8_scale_name(name, config)
@@ -78,7 +92,7 @@ class StoredMatrices:
         """Put a matrix together as stored rows of `dtype`."""
         if self.dtype is DType.Q8:
             return as_q8(elements, scales, scale_dtype)
-        return as_f8(elements, scales)
+        return as_f8(elements, scales, scale_dtype)
 
 
 def refuse_other_algorithms(config: CheckpointConfig, where: str) -> None:
