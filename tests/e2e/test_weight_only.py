@@ -162,6 +162,17 @@ def test_int4_weights_that_are_packed_for_a_gpu_are_refused(
         Checkpoint.open(checkpoint)
 
 
+@pytest.mark.parametrize("algorithm", [None, "NO_QUANT"])
+def test_scales_that_the_config_does_not_explain_are_refused(
+    tiny_llama: Path, tmp_path: Path, algorithm: str | None
+) -> None:
+    checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
+    edit_config(checkpoint, quantization={"quant_algo": algorithm})
+    with pytest.raises(UnsupportedError, match="does not say what their elements are") as caught:
+        Checkpoint.open(checkpoint)
+    assert caught.value.got == str(algorithm)
+
+
 def test_other_precisions_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="weight_only_precision int3"):
         convert_int8(tiny_llama, tmp_path / "int3", weight_only_precision="int3")
