@@ -100,8 +100,10 @@ class Checkpoint:
     def _read_scales(self, name: str, row: TensorRow) -> Array:
         """Read scales; where every rank has all of them, they must be the same."""
         scales = self._read_stored(name, row)
+        if row.split is not Split.REPLICATED:
+            return scales
         others = [rank.read(local_name(name, self.config)) for rank in self._stage(name)[1:]]
-        if row.split is Split.REPLICATED and not all(has_equal_bits(o, scales) for o in others):
+        if not all(has_equal_bits(other, scales) for other in others):
             raise CheckpointError(
                 "scales differ between ranks",
                 where=f"{self.directory}, {name}",
