@@ -15,6 +15,8 @@ from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.host.session import Session
 from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.simulation import FakeExecutor
+from tidemill.runtime.step import EngineLimits
 
 
 @pytest.fixture
@@ -64,6 +66,16 @@ def test_no_prompts_give_no_answers(llm: LLM) -> None:
 def test_default_is_32_tokens(llm: LLM) -> None:
     output = llm.generate("endless")
     assert output.outputs[0].length == 32 and output.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(("window", "num_output"), [(None, 24), (16, 360)])
+def test_as_many_tokens_as_fit_is_what_the_engine_can_serve(
+    window: int | None, num_output: int
+) -> None:
+    limits = EngineLimits(4, 16, 400, 300, 8, 8, 97, attention_window=window)
+    with LLM.from_session(Session(FakeExecutor(limits), None, RuntimeConfig(), "here")) as llm:
+        output = llm.generate([5] * 40, SamplingParams(max_tokens=None, ignore_eos=True))
+    assert output.outputs[0].length == num_output
 
 
 def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:

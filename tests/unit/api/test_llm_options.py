@@ -50,6 +50,13 @@ def test_configs_of_the_reference_reach_the_runtime() -> None:
     )
 
 
+def test_policies_are_taken_by_name() -> None:
+    config = SchedulerConfig("MAX_UTILIZATION", "equal_progress")  # type: ignore[arg-type]
+    runtime = LlmOptions(scheduler_config=config).session.runtime
+    assert runtime.policy is CapacityPolicy.MAX_UTILIZATION
+    assert runtime.chunking is ChunkingPolicy.EQUAL_PROGRESS
+
+
 def test_prompts_are_not_cut_where_chunked_prefill_is_off() -> None:
     config = SchedulerConfig(context_chunking_policy=ContextChunkingPolicy.EQUAL_PROGRESS)
     options = LlmOptions(scheduler_config=config, enable_chunked_prefill=False)
