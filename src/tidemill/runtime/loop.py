@@ -114,8 +114,8 @@ class Loop:
         """What the host tier of the cache holds, took and gave."""
         return self._pool.host_counters
 
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, request: Request, is_bounded: bool = True) -> None:
+        """Queue a request; one that is not bounded belongs to what was let in, and always has room.
 
         Raises: InvalidRequestError when the engine can never serve it, QueueFullError when the
         queue has no room now.
@@ -127,7 +127,8 @@ class Loop:
                 hint="give each request an id of its own",
             )
         validate_request(request, self.limits, self._config.chunking is not ChunkingPolicy.OFF)
-        if 0 < self._config.max_queue_size <= len(self._scheduler.register.queue):
+        num_queued = len(self._scheduler.register.queue)
+        if is_bounded and 0 < self._config.max_queue_size <= num_queued:
             raise QueueFullError(
                 f"Maximum queue size of {self._config.max_queue_size} has been reached,"
                 " please try again later",

@@ -116,7 +116,7 @@ class Register:
                 state.num_output,
                 id(state) in scheduled,
                 state.metrics,
-                len(state.table.blocks),
+                state.table.num_taken,
                 len(state.table.blocks) - state.table.num_cached_tokens // unit,
                 state.request.client_id,
             )
