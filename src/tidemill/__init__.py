@@ -15,9 +15,11 @@ if TYPE_CHECKING:
         ContextChunkingPolicy,
         GuidedDecodingParams,
         KvCacheConfig,
+        KvCacheRetention,
         NGramDecodingConfig,
         SamplingParams,
         SchedulerConfig,
+        TokenRangeRetention,
         TokensPrompt,
     )
 
@@ -27,9 +29,11 @@ __all__ = [
     "ContextChunkingPolicy",
     "GuidedDecodingParams",
     "KvCacheConfig",
+    "KvCacheRetention",
     "NGramDecodingConfig",
     "SamplingParams",
     "SchedulerConfig",
+    "TokenRangeRetention",
     "TokensPrompt",
     "__version__",
 ]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.compare import assert_same_bits
 from tests.conftest import MakeTinyLlama
 from tests.tiny_llama import TinyLlama
 from tidemill.api.build import BuildRequest, build
@@ -98,14 +99,86 @@ def test_scale_is_missing(make_fp8: Callable[[str, int], tuple[Path, Path]]) -> 
         Checkpoint.open(fp8)
 
 
+def test_scales_of_another_float_type_keep_their_values(
+    make_fp8: Callable[[str, int], tuple[Path, Path]],
+) -> None:
+    _, fp8 = make_fp8("FP8_PER_CHANNEL_PER_TOKEN", 1)
+    before = widen(Checkpoint.open(fp8).read(f"{MATRIX}.weight"), DType.F8)
+    _edit(fp8, f"{MATRIX}.per_channel_scale", lambda scales: scales.bfloat16())
+    after = widen(Checkpoint.open(fp8).read(f"{MATRIX}.weight"), DType.F8)
+    assert (abs(after - before) <= abs(before) / 256).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "fault"),
+    [
+        ("weight", torch.bfloat16, "has type BF16, expected F8_E4M3 or I8"),
+        ("weights_scaling_factor", torch.int32, "has type I32, expected F32 or F16 or BF16"),
+    ],
+)
+def test_tensor_of_another_type(
+    make_fp8: Callable[[str, int], tuple[Path, Path]], name: str, dtype: torch.dtype, fault: str
+) -> None:
+    _, fp8 = make_fp8("FP8", 1)
+    _edit(fp8, f"{MATRIX}.{name}", lambda tensor: tensor.to(dtype))
+    with pytest.raises(CheckpointError, match=f"{MATRIX}.{name} {fault}"):
+        Checkpoint.open(fp8)
+
+
+def test_matrix_stored_as_a_view_of_its_bits_is_the_same(
+    make_fp8: Callable[[str, int], tuple[Path, Path]],
+) -> None:
+    _, fp8 = make_fp8("FP8", 1)
+    before = Checkpoint.open(fp8).read(f"{MATRIX}.weight")
+    _edit(fp8, f"{MATRIX}.weight", lambda codes: codes.view(torch.int8))
+    assert_same_bits(Checkpoint.open(fp8).read(f"{MATRIX}.weight"), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "place", "got"),
+    [
+        ("weight", torch.float8_e4m3fn, "[3, 5]", "1 of 2304"),
+        ("weight", torch.int8, "[3, 5]", "1 of 2304"),
+        ("weights_scaling_factor", torch.float32, "[0]", "1 of 1"),
+    ],
+)
+def test_values_that_are_not_numbers_are_not_built(
+    make_fp8: Callable[[str, int], tuple[Path, Path]],
+    tmp_path: Path,
+    name: str,
+    stored: torch.dtype,
+    place: str,
+    got: str,
+) -> None:
+    def spoil(tensor: torch.Tensor) -> torch.Tensor:
+        if stored is torch.float32:
+            return tensor * float("nan")
+        tensor.view(torch.uint8)[3, 5] = 0xFF  # one of the two codes of NaN
+        return tensor.view(stored)
+
+    _, fp8 = make_fp8("FP8", 1)
+    _edit(fp8, f"{MATRIX}.{name}", spoil)
+    with pytest.raises(CheckpointError, match="values that are not numbers") as caught:
+        build(BuildRequest(fp8, tmp_path / "engine", max_seq_len=64))
+    assert caught.value.where == f"{fp8}, {MATRIX}.{name}{place}"
+    assert caught.value.got == f"{got} are NaN or infinite"
+    assert not (tmp_path / "engine").exists()
+
+
+def _edit(
+    checkpoint: Path, name: str, edit: Callable[[torch.Tensor], torch.Tensor], rank: int = 0
+) -> None:
+    path = checkpoint / f"rank{rank}.safetensors"
+    tensors = load_file(path)
+    tensors[name] = edit(tensors[name])
+    save_file(tensors, path)
+
+
 def test_ranks_with_scales_of_their_own(
     make_fp8: Callable[[str, int], tuple[Path, Path]],
 ) -> None:
     _, fp8 = make_fp8("FP8", 2)
-    path = fp8 / "rank1.safetensors"
-    tensors = load_file(path)
-    tensors[f"{MATRIX}.weights_scaling_factor"] *= 2
-    save_file(tensors, path)
+    _edit(fp8, f"{MATRIX}.weights_scaling_factor", lambda scale: 2 * scale, rank=1)
     with pytest.raises(CheckpointError, match="scales differ between ranks"):
         Checkpoint.open(fp8).read(f"{MATRIX}.weight")
 

@@ -43,7 +43,7 @@ def test_evicted_prompts_come_back_from_the_host_and_answers_stay(tmp_path: Path
         answers[host_bytes] = [
             run(loop, Request(index, each, 20, sampling)) for index, each in enumerate(turns)
         ]
-        host = loop.host_counters
+        host = loop.iterations_since(0)[-1].cache.host
         assert (host.num_onboarded >= 2 * 5 * (50 // unit)) == bool(host_bytes)
         executor.close()
     assert answers[0] == answers[1 << 20]

@@ -51,3 +51,16 @@ def test_checkpoint_that_asks_for_an_8_bit_cache_gets_one_unless_build_says_othe
     assert build(plain).build_config["kv_cache_dtype"] == "none"
     with LLM(tmp_path / "engine", kv_cache_tokens=128) as llm:
         assert len(llm.generate([[5, 6, 7]])[0].outputs[0].token_ids) > 0
+
+
+def test_checkpoint_that_names_no_algorithm_for_its_cache_keeps_the_models_type(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    convert(ConvertRequest(tiny_llama, checkpoint))
+    path = checkpoint / "config.json"
+    unquantised = {"quant_algo": "NO_QUANT", "kv_cache_quant_algo": "NO_QUANT"}
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, "quantization": unquantised}))
+    report = build(BuildRequest(checkpoint, tmp_path / "engine", max_seq_len=64))
+    assert report.build_config["kv_cache_dtype"] == "none"

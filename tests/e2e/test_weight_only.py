@@ -115,6 +115,16 @@ def test_scale_is_missing(tiny_llama: Path, tmp_path: Path) -> None:
         Checkpoint.open(checkpoint)
 
 
+def test_levels_of_another_type(tiny_llama: Path, tmp_path: Path) -> None:
+    checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
+    path = checkpoint / "rank0.safetensors"
+    tensors = load_file(path)
+    tensors[f"{MATRIX}.weight"] = tensors[f"{MATRIX}.weight"].astype(np.float16)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=f"{MATRIX}.weight has type F16, expected I8"):
+        Checkpoint.open(checkpoint)
+
+
 def test_int8_layers_cannot_be_built_unquantised(tiny_llama: Path, tmp_path: Path) -> None:
     checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
     with pytest.raises(ConfigError, match="int8 already"):
@@ -150,6 +160,17 @@ def test_int4_weights_that_are_packed_for_a_gpu_are_refused(
     edit_config(checkpoint, quantization={"quant_algo": "W4A16"})
     with pytest.raises(UnsupportedError, match="int4 weights are permuted"):
         Checkpoint.open(checkpoint)
+
+
+@pytest.mark.parametrize("algorithm", [None, "NO_QUANT"])
+def test_scales_that_the_config_does_not_explain_are_refused(
+    tiny_llama: Path, tmp_path: Path, algorithm: str | None
+) -> None:
+    checkpoint = convert_int8(tiny_llama, tmp_path / "int8")
+    edit_config(checkpoint, quantization={"quant_algo": algorithm})
+    with pytest.raises(UnsupportedError, match="does not say what their elements are") as caught:
+        Checkpoint.open(checkpoint)
+    assert caught.value.got == str(algorithm)
 
 
 def test_other_precisions_are_refused(tiny_llama: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import MakeTinyLlama
 from tests.sentencepiece_file import write_sentencepiece
 from tests.tiny_llama import TinyLlama
+from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.sample import fetch_sample
 from tidemill.base.errors import BuildError, CheckpointError, ConfigError, UnsupportedError
@@ -376,6 +377,20 @@ def test_checkpoint_of_a_quantised_model(checkpoint: Path) -> None:
     _edit_config(checkpoint, quantization={"quant_algo": "W4A16_AWQ"})
     with pytest.raises(UnsupportedError, match="W4A16_AWQ"):
         Checkpoint.open(checkpoint)
+
+
+def test_checkpoint_with_a_value_that_is_no_number_is_not_built(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    name = "transformer.layers.1.input_layernorm.weight"
+    path = checkpoint / "rank0.safetensors"
+    tensors = load_file(path)
+    tensors[name][2:] = float("inf")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="values that are not numbers") as caught:
+        build(BuildRequest(checkpoint, tmp_path / "engine", max_seq_len=64))
+    assert f"{name}[2]" in caught.value.where and caught.value.got.startswith("46 of 48")
+    assert not (tmp_path / "engine").exists()
 
 
 def test_sample_model_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

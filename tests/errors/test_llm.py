@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tidemill.api.llm import LLM, NGramDecodingConfig
+from tidemill.api.llm import LLM, KvCacheConfig, NGramDecodingConfig, SchedulerConfig
 from tidemill.api.llm_options import LlmOptions
 from tidemill.base.errors import CheckpointError, ConfigError, UnsupportedError
 
@@ -47,3 +49,45 @@ def test_failed_build_leaves_no_engine(tmp_path: Path) -> None:
 def test_speculation_of_a_negative_length() -> None:
     with pytest.raises(ConfigError, match="max_draft_len must be at least 0"):
         _ = LlmOptions.from_keywords({"speculative_config": NGramDecodingConfig(-1)}).session
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"kv_cache_tokens": 0}, "kv_cache_tokens must be at least 1, got 0"),
+        ({"num_threads": -2}, "num_threads must be at least 1, got -2"),
+        ({"max_queue_size": 1.5}, "max_queue_size must be a whole number, at least 0, got 1.5"),
+        ({"max_step_ms": "fast"}, "max_step_ms must be at least 0, got fast"),
+        ({"kv_cache_config": KvCacheConfig(max_tokens=-64)}, "kv_cache_tokens must be at least 1"),
+        (
+            {"kv_cache_config": KvCacheConfig(free_gpu_memory_fraction=math.nan)},
+            "kv_cache_fraction must be over 0 and at most 1, got nan",
+        ),
+        (
+            {"kv_cache_config": KvCacheConfig(free_gpu_memory_fraction=5.0)},
+            "kv_cache_fraction must be over 0 and at most 1, got 5.0",
+        ),
+        (
+            {"kv_cache_config": KvCacheConfig(free_gpu_memory_fraction="0.5")},  # type: ignore[arg-type]
+            "kv_cache_fraction must be over 0 and at most 1, got '0.5'",
+        ),
+        (
+            {"kv_cache_config": KvCacheConfig(host_cache_size=-1)},
+            "kv_cache_host_memory_bytes must be at least 0, got -1",
+        ),
+        (
+            {"kv_cache_config": KvCacheConfig(secondary_offload_min_priority=500)},
+            "secondary_offload_min_priority must be at least 0 and at most 100, got 500",
+        ),
+        (
+            {"scheduler_config": SchedulerConfig("no_evict")},  # type: ignore[arg-type]
+            "policy must be one of max_utilization, guaranteed_no_evict, static_batch, got 'no_ev",
+        ),
+    ],
+)
+def test_value_out_of_bounds_is_refused_before_anything_is_built(
+    options: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LLM("anywhere", **options)
+    assert fault in str(caught.value)

@@ -27,6 +27,8 @@ from tidemill.runtime.request import SamplingParams as RuntimeSampling
         ({"top_p": 2}, "require 0 <= top_p <= 1, got top_p=2"),
         ({"top_k": -1}, "require top_k >= 0, got top_k=-1"),
         ({"min_p": 1.5, "top_k": 5}, "require 0 <= min_p <= 1, got min_p=1.5"),
+        ({"min_p": 7.0}, "require 0 <= min_p <= 1, got min_p=7.0"),
+        ({"seed": -5}, r"require 0 <= seed < 2\*\*64, got seed=-5"),
         ({"repetition_penalty": 0}, "require repetition_penalty > 0, got repetition_penalty=0"),
         ({"presence_penalty": math.nan}, "require a finite presence_penalty"),
         ({"frequency_penalty": math.inf}, "require a finite frequency_penalty"),
@@ -88,6 +90,12 @@ def test_what_does_not_fit_the_model(request_: Request, message: str) -> None:
 def test_numbers_of_answers_that_contradict(settings: dict[str, Any], message: str) -> None:
     faults = check_numbers(GenerateRequest(request_id="a", **settings))
     assert message in faults[0]
+
+
+def test_no_beams_at_all() -> None:
+    beams = SamplingParams(use_beam_search=True, best_of=0).beams
+    (fault, *_) = check_numbers(GenerateRequest(request_id="a", beams=beams))
+    assert fault == "require 1 <= beam_width <= 256, got beam_width=0"
 
 
 def test_several_greedy_answers() -> None:

@@ -136,9 +136,9 @@ def test_repository_without_a_model(tmp_path: Path, is_there: bool) -> None:
 
 def test_tritonserver_flags_that_clash_with_our_own() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_server_flags(("--log-verbose=1", "--http-port=1", "--grpc-address"))
+        check_server_flags(("--log-verbose=1", "--http-port=1", "--exit-timeout-secs"))
     expect_four_parts(caught.value)
-    assert caught.value.got == "--http-port=1, --grpc-address"
+    assert caught.value.got == "--http-port=1, --exit-timeout-secs"
 
 
 def test_model_that_does_not_load_ends_the_start_with_the_servers_own_words(

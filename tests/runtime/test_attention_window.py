@@ -12,6 +12,7 @@ from tidemill.runtime.config import CapacityPolicy, RuntimeConfig
 from tidemill.runtime.kvcache.block_pool import BlockPool
 from tidemill.runtime.kvcache.block_span import NO_BLOCK, BlockSpan
 from tidemill.runtime.request import Request
+from tidemill.runtime.validate_request import most_tokens
 
 WINDOWED = replace(LIMITS, max_seq_len=400, max_input_len=399, vocab_size=500, attention_window=9)
 
@@ -55,6 +56,19 @@ def test_sequence_longer_than_the_pool_is_served_and_one_that_never_fits_is_refu
         tight.run(Request(1, prompt(200), 150))
 
 
+@pytest.mark.parametrize("window", [None, 1, 9, 30])
+def test_most_tokens_fit_and_one_more_does_not(window: int | None) -> None:
+    for num_blocks in range(1, 12):
+        limits = replace(LIMITS, num_blocks=num_blocks, max_num_tokens=7, attention_window=window)
+        span = BlockSpan(limits.tokens_per_block, window)
+        fitting = [
+            total
+            for total in range(1, limits.max_seq_len + 1)
+            if span.most_blocks(total, 0, min(total, 7)) <= num_blocks
+        ]
+        assert fitting == list(range(1, most_tokens(limits) + 1))
+
+
 @pytest.mark.parametrize("policy", list(CapacityPolicy))
 def test_requests_that_share_blocks_can_all_leave_them(policy: CapacityPolicy) -> None:
     bench = Bench(RuntimeConfig(policy), replace(WINDOWED, num_blocks=9, max_num_tokens=12))
@@ -70,6 +84,21 @@ def test_what_the_window_of_a_prompt_sees_is_found_when_its_beginning_is_overwri
     before = bench.loop.stats()
     assert bench.num_computed(Request(3, prompt(63), 1)) == 3
     assert bench.loop.stats().reused_blocks - before.reused_blocks == 2
+
+
+def test_request_statistics_leave_out_blocks_skipped_at_admission() -> None:
+    bench = Bench(limits=WINDOWED)
+    bench.run(Request(1, prompt(60), 1))
+    request = Request(2, prompt(60), 2)
+    bench.executor.expect(request)
+    bench.loop.submit(request)
+    bench.loop.step()
+    (stats,) = bench.loop.request_stats()
+    # Two of the prompt's that its last position sees, and one for that position.
+    assert stats.to_json()["allocTotalBlocksPerRequest"] == 3
+    while bench.loop.has_work:
+        bench.loop.step()
+    assert stats.metrics.num_allocated_blocks == 4, "and one for the second token"
 
 
 def test_table_keeps_its_places_and_the_old_list_when_blocks_leave() -> None:

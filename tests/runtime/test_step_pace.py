@@ -73,6 +73,40 @@ def test_pace_follows_a_machine_that_slows_down() -> None:
     assert max(took_ms[-5:]) <= 40.0
 
 
+def test_steps_stay_under_the_stated_time_when_most_requests_end_while_prompts_enter() -> None:
+    pace = StepPace(RuntimeConfig(max_step_ms=100.0), LIMITS.tokens_per_block)
+
+    def take(num_generation: int) -> tuple[int, float]:
+        num_context = pace.max_context_tokens(num_generation)
+        num_context = 500 if num_context is None else num_context
+        step_ms = (150.0 if num_generation > 1 else 20.0) + 0.3 * num_context
+        pace.note(Step(num_generation, num_context), step_ms)
+        return num_context, step_ms
+
+    pace.note(Step(32, 0), 150.0)
+    # Alone over the stated time, they let prompts take as long again.
+    assert [take(32)[0] for _ in range(5)] == [500] * 5
+    steps = [take(1) for _ in range(5)]
+    assert max(step_ms for _, step_ms in steps) <= 100.0
+    assert [num_context for num_context, _ in steps] == [0, 266, 266, 266, 266]
+
+
+def test_prompt_enters_while_all_the_others_end_one_by_one() -> None:
+    scheduler = Scheduler(LIMITS, BlockPool(400, 16), RuntimeConfig(max_step_ms=10.0))
+    executor = FakeExecutor(LIMITS)
+    for index in range(7):
+        scheduler.add(Request(index, (5, index), 8 + 4 * index))
+    for step in range(80):
+        if step == 4:
+            scheduler.add(Request(7, (9,) * NUM_PROMPT, 1))
+        plan = scheduler.plan()
+        scheduler.commit(executor.execute(plan))
+        scheduler.pace.note(scheduler.latest, 1.0 + 0.2 * plan.num_tokens)
+        if not scheduler.knows(7) and step >= 4:
+            return
+    raise AssertionError("the prompt never entered")
+
+
 def test_time_too_short_for_any_prompt_still_lets_a_block_enter() -> None:
     took_ms = steps_while_a_prompt_enters(RuntimeConfig(max_step_ms=0.01))
     assert len(took_ms) == -(-NUM_PROMPT // LIMITS.tokens_per_block)

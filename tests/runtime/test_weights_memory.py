@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tidemill.runtime.executor import weights_memory
+from tidemill.runtime.executor import free_memory, weights_memory
 from tidemill.runtime.executor.weights_memory import place_weights
 
 
@@ -28,9 +28,16 @@ def test_copy_holds_the_same_bytes(num_bytes: int) -> None:
 def test_short_memory_keeps_the_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 64 kB\nMemAvailable: 15 kB\n")
-    monkeypatch.setattr(weights_memory, "_MEMORY", meminfo)
+    monkeypatch.setattr(free_memory, "_MEMORY", meminfo)
     mapped = np.zeros(4096, np.uint8)
     assert place_weights(mapped, 2, must_not_forget) is mapped
+
+
+def test_free_memory_is_told_where_the_kernel_does_not_reckon_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(free_memory, "_MEMORY", tmp_path / "nowhere")
+    assert free_memory.free_bytes() > 0
 
 
 def test_system_without_huge_pages_keeps_the_mapping(

@@ -111,6 +111,21 @@ def test_stop_lets_a_request_finish_and_leaves_nothing(tmp_path: Path) -> None:
         wait_for(lambda: not any(map(is_alive, hosts)), "the host's leave", 20.0)
 
 
+@pytest.mark.slow  # starts and stops a real server
+def test_stop_cuts_a_request_that_takes_too_long_and_the_server_ends_in_order(
+    tmp_path: Path,
+) -> None:
+    deploy_spelled(write_spelled_engine(tmp_path / "engine"), tmp_path / "models")
+    with serving(tmp_path / "models", "--exit_timeout", "1") as serve:
+        thread, got = stream_for_ever(serve)
+        wait_for(lambda: len(got) > 10, "the stream's beginning")
+        assert serve.stop() == 0, serve.lines
+        thread.join(timeout=5)
+        assert isinstance(got[-1], ServerError), got[-1:]
+        assert not any("Signal (11)" in line for line in serve.lines), serve.lines
+        assert not list(SHM_DIR.glob(f"tidemill_{serve.process.pid}_*"))
+
+
 @pytest.mark.slow  # restarts a real server as often as the watchdog allows
 def test_server_that_dies_again_and_again_ends_serve(tmp_path: Path) -> None:
     deploy_spelled(write_spelled_engine(tmp_path / "engine"), tmp_path / "models")

@@ -14,7 +14,7 @@ from tidemill.host.messages import GenerateRequest, Update
 
 
 class BackgroundStepper:
-    """Steps a shared session while requests that were started here have not ended."""
+    """Steps a shared session until the requests that were started here have ended."""
 
     def __init__(self, shared: SharedSession) -> None:
         self._shared = shared
@@ -45,9 +45,10 @@ class BackgroundStepper:
             self._changed.notify_all()
 
     def ended(self, request_id: str) -> None:
-        """Note a request's last update."""
+        """Note a request's last update; its inbox is kept no longer."""
         with self._changed:
             self._id_to_inbox.pop(request_id, None)
+        self._shared.let_go(request_id)
 
     def close(self) -> None:
         """End the thread; requests that have not ended hear no more."""
@@ -70,8 +71,12 @@ class BackgroundStepper:
 
     def _waits_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or bool(self._id_to_inbox))
+            self._changed.wait_for(self._has_news)
             return not self._is_closed
+
+    def _has_news(self) -> bool:
+        # One step ends what was abandoned: its blocks are free before the next request comes.
+        return self._is_closed or bool(self._id_to_inbox) or self._shared.has_abandoned
 
 
 class _Watched:

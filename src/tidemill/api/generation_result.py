@@ -22,11 +22,12 @@ from tidemill.host.messages import Update
 
 @dataclass(frozen=True)
 class AskedPrompt:
-    """A request's number, and its prompt in both forms."""
+    """A request's number, and its prompt in both forms; of one that is cut, the text is all."""
 
     number: int
     prompt: str | None
     prompt_token_ids: list[int]
+    is_cut: bool = False
 
     @property
     def request_id(self) -> str:

@@ -89,9 +89,10 @@ class LLM:
         Raises: ConfigError, EngineFormatError, EngineTargetError, CheckpointError.
         """
         chosen = LlmOptions.from_keywords(options)
+        session_config = chosen.session
         cache_dir = None if chosen.cache_dir is None else Path(chosen.cache_dir)
         engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
-        self._own(open_session(engine_dir, chosen.session, chosen.tokenizer))
+        self._own(open_session(engine_dir, session_config, chosen.tokenizer))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:

@@ -85,17 +85,18 @@ class LlmOptions:
 
     @property
     def session(self) -> SessionConfig:
-        """The options that say how it is run."""
+        """The options that say how it is run. Raises: ConfigError for values out of bounds."""
         cache = self.kv_cache_config or KvCacheConfig()
         scheduler = self.scheduler_config or SchedulerConfig()
         guesses = self.speculative_config or NGramDecodingConfig(0)
+        tokens = cache.max_tokens if self.kv_cache_tokens is None else self.kv_cache_tokens
         chunking = scheduler.context_chunking_policy or DEFAULT_CONFIG.chunking
         return SessionConfig(
-            kv_cache_tokens=self.kv_cache_tokens or cache.max_tokens,
+            kv_cache_tokens=tokens,
             kv_cache_fraction=cache.free_gpu_memory_fraction,
             num_threads=self.num_threads,
             pin_threads=self.pin_threads,
-            kv_cache_host_memory_bytes=cache.host_cache_size,
+            kv_cache_host_memory_bytes=cache.host_cache_size or 0,
             runtime=RuntimeConfig(
                 policy=scheduler.capacity_scheduler_policy,
                 chunking=chunking if self.enable_chunked_prefill else ChunkingPolicy.OFF,

@@ -59,8 +59,9 @@ def one_each(
 
 
 def parts(asked: AskedPrompt) -> tuple[str, str | None, list[int]]:
-    """Return what a request is made from."""
-    return asked.request_id, asked.prompt, asked.prompt_token_ids
+    """Return what a request is made from; the echo of a cut prompt is that of its tokens."""
+    text = None if asked.is_cut else asked.prompt
+    return asked.request_id, text, asked.prompt_token_ids
 
 
 def read_prompt(
@@ -80,7 +81,8 @@ def read_prompt(
         )
     else:
         tokens = list(prompt)
-    return AskedPrompt(number, text, tokens[-(params.truncate_prompt_tokens or 0) :])
+    kept = tokens[-(params.truncate_prompt_tokens or 0) :]
+    return AskedPrompt(number, text, kept, is_cut=len(kept) < len(tokens))
 
 
 def tokenizer_of(session: Session) -> Tokenizer:

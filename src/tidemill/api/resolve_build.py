@@ -13,7 +13,7 @@ from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
-from tidemill.checkpoint.weight_only import scheme_asked_for
+from tidemill.checkpoint.weight_only import NO_QUANT_ALGO, scheme_asked_for
 from tidemill.quant.schemes import NONE, Quantization, find_cache_dtype, find_scheme
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def _resolve_cache_dtype(request: BuildRequest, model: CheckpointConfig) -> DTyp
         return find_cache_dtype(request.kv_cache_dtype, "--kv_cache_dtype")
     algorithm = model.quantization.get("kv_cache_quant_algo")
     where = "config.json, quantization.kv_cache_quant_algo"
-    return None if algorithm is None else find_cache_dtype(str(algorithm).lower(), where)
+    if algorithm in (None, NO_QUANT_ALGO):
+        return None
+    return find_cache_dtype(str(algorithm).lower(), where)
 
 
 def _check(config: BuildConfig) -> None:

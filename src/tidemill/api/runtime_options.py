@@ -1,8 +1,8 @@
 """How an engine is run and a request served, in the names of TensorRT-LLM's LLM API.
 
 `KvCacheConfig`, `SchedulerConfig` and `NGramDecodingConfig` are options of `LLM(model, ...)`;
-`ServiceOptions` are the keywords of `generate` and `generate_async`. Values are checked by the
-runtime's own `RuntimeConfig` and at each request's door. docs/RUNTIME.md says what they do.
+`ServiceOptions` are the keywords of `generate` and `generate_async`. Values are checked by
+`SessionConfig`, `RuntimeConfig` and at each request's door. docs/RUNTIME.md says what they do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class KvCacheConfig:
     max_tokens: int | None = None
     free_gpu_memory_fraction: float | None = None
     enable_partial_reuse: bool = DEFAULT_CONFIG.enable_partial_reuse
-    host_cache_size: int = 0
+    host_cache_size: int | None = None
     secondary_offload_min_priority: int = DEFAULT_CONFIG.secondary_offload_min_priority
 
 

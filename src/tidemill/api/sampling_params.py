@@ -161,7 +161,8 @@ class SamplingParams:
             "diversity_rate": self.beam_search_diversity_rate,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
-        return BeamSettings(self.best_of or self.n, **chosen)  # type: ignore[arg-type]
+        width = self.n if self.best_of is None else self.best_of
+        return BeamSettings(width, **chosen)  # type: ignore[arg-type]
 
     @property
     def wishes(self) -> OutputWishes:

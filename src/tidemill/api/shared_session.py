@@ -65,10 +65,19 @@ class SharedSession:
             is_final = update.is_final
             yield update
 
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether some request was forgotten and has not been ended by a step yet."""
+        return bool(self._abandoned)
+
+    def let_go(self, request_id: str) -> None:
+        """Keep the inbox of a request no longer, which has ended."""
+        self._id_to_inbox.pop(request_id, None)
+
     def forget(self, request_id: str) -> None:
         """End a request, or let go of one that has ended."""
         # No lock: the garbage collector may run this in the middle of a step.
-        self._id_to_inbox.pop(request_id, None)
+        self.let_go(request_id)
         self._abandoned.append(request_id)
 
     def between_steps(self, call: Callable[[], _Answer]) -> _Answer:

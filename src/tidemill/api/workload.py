@@ -18,6 +18,7 @@ from typing import Any
 
 from tidemill.base.errors import ConfigError
 from tidemill.runtime.step import EngineLimits
+from tidemill.runtime.validate_request import most_tokens
 
 Encode = Callable[[str], list[int]]
 
@@ -63,11 +64,10 @@ def check_jobs(jobs: list[Job], limits: EngineLimits) -> None:
 
     Raises: ConfigError.
     """
-    faults = []
+    faults, most = [], most_tokens(limits)
     for number, job in enumerate(jobs):
         num_prompt, total = len(job.prompt_tokens), len(job.prompt_tokens) + job.num_output_tokens
-        capacity = min(limits.max_seq_len, limits.num_blocks * limits.tokens_per_block)
-        if not 0 < num_prompt <= limits.max_input_len or total > capacity:
+        if not 0 < num_prompt <= limits.max_input_len or total > most:
             faults.append(f"request {number}: {num_prompt} + {job.num_output_tokens} tokens")
         elif max(job.prompt_tokens) >= limits.vocab_size or min(job.prompt_tokens) < 0:
             faults.append(f"request {number}: a token outside of the vocabulary")
@@ -76,7 +76,7 @@ def check_jobs(jobs: list[Job], limits: EngineLimits) -> None:
             "requests of the benchmark do not fit the engine",
             where="bench",
             expected=f"prompts of 1 to {limits.max_input_len} tokens below {limits.vocab_size}, "
-            f"with their answers at most {capacity}",
+            f"with their answers at most {most}",
             got="; ".join(faults[:5]) + (f"; {len(faults) - 5} more" if len(faults) > 5 else ""),
             hint="shorter requests, a larger --kv_cache_tokens, or build with a larger limit",
         )

@@ -93,7 +93,10 @@ SAFETENSORS_TO_DTYPE = {
     "U8": DType.U8,
     "I32": DType.I32, "I64": DType.I64,
 }  # fmt: skip
-DTYPE_TO_SAFETENSORS = {dtype: name for name, dtype in SAFETENSORS_TO_DTYPE.items()}
+DTYPE_TO_SAFETENSORS = {
+    **{dtype: name for name, dtype in SAFETENSORS_TO_DTYPE.items()},
+    DType.U8: "U8",  # of the two names that are read as u8, the one that claims no meaning
+}
 
 TRTLLM_TO_DTYPE = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 DTYPE_TO_TRTLLM = {dtype: name for name, dtype in TRTLLM_TO_DTYPE.items()}

@@ -5,7 +5,7 @@ Hugging Face has one size and says which layers use it; TensorRT-LLM has a list 
 runtime_defaults.max_attention_window, which is repeated over the layers. Faults are sentences,
 collected by the callers.
 
-Source: transformers' configs of Mistral, Ministral and Qwen2; TensorRT-LLM's RuntimeDefaults.
+Source: transformers' configs of Mistral and Ministral; TensorRT-LLM's RuntimeDefaults.
 """
 
 from __future__ import annotations
@@ -26,15 +26,12 @@ def windows_from_hf(reader: FieldReader, architecture: str, num_layers: int) -> 
     """Read each layer's window; faults are added to the reader's."""
     values: Mapping[str, Any] = reader.values
     window = values.get("sliding_window", _DEFAULT_WINDOW.get(architecture))
-    if window is None or not reader.flag("use_sliding_window", default=True):
+    if window is None:
         return (None,) * num_layers
     size = reader.integer("sliding_window", 1, window)
     kinds = values.get("layer_types")
     if kinds is None:
-        # Only Qwen's configs have both keys: layers from max_window_layers on slide.
-        has_first = "use_sliding_window" in values and "max_window_layers" in values
-        first = reader.integer("max_window_layers", 0, 0) if has_first else 0
-        return tuple(size if index >= first else None for index in range(num_layers))
+        return (size,) * num_layers
     is_list = isinstance(kinds, list) and len(kinds) == num_layers
     if not is_list or not all(kind in (_SLIDING, _FULL) for kind in kinds):
         reader.faults.append(

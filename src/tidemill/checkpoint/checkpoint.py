@@ -16,6 +16,7 @@ from tidemill.base.errors import CheckpointError
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.checkpoint.file_bytes import Array, has_equal_bits
 from tidemill.checkpoint.json_file import read_json_object
+from tidemill.checkpoint.numbers_only import refuse_non_numbers
 from tidemill.checkpoint.safetensors_source import SafetensorsSource
 from tidemill.checkpoint.sharding import (
     EMBEDDING,
@@ -73,7 +74,7 @@ class Checkpoint:
         """Return the type that `read` gives: q8 and f8 for a matrix that is stored with scales."""
         if self._matrices.dtype is not None and is_matrix(name):
             return self._matrices.dtype
-        return self._stage(name)[0].dtype(local_name(name, self.config))
+        return self._stored_dtype(name)
 
     @property
     def has_levels(self) -> bool:
@@ -81,20 +82,28 @@ class Checkpoint:
         return self._matrices.dtype is DType.Q8
 
     def read(self, name: str) -> Array:
-        """Read a whole tensor in storage type, put together from its ranks."""
+        """Read a whole tensor in storage type, put together from its ranks.
+
+        Raises: CheckpointError for values that are not numbers, and for scales that disagree.
+        """
         rows = self._matrices.rows(self.config)
         stored = self._read_stored(name, rows[name])
         if self._matrices.dtype is None or not is_matrix(name):
             return stored
         scales = self._matrices.scale_name(name, self.config)
-        scale_dtype = self._stage(scales)[0].dtype(local_name(scales, self.config))
+        scale_dtype = self._stored_dtype(scales)
         return self._matrices.join(stored, self._read_scales(scales, rows[scales]), scale_dtype)
+
+    def _stored_dtype(self, name: str) -> DType:
+        return self._stage(name)[0].dtype(local_name(name, self.config))
 
     def _read_scales(self, name: str, row: TensorRow) -> Array:
         """Read scales; where every rank has all of them, they must be the same."""
         scales = self._read_stored(name, row)
+        if row.split is not Split.REPLICATED:
+            return scales
         others = [rank.read(local_name(name, self.config)) for rank in self._stage(name)[1:]]
-        if row.split is Split.REPLICATED and not all(has_equal_bits(o, scales) for o in others):
+        if not all(has_equal_bits(other, scales) for other in others):
             raise CheckpointError(
                 "scales differ between ranks",
                 where=f"{self.directory}, {name}",
@@ -108,8 +117,12 @@ class Checkpoint:
         ranks = self._stage(name)
         inside = local_name(name, self.config)
         if row.split is Split.REPLICATED and not row.is_levels:
-            return ranks[0].read(inside)
-        return assemble(row, self.config, [rank.read(inside) for rank in ranks])
+            values = ranks[0].read(inside)
+        else:
+            values = assemble(row, self.config, [rank.read(inside) for rank in ranks])
+        dtype = DType.U8 if self._matrices.is_e4m3(name) else self._stored_dtype(name)
+        refuse_non_numbers(values, dtype, f"{self.directory}, {name}")
+        return values
 
     def tokenizer_files(self) -> list[Path]:
         """Return the tokenizer and generation files that the checkpoint carries."""
@@ -145,7 +158,10 @@ class Checkpoint:
         for number, rank in enumerate(self._ranks):
             stage = number // self.config.mapping.tp_size
             expected = {
-                local_name(name, self.config): shard_shape(row, self.config)
+                local_name(name, self.config): (
+                    shard_shape(row, self.config),
+                    self._matrices.type_names(name),
+                )
                 for name, row in self._matrices.rows(self.config).items()
                 if stage_of(name, self.config) == stage
             }
@@ -162,21 +178,28 @@ class Checkpoint:
             raise CheckpointError(
                 f"{len(faults)} tensor(s) disagree with config.json",
                 where=str(self.directory),
-                expected=f"shapes for tp_size {layout.tp_size}, pp_size {layout.pp_size}",
+                expected=f"shapes and types for tp_size {layout.tp_size}, pp_size {layout.pp_size}",
                 got="\n    ".join(listed),
                 hint="do config.json and rank files come from one conversion?",
             )
 
 
 def _tensor_faults(
-    label: str, rank: SafetensorsSource, expected: dict[str, tuple[int, ...]]
+    label: str,
+    rank: SafetensorsSource,
+    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]],
 ) -> list[str]:
+    """Compare a rank file with the shape and the types that each of its tensors may have."""
     stored = set(rank.names())
     faults = [f"{label}: {name} is missing" for name in expected if name not in stored]
-    for name, shape in expected.items():
-        if name in stored and rank.shape(name) != shape:
+    for name in [name for name in expected if name in stored]:
+        shape, type_names = expected[name]
+        if rank.shape(name) != shape:
             guess = _guess_split(rank.shape(name), shape)
             faults.append(f"{label}: {name} has shape {rank.shape(name)}, expected {shape}{guess}")
+        if rank.type_name(name) not in type_names:
+            kinds = " or ".join(type_names)
+            faults.append(f"{label}: {name} has type {rank.type_name(name)}, expected {kinds}")
     # A tied model's last stage may hold a copy of the embedding as its head.
     extra = {name for name in stored - set(expected) if not name.endswith(UNUSED_ENDINGS)}
     extra -= {LM_HEAD}

@@ -73,6 +73,10 @@ class SafetensorsSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
 
+    def type_name(self, name: str) -> str:
+        """Return a tensor's element type as the file spells it."""
+        return self._entries[name].dtype_name
+
     def dtype(self, name: str) -> DType:
         """Return a tensor's element type.
 

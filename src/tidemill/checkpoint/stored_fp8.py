@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from tidemill.base.dtypes import DType
 from tidemill.checkpoint.config import CheckpointConfig
+from tidemill.checkpoint.dtype_conversion import convert_floats
 from tidemill.checkpoint.file_bytes import Array
 from tidemill.checkpoint.sharding import Split, TensorRow, expected_tensors
 from tidemill.checkpoint.weight_only import is_matrix, scale_name, scale_split
@@ -53,8 +55,9 @@ def fp8_rows(config: CheckpointConfig) -> dict[str, TensorRow]:
     return rows
 
 
-def as_f8(codes_NK: Array, scales: Array) -> Array:
-    """Join e4m3 bytes and their f32 scales, one or one for each row, as stored rows of f8."""
-    each = np.broadcast_to(scales.astype(np.float32), codes_NK.shape[:1])
+def as_f8(codes_NK: Array, scales: Array, scale_dtype: DType) -> Array:
+    """Join e4m3 bytes and their scales, one or one for each row, as stored rows of f8."""
+    wide = convert_floats(scales, scale_dtype, DType.F32, "scales")
+    each = np.broadcast_to(wide, codes_NK.shape[:1])
     scale_bytes = np.ascontiguousarray(each)[:, None].view(np.uint8)
     return np.concatenate([codes_NK.view(np.uint8), scale_bytes], axis=1)

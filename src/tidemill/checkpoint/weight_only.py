@@ -25,6 +25,7 @@ from tidemill.checkpoint.sharding import Split, TensorRow, expected_tensors
 
 QUANT_ALGO = "W8A16"
 INT4_ALGO = "W4A16"
+NO_QUANT_ALGO = "NO_QUANT"
 GROUP_SIZES = (32, 64, 128)
 PLAIN_LAYOUT_KEY = "disable_weight_only_quant_plugin"
 _ALGO_TO_SCHEME = {QUANT_ALGO: "w8a16", "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8"}

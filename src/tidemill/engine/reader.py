@@ -29,6 +29,7 @@ from tidemill.engine.format import (
     SECTION_NAMES,
     WEIGHTS_SECTION,
     Header,
+    align_up,
     decode_manifest,
     engine_file_name,
     rebuild_command,
@@ -83,12 +84,16 @@ class EngineFile:
         return whole[section.offset_bytes : section.offset_bytes + section.size_bytes]
 
     def forget_weights(self, first: int, size: int) -> None:
-        """Count pages of the weights as nobody's; they come back when they are read.
+        """Count the whole pages within a range as nobody's; they come back when they are read.
 
-        Units: bytes from the section's start; `first` is a multiple of the page's size.
+        Units: bytes from the section's start. Sections lie on the file's pages, and the system's
+        may be larger: 64 KiB on some aarch64 kernels, which refuse to forget from within a page.
         """
-        start = self.manifest.sections[WEIGHTS_SECTION].offset_bytes + first
-        self._open_mapping().madvise(mmap.MADV_DONTNEED, start, size)
+        section = self.manifest.sections[WEIGHTS_SECTION].offset_bytes
+        start = align_up(section + first, mmap.PAGESIZE)
+        end = (section + first + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if start < end:
+            self._open_mapping().madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def close(self) -> None:
         """Let go of the mapping; closing twice does no harm."""

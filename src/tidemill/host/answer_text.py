@@ -56,7 +56,7 @@ class AnswerText:
         self._observed: ObservedOutput | None = None
         self._token_ids: list[int] = []
         self._untold: list[int] = []
-        self._text = [echo] if echo else []
+        self._text = [echo] if echo and request.detokenize else []
         self._stop_reason: str | int | None = None
 
     def push(self, update: TokenUpdate) -> Update | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from tidemill.base.cpus import cpu_quota, num_physical_cores
-from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
+from tidemill.base.errors import ConfigError
+from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig, number_faults
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,25 @@ class SessionConfig:
     pin_threads: bool | None = None
     runtime: RuntimeConfig = DEFAULT_CONFIG
     kv_cache_host_memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        faults = number_faults("kv_cache_host_memory_bytes", self.kv_cache_host_memory_bytes, 0)
+        if self.kv_cache_tokens is not None:
+            faults += number_faults("kv_cache_tokens", self.kv_cache_tokens, 1)
+        if self.num_threads is not None:
+            faults += number_faults("num_threads", self.num_threads, 1)
+        fraction = self.kv_cache_fraction
+        is_share = isinstance(fraction, (int, float)) and 0 < fraction <= 1
+        if fraction is not None and not is_share:
+            faults.append(f"kv_cache_fraction must be over 0 and at most 1, got {fraction!r}")
+        if faults:
+            raise ConfigError(
+                "an engine cannot be run so",
+                where="session config",
+                expected="every number within its bounds",
+                got="; ".join(faults),
+                hint="leave a setting out to have the default; see docs/RUNTIME.md",
+            )
 
     @property
     def in_own_process(self) -> SessionConfig:

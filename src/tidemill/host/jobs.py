@@ -25,6 +25,7 @@ SEED_RANGE = 2**64
 # Every answer and every beam is a request of its own: beyond these they only keep others waiting.
 MAX_ANSWERS = 1024
 MAX_BEAM_WIDTH = 256
+CUT_SHORT = ("timed_out", "cancelled")
 
 
 @record
@@ -86,8 +87,10 @@ class SamplesJob:
 
     def start(self) -> list[Request]:
         computed = self._reading.computed
-        if self._is_choosing and computed.wishes is None:
-            computed = replace(computed, wishes=OutputWishes(num_logprobs=0))
+        if self._is_choosing:
+            wishes = computed.wishes or OutputWishes()
+            if wishes.num_logprobs is None:
+                computed = replace(computed, wishes=replace(wishes, num_logprobs=0))
         requests = []
         for place in range(self._num_drawn):
             number = next(self._reading.numbers)
@@ -127,7 +130,7 @@ class SamplesJob:
 
     def _chosen(self) -> list[Update]:
         """The best answers by cumulative log-probability, best first."""
-        self._held.sort(key=lambda each: -(each.cumulative_logprob or 0.0))
+        self._held.sort(key=_order)
         chosen = self._held[: self._num_told]
         wishes = self._reading.wanted.wishes
         for place, update in enumerate(chosen):
@@ -135,6 +138,15 @@ class SamplesJob:
             if wishes is None or wishes.num_logprobs is None:
                 update.logprobs = []
         return chosen
+
+
+def _order(answer: Update) -> tuple[bool, float]:
+    """Whole answers come first, then likelier ones; what never began is the least likely."""
+    is_cut = answer.finish_reason in CUT_SHORT
+    total = answer.cumulative_logprob
+    if total is None:  # an answer of the end token alone has no sum
+        total = -math.inf if is_cut else 0.0
+    return is_cut, -total
 
 
 class BeamJob:
@@ -166,6 +178,7 @@ class BeamJob:
                     request_id=number,
                     prompt_tokens=computed.prompt_tokens + beam.tokens,
                     max_new_tokens=1,
+                    allotted_time_ms=self._left_ms,
                     sampling=SamplingParams(),
                     end_ids=(),
                     wishes=wishes,
@@ -192,10 +205,20 @@ class BeamJob:
                 if seen is not None and seen.output is not None
             ]
         )
-        if self._search.is_done:
+        left_ms = self._left_ms
+        if self._search.is_done or (left_ms is not None and left_ms <= 0):
             self._is_over = True
-            return News(self._told(None), ended)
+            reason = None if self._search.is_done else FinishReason.TIMED_OUT
+            return News(self._told(reason), ended)
         return News([], ended, self.start())
+
+    @property
+    def _left_ms(self) -> float | None:
+        """What is left of the allotted time: it is the search's, not a round's."""
+        allotted_ms, metrics = self._reading.computed.allotted_time_ms, self._metrics
+        if allotted_ms is None or metrics is None or metrics.last_token_time is None:
+            return allotted_ms
+        return allotted_ms - (metrics.last_token_time - metrics.arrival_time) * 1e3
 
     def _count(self, metrics: RequestMetrics | None) -> None:
         if self._metrics is None:

@@ -19,6 +19,7 @@ from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits
+from tidemill.runtime.validate_request import most_tokens
 from tidemill.text.guide import Guide, GuideMaker
 from tidemill.text.text_length import is_far_longer
 from tidemill.text.tokenizer import Tokenizer
@@ -151,9 +152,7 @@ class RequestReader:
     def _max_new_tokens(self, request: GenerateRequest, num_prompt: int) -> int:
         if request.max_tokens is not None:
             return request.max_tokens
-        limits = self._limits
-        capacity = min(limits.max_seq_len, limits.num_blocks * limits.tokens_per_block)
-        return max(1, capacity - num_prompt)
+        return max(1, most_tokens(self._limits) - num_prompt)
 
     def _end_ids_of(self, request: GenerateRequest) -> tuple[int, ...]:
         if request.end_id is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.request import SamplingParams
 
-GREEDY = SamplingParams()
+GREEDY_TOP_K = 1
 
 
 def resolve_sampling(
@@ -21,11 +21,14 @@ def resolve_sampling(
     min_p: float | None = None,
     rules: LogitsRules | None = None,
 ) -> SamplingParams:
-    """Turn optional values into the runtime's; out-of-range values pass, to be refused there."""
+    """Turn optional values into the runtime's; out-of-range values pass, to be refused there.
+
+    A greedy choice uses neither seed nor min_p, yet keeps them: a wrong one is wrong there, too.
+    """
     if rules is not None and rules.is_neutral:
         rules = None
     if temperature is None and top_k is None and top_p is None:
-        return GREEDY if rules is None else SamplingParams(rules=rules)
+        top_k = GREEDY_TOP_K
     return SamplingParams(
         temperature=1.0 if temperature is None else temperature,
         top_k=0 if top_k is None else top_k,

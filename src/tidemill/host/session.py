@@ -77,10 +77,8 @@ class Session:
         """Start a request; if it cannot be served, its update of the next step says why."""
         try:
             self._start(request)
-        except RequestError as error:
-            self._failed.append(Update.failed(request.request_id, error))
         except Exception as error:
-            self._failed.append(_broken(request.request_id, error))
+            self._failed.append(_failure(request.request_id, error))
 
     def cancel(self, request_id: str) -> None:
         """End a request; its last update comes with a step. Unknown ids are no error."""
@@ -98,7 +96,7 @@ class Session:
                 news = job.take(token_update)
             except Exception as error:
                 numbers = tuple(self._id_to_numbers[job.request_id])
-                news = News((_broken(job.request_id, error),), numbers)
+                news = News((_failure(job.request_id, error),), numbers)
             updates.extend(news.updates)
             if news.ended:
                 self._follow(job, news)
@@ -140,8 +138,8 @@ class Session:
         job = make_job(self._reader.read(request, self._next_number))
         self._id_to_numbers[request.request_id] = set()
         try:
-            self._run(job, job.start())
-        except RequestError:
+            self._run(job, job.start(), is_new=True)
+        except Exception:
             del self._id_to_numbers[request.request_id]
             raise
 
@@ -150,21 +148,21 @@ class Session:
         for number in news.ended:
             self._forget(job, number)
         try:
-            self._run(job, news.requests)
-        except RequestError as error:
-            self._failed.append(Update.failed(job.request_id, error))
+            self._run(job, news.requests, is_new=False)
+        except Exception as error:
+            self._failed.append(_failure(job.request_id, error))
         if not self._id_to_numbers[job.request_id]:
             del self._id_to_numbers[job.request_id]
 
-    def _run(self, job: Job, requests: Sequence[Request]) -> None:
-        """Queue all of a job's requests, or none and raise."""
+    def _run(self, job: Job, requests: Sequence[Request], is_new: bool) -> None:
+        """Queue all of a job's requests, or none and raise; a full queue refuses new jobs only."""
         numbers = self._id_to_numbers[job.request_id]
         try:
-            for request in requests:
-                self._loop.submit(request)
+            for place, request in enumerate(requests):
+                self._loop.submit(request, is_bounded=is_new and place == 0)
                 numbers.add(request.request_id)
                 self._number_to_job[request.request_id] = job
-        except RequestError:
+        except Exception:
             for number in tuple(numbers):
                 self._forget(job, number)
             raise
@@ -176,8 +174,10 @@ class Session:
             self._loop.cancel(number)
 
 
-def _broken(request_id: str, error: Exception) -> Update:
-    """Tell of a fault of ours in one request's own work: it ends, and the others go on."""
+def _failure(request_id: str, error: Exception) -> Update:
+    """Tell of a fault in one request's own work, its or ours: it ends, and the others go on."""
+    if isinstance(error, RequestError):
+        return Update.failed(request_id, error)
     warn("session", f"request {request_id}: {error!r}")
     fault = SessionError(
         "the request could not be read or its answer not be made",

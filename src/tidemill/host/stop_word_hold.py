@@ -23,16 +23,16 @@ class StopWordHold:
 
     def push(self, tokens: Sequence[int], reason: FinishReason) -> list[int]:
         """Return the tokens that are text for certain."""
-        tokens, self._held = [*self._held, *tokens], []
+        known = [*self._held, *tokens]
+        num_stop = 0
         if reason is FinishReason.STOP_WORDS:
-            word = next(word for word in self._words if tokens[-len(word) :] == word)
-            self.stop_reason = word[0] if len(word) == 1 else None
-            return tokens if self._is_included else tokens[: -len(word)]
-        if reason is not FinishReason.NOT_FINISHED or self._is_included:
-            return tokens
-        num_safe = len(tokens) - self._longest_begun(tokens)
-        self._held = tokens[num_safe:]
-        return tokens[:num_safe]
+            word = next(word for word in self._words if known[-len(word) :] == word)
+            self.stop_reason, num_stop = (word[0] if len(word) == 1 else None), len(word)
+        elif reason is FinishReason.NOT_FINISHED:
+            num_stop = self._longest_begun(known)
+        num_safe = len(known) - num_stop
+        self._held = known[num_safe:]
+        return list(tokens) if self._is_included else known[:num_safe]
 
     def _longest_begun(self, tokens: list[int]) -> int:
         """Length of the longest tail that begins a stop word."""

@@ -2,8 +2,8 @@
 
 In: plain [outputs, inputs] arrays in storage type. Out: arrays whose bytes go into the engine.
 The layout is described in ops/layout.py; it is the same for all CPUs, so that an engine built on
-one can be recompiled for another. `unpack_panels` is the inverse, for verification and tests;
-`pack_activations` and `unpack_activations` do the same for rows of activations.
+one can be recompiled for another. `pack_activations` does the same for rows of activations, and
+`unpack_activations` is its inverse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tidemill.ops.layout import (
     k_step,
     padded_k,
     padded_n,
-    panel_header_bytes,
     round_up,
     scale_at,
     sums_at,
@@ -51,16 +50,6 @@ def pack_panels(weight_NK: Array, dtype: DType) -> Array:
     panels = words.reshape(rows // PANEL, PANEL, -1)
     packed: Array = np.ascontiguousarray(panels.transpose(0, 2, 1))
     return packed
-
-
-def unpack_panels(packed: Array, num_outputs: int, num_inputs: int, dtype: DType) -> Array:
-    """Restore the (N, K) matrix in storage type."""
-    if dtype is DType.Q8 or dtype is DType.F8:
-        return _unpack_scaled(packed, num_outputs, num_inputs, dtype)
-    words: Array = np.ascontiguousarray(packed.transpose(0, 2, 1))
-    words = words.reshape(packed.shape[0] * PANEL, -1)
-    weight_NK: Array = words.view(dtype.storage_name)[:num_outputs, :num_inputs]
-    return weight_NK
 
 
 def _pack_scaled(weight_NK: Array, dtype: DType) -> Array:
@@ -101,14 +90,6 @@ def _pack_q4(stored: Array, dtype: DType) -> Array:
     grouped = np.concatenate(body, axis=-1).reshape(panels, -1)
     packed: Array = np.concatenate([starts.view(np.uint8).reshape(panels, -1), grouped], axis=-1)
     return packed
-
-
-def _unpack_scaled(packed: Array, num_outputs: int, num_inputs: int, dtype: DType) -> Array:
-    scales = np.ascontiguousarray(packed[:, 0]).view(np.float32).reshape(-1)
-    first = panel_header_bytes(dtype) // (4 * PANEL)
-    words = np.ascontiguousarray(packed[:, first:].transpose(0, 2, 1))
-    elements = words.reshape(len(scales), -1).view(np.uint8)
-    return join_scaled(elements[:num_outputs, :num_inputs], scales[:num_outputs])
 
 
 def pack_activations(stored_TK: Array, dtype: DType) -> Array:

@@ -166,7 +166,7 @@ class ActiveRequests:
     def _free(self, state: RequestState) -> None:
         table, metrics = state.table, state.metrics
         num_new = len(table.blocks) - table.num_cached_tokens // self.pool.tokens_per_block
-        metrics.num_allocated_blocks += len(table.blocks) - table.num_skipped
+        metrics.num_allocated_blocks += table.num_taken
         metrics.num_new_blocks += num_new
         if state.request.retention is not None:
             self.pool.retain(table, state.request.retention, state.num_prompt)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral, Real
+from typing import Any
 
 from tidemill.base.errors import ConfigError
 from tidemill.runtime.kvcache.host_tier import DEFAULT_OFFLOAD_MIN_PRIORITY
+from tidemill.runtime.kvcache.retention import MAX_PRIORITY, MIN_PRIORITY
 
 
 class CapacityPolicy(Enum):
@@ -54,28 +57,51 @@ class RuntimeConfig:
     max_step_ms: float = 100.0
 
     def __post_init__(self) -> None:
-        least = (
-            ("max_queue_size", self.max_queue_size, 0),
-            ("max_draft_len", self.max_draft_len, 0),
-            ("max_matching_ngram_size", self.max_matching_ngram_size, 1),
-            ("secondary_offload_min_priority", self.secondary_offload_min_priority, 0),
-            ("iter_stats_max_iterations", self.iter_stats_max_iterations, 0),
-            ("event_buffer_max_size", self.event_buffer_max_size, 0),
-            ("max_step_ms", self.max_step_ms, 0),
-        )
+        """Take policies by name too, as text and users of the reference write them."""
         faults = [
-            f"{name} must be at least {bound}, got {value}"
-            for name, value, bound in least
-            if not bound <= value < math.inf
+            *number_faults("max_queue_size", self.max_queue_size, 0),
+            *number_faults("max_draft_len", self.max_draft_len, 0),
+            *number_faults("max_matching_ngram_size", self.max_matching_ngram_size, 1),
+            *number_faults(
+                "secondary_offload_min_priority",
+                self.secondary_offload_min_priority,
+                MIN_PRIORITY,
+                MAX_PRIORITY,
+            ),
+            *number_faults("iter_stats_max_iterations", self.iter_stats_max_iterations, 0),
+            *number_faults("event_buffer_max_size", self.event_buffer_max_size, 0),
+            *number_faults("max_step_ms", self.max_step_ms, 0, kind=Real),
         ]
+        for name, policies, value in (
+            ("policy", CapacityPolicy, self.policy),
+            ("chunking", ChunkingPolicy, self.chunking),
+        ):
+            word_to_policy = {policy.value: policy for policy in policies}
+            word = value.value if isinstance(value, policies) else str(value).lower()
+            chosen = word_to_policy.get(word)
+            object.__setattr__(self, name, chosen)
+            if chosen is None:
+                faults.append(f"{name} must be one of {', '.join(word_to_policy)}, got {value!r}")
         if faults:
             raise ConfigError(
                 "the runtime cannot be configured so",
                 where="runtime config",
-                expected="every number finite and at least its bound",
+                expected="policies by name, and every number finite and within its bounds",
                 got="; ".join(faults),
                 hint="see docs/RUNTIME.md",
             )
+
+
+def number_faults(
+    name: str, value: Any, least: float, most: float = math.inf, kind: type = Integral
+) -> list[str]:
+    """List what is wrong with a setting that is a number of some kind, within bounds."""
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if is_number and least <= value <= most and value < math.inf:
+        return []
+    bounds = f"at least {least}" + ("" if most == math.inf else f" and at most {most}")
+    whole = "a whole number, " if kind is Integral and not is_number else ""
+    return [f"{name} must be {whole}{bounds}, got {value}"]
 
 
 DEFAULT_CONFIG = RuntimeConfig()

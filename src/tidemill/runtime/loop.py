@@ -21,7 +21,7 @@ from tidemill.runtime.config import (
 from tidemill.runtime.events import RequestEvent
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.block_pool import BlockPool, CacheCounters
-from tidemill.runtime.kvcache.host_tier import HostCounters, HostRoom
+from tidemill.runtime.kvcache.host_tier import HostRoom
 from tidemill.runtime.micro_batch import Drafter
 from tidemill.runtime.ngram_lookup import NgramDrafter
 from tidemill.runtime.request import Request, TokenUpdate
@@ -109,13 +109,8 @@ class Loop:
         """What the cache gave since the start."""
         return self._pool.counters
 
-    @property
-    def host_counters(self) -> HostCounters:
-        """What the host tier of the cache holds, took and gave."""
-        return self._pool.host_counters
-
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, request: Request, is_bounded: bool = True) -> None:
+        """Queue a request; one that is not bounded belongs to what was let in, and always has room.
 
         Raises: InvalidRequestError when the engine can never serve it, QueueFullError when the
         queue has no room now.
@@ -127,7 +122,8 @@ class Loop:
                 hint="give each request an id of its own",
             )
         validate_request(request, self.limits, self._config.chunking is not ChunkingPolicy.OFF)
-        if 0 < self._config.max_queue_size <= len(self._scheduler.register.queue):
+        num_queued = len(self._scheduler.register.queue)
+        if is_bounded and 0 < self._config.max_queue_size <= num_queued:
             raise QueueFullError(
                 f"Maximum queue size of {self._config.max_queue_size} has been reached,"
                 " please try again later",

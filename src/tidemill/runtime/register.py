@@ -22,8 +22,8 @@ from tidemill.runtime.step import EngineLimits
 class Register:
     """Requests by id, and where they are. `iteration` counts committed steps.
 
-    `is_quiet` until a request arrives, ends or is told to have ended; whoever plans a step sets it
-    again.
+    `is_quiet` from `settle` until a request arrives, ends or is told to have ended, or `disturb`.
+    That a block is full is not seen here: `MicroBatch.num_more` counts the steps up to it.
     """
 
     def __init__(
@@ -48,6 +48,14 @@ class Register:
     def has_work(self) -> bool:
         """Whether some request has not ended, or its end has not been told."""
         return bool(self.id_to_state or self._untold)
+
+    def settle(self) -> None:
+        """Be quiet from now on: a step is decided with all that has happened."""
+        self.is_quiet = True
+
+    def disturb(self) -> None:
+        """Let the next step be decided anew: a request let go of blocks while it runs."""
+        self.is_quiet = False
 
     def add(self, request: Request) -> None:
         """Put a request, already validated, at its place in the queue."""
@@ -116,7 +124,7 @@ class Register:
                 state.num_output,
                 id(state) in scheduled,
                 state.metrics,
-                len(state.table.blocks),
+                state.table.num_taken,
                 len(state.table.blocks) - state.table.num_cached_tokens // unit,
                 state.request.client_id,
             )

@@ -82,7 +82,7 @@ class Scheduler:
         if self.register.is_quiet and self.latest.num_more:
             plan = self._plan = self.latest.go_on()
             return plan
-        self.register.is_quiet = True
+        self.register.settle()
         self._decide_active()
         batch = self.latest = MicroBatch(self._limits, self._active, self._config)
         batch.add_generation(self._drafter)
@@ -145,7 +145,7 @@ class Scheduler:
             if num_before // unit != state.num_computed // unit:
                 self._active.publish(state, num_before)
             if has_window and self._active.slide(state):
-                self.register.is_quiet = False
+                self.register.disturb()
             if state.is_cancelled or update is None:
                 continue
             updates.append(update)

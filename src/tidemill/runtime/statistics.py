@@ -31,7 +31,9 @@ class RequestMetrics:
 
     def add(self, later: RequestMetrics) -> None:
         """Count in a later request for the same answer: a round of a beam search."""
-        self.last_token_time, self.last_iter = later.last_token_time, later.last_iter
+        if later.last_token_time is not None:  # it may have ended before it drew one
+            self.last_token_time = later.last_token_time
+        self.last_iter = later.last_iter
         self.num_allocated_blocks += later.num_allocated_blocks
         self.num_new_blocks += later.num_new_blocks
         self.num_reused_blocks += later.num_reused_blocks
@@ -90,8 +92,8 @@ class RequestStage(Enum):
 class RequestStats:
     """A request that has not ended, as it stands after a step.
 
-    `num_held_blocks` and, of these, `num_new_held_blocks` are what it holds now; `metrics` has what
-    it held before it was paused.
+    `num_taken_blocks` and, of these, `num_new_blocks` are what it has held since it was admitted,
+    with those that left the attention window since; `metrics` has what it held before a pause.
     """
 
     request_id: int
@@ -100,8 +102,8 @@ class RequestStats:
     num_generated_tokens: int
     is_scheduled: bool
     metrics: RequestMetrics
-    num_held_blocks: int = 0
-    num_new_held_blocks: int = 0
+    num_taken_blocks: int = 0
+    num_new_blocks: int = 0
     client_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -118,8 +120,8 @@ class RequestStats:
             "avgNumDecodedTokensPerIter": self.num_generated_tokens / max(1, num_steps),
             "scheduled": self.is_scheduled,
             "paused": metrics.num_pauses > 0 and self.stage is RequestStage.QUEUED,
-            "allocTotalBlocksPerRequest": metrics.num_allocated_blocks + self.num_held_blocks,
-            "allocNewBlocksPerRequest": metrics.num_new_blocks + self.num_new_held_blocks,
+            "allocTotalBlocksPerRequest": metrics.num_allocated_blocks + self.num_taken_blocks,
+            "allocNewBlocksPerRequest": metrics.num_new_blocks + self.num_new_blocks,
             "reusedBlocksPerRequest": metrics.num_reused_blocks,
             "missedBlocksPerRequest": metrics.num_missed_blocks,
             "kvCacheHitRatePerRequest": metrics.hit_rate,

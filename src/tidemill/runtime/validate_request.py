@@ -78,6 +78,20 @@ def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = 
         )
 
 
+def most_tokens(limits: EngineLimits) -> int:
+    """Return the longest sequence, prompt and answer, that an engine can serve.
+
+    With an attention window that is as long as the engine was built for, whatever the cache holds,
+    once the cache has room for the window and a step.
+    """
+    longest = limits.max_seq_len
+    span = BlockSpan(limits.tokens_per_block, limits.attention_window)
+    num_blocks = span.most_blocks(longest, 0, min(longest, limits.max_num_tokens))
+    if num_blocks <= limits.num_blocks:
+        return longest
+    return min(longest, limits.num_blocks * limits.tokens_per_block)
+
+
 def _token_faults(request: Request, vocab_size: int) -> list[str]:
     """List what names tokens that the model does not have."""
     lists: dict[str, Iterable[int]] = {
@@ -129,11 +143,10 @@ def _length_faults(request: Request, limits: EngineLimits) -> list[str]:
             f" length ({limits.max_seq_len}); at most {limits.max_seq_len - num_prompt} new"
             " tokens fit"
         ]
-    capacity = limits.num_blocks * limits.tokens_per_block
-    span = BlockSpan(limits.tokens_per_block, limits.attention_window)
-    if span.most_blocks(total, 0, min(total, limits.max_num_tokens)) > limits.num_blocks:
+    most = most_tokens(limits)
+    if total > most:
         return [
             f"prompt length ({num_prompt}) + max_tokens ({max_new}) exceeds the key-value cache's"
-            f" {capacity} tokens; give it more with --kv_cache_tokens"
+            f" {most} tokens; give it more with --kv_cache_tokens"
         ]
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,13 @@ def test_requests_beyond_the_limits_are_all_named() -> None:
     jobs = draw_jobs(2, (3000, 4), 257, 1) + draw_jobs(1, (4, 4), 257, 1)
     with pytest.raises(ConfigError, match="request 0: 3000 \\+ 4 tokens; request 1"):
         check_jobs(jobs, LIMITS)
+
+
+def test_requests_longer_than_the_cache_fit_where_attention_has_a_window() -> None:
+    jobs, small = draw_jobs(1, (200, 600), 257, 1), replace(LIMITS, num_blocks=8)
+    check_jobs(jobs, replace(small, attention_window=32))
+    with pytest.raises(ConfigError, match="at most 128"):
+        check_jobs(jobs, small)
 
 
 def test_trace_without_requests_is_refused(engine_dir: Path) -> None:

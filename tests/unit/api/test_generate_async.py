@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,11 +32,11 @@ def llm(session: Session) -> Iterator[LLM]:
         yield llm
 
 
-def wait_until_free(session: Session, llm: LLM) -> None:
+def wait_until_free(session: Session) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while session.info().stats.used_blocks:
         assert time.monotonic() < deadline, "blocks are still held"
-        llm.generate(">")  # abandoned requests are cancelled with a step
+        time.sleep(0.002)
 
 
 def test_result_is_the_answer_of_generate(llm: LLM) -> None:
@@ -86,7 +88,17 @@ def test_abort_ends_the_request_and_frees_its_blocks(llm: LLM, session: Session)
     time.sleep(0.05)
     result.abort()
     assert result.result(TIMEOUT_S).outputs[0].finish_reason == "cancelled"
-    wait_until_free(session, llm)
+    wait_until_free(session)
+
+
+def test_answer_that_is_whole_is_kept_by_its_caller_alone(llm: LLM) -> None:
+    result = llm.generate_async(">gone")
+    result.result(TIMEOUT_S)
+    kept = weakref.ref(result)
+    del result
+    llm.generate_async(">next").result(TIMEOUT_S)
+    gc.collect()
+    assert kept() is None
 
 
 def test_cancelled_task_aborts_its_request(llm: LLM, session: Session) -> None:
@@ -98,7 +110,7 @@ def test_cancelled_task_aborts_its_request(llm: LLM, session: Session) -> None:
             await task
 
     asyncio.run(ask())
-    wait_until_free(session, llm)
+    wait_until_free(session)
 
 
 def test_fault_of_the_request_comes_with_its_result(llm: LLM) -> None:

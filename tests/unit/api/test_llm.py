@@ -15,6 +15,8 @@ from tidemill.base.errors import InvalidRequestError, SessionError
 from tidemill.host.sampling_rules import resolve_sampling
 from tidemill.host.session import Session
 from tidemill.runtime.config import RuntimeConfig
+from tidemill.runtime.simulation import FakeExecutor
+from tidemill.runtime.step import EngineLimits
 
 
 @pytest.fixture
@@ -64,6 +66,16 @@ def test_no_prompts_give_no_answers(llm: LLM) -> None:
 def test_default_is_32_tokens(llm: LLM) -> None:
     output = llm.generate("endless")
     assert output.outputs[0].length == 32 and output.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(("window", "num_output"), [(None, 24), (16, 360)])
+def test_as_many_tokens_as_fit_is_what_the_engine_can_serve(
+    window: int | None, num_output: int
+) -> None:
+    limits = EngineLimits(4, 16, 400, 300, 8, 8, 97, attention_window=window)
+    with LLM.from_session(Session(FakeExecutor(limits), None, RuntimeConfig(), "here")) as llm:
+        output = llm.generate([5] * 40, SamplingParams(max_tokens=None, ignore_eos=True))
+    assert output.outputs[0].length == num_output
 
 
 def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:
@@ -193,6 +205,10 @@ def test_greedy_unless_sampling_is_asked_for(
     assert resolve_sampling(*values, seed=None).is_greedy is is_greedy
 
 
+def test_greedy_whatever_seed_and_min_p_say() -> None:
+    assert resolve_sampling(None, None, None, seed=9, min_p=0.5).is_greedy
+
+
 def test_values_left_out_beside_others_are_neutral() -> None:
     sampling = resolve_sampling(0.5, None, None, None)
     assert (sampling.top_k, sampling.top_p, sampling.seed) == (0, 1.0, 0)
@@ -237,6 +253,8 @@ def test_perf_metrics_have_the_keys_of_the_reference(llm: LLM) -> None:
 def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
     (answer,) = llm.generate("say>hello", SamplingParams(detokenize=False)).outputs
     assert answer.text == "" and answer.length == 5
+    silent = SamplingParams(detokenize=False, exclude_input_from_output=False)
+    assert llm.generate("say>hello", silent).outputs[0].text == ""
     params = SamplingParams(detokenize=False, stop="l")
     (stopped,) = llm.generate("say>hello", params).outputs
     assert (stopped.text, stopped.stop_reason, stopped.length) == ("", "l", 3)
@@ -245,8 +263,23 @@ def test_answer_without_text_still_stops_at_texts(llm: LLM) -> None:
 def test_long_prompts_lose_their_beginning_where_asked(llm: LLM) -> None:
     output = llm.generate("say>no>hello", SamplingParams(truncate_prompt_tokens=6))
     assert len(output.prompt_token_ids) == 6 and output.outputs[0].text == "hello"
-    whole = llm.generate(">ab", SamplingParams(truncate_prompt_tokens=6))
-    assert len(whole.prompt_token_ids) == 3
+    params = SamplingParams(truncate_prompt_tokens=6, exclude_input_from_output=False)
+    echoed = llm.generate("say>no>hello", params)
+    assert (echoed.prompt, echoed.outputs[0].text) == ("say>no>hello", ">hellohello")
+    whole = llm.generate("</s>>ab", params)  # uncut, it comes back exactly as it was given
+    assert len(whole.prompt_token_ids) == 4 and whole.outputs[0].text == "</s>>abab"
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_stop_word_of_several_tokens_may_stay_in_the_text(llm: LLM, is_streaming: bool) -> None:
+    words = [llm.tokenizer.encode("lo"), llm.tokenizer.encode("z")]
+    params = SamplingParams(stop_token_ids=words, include_stop_str_in_output=True)
+    if is_streaming:
+        pieces = list(llm.generate_stream("say>hello you", params))
+        assert [piece.text for piece in pieces] == ["h", "e", "l", "l", "o"]
+        assert pieces[-1].finish_reason == "stop"
+    else:
+        assert llm.generate("say>hello you", params).outputs[0].text == "hello"
 
 
 def test_wishes_of_the_reference_that_cannot_be_had_are_named() -> None:

@@ -6,11 +6,15 @@ from tidemill import (
     CapacitySchedulerPolicy,
     ContextChunkingPolicy,
     KvCacheConfig,
+    KvCacheRetention,
     NGramDecodingConfig,
     SchedulerConfig,
+    TokenRangeRetention,
 )
 from tidemill.api.llm_options import LlmOptions
+from tidemill.api.runtime_options import ServiceOptions
 from tidemill.host.config import SessionConfig
+from tidemill.host.messages import GenerateRequest
 from tidemill.runtime.config import CapacityPolicy, ChunkingPolicy, RuntimeConfig
 
 
@@ -46,7 +50,22 @@ def test_configs_of_the_reference_reach_the_runtime() -> None:
     )
 
 
+def test_policies_are_taken_by_name() -> None:
+    config = SchedulerConfig("MAX_UTILIZATION", "equal_progress")  # type: ignore[arg-type]
+    runtime = LlmOptions(scheduler_config=config).session.runtime
+    assert runtime.policy is CapacityPolicy.MAX_UTILIZATION
+    assert runtime.chunking is ChunkingPolicy.EQUAL_PROGRESS
+
+
 def test_prompts_are_not_cut_where_chunked_prefill_is_off() -> None:
     config = SchedulerConfig(context_chunking_policy=ContextChunkingPolicy.EQUAL_PROGRESS)
     options = LlmOptions(scheduler_config=config, enable_chunked_prefill=False)
     assert options.session.runtime.chunking is ChunkingPolicy.OFF
+
+
+def test_retention_can_be_asked_for_with_the_names_of_the_package() -> None:
+    retention = KvCacheRetention((TokenRangeRetention(0, 64, priority=90),))
+    request = ServiceOptions(kv_cache_retention_config=retention).apply(
+        GenerateRequest(request_id="a")
+    )
+    assert request.retention == retention

@@ -27,13 +27,6 @@ S, F = "sliding_attention", "full_attention"
         (MISTRAL, {"sliding_window": None}, (None, None, None)),
         (MISTRAL, {"sliding_window": 7}, (7, 7, 7)),
         (MISTRAL, {"sliding_window": 7, "layer_types": [F, S, F]}, (None, 7, None)),
-        # As Qwen's configs have it: off unless said, then from a layer on.
-        (LLAMA, {"sliding_window": 7, "use_sliding_window": False}, (None, None, None)),
-        (
-            LLAMA,
-            {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 2},
-            (None, None, 7),
-        ),
     ],
 )
 def test_keys_of_hugging_face(architecture: str, values: dict[str, Any], expected: Windows) -> None:

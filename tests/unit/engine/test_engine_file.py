@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import mmap
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,33 @@ def test_weights_are_mapped_read_only_on_a_page_and_outlive_close(tmp_path: Path
     with pytest.raises(ValueError, match="read-only"):
         weights[0] = 1
     assert weights[2] == 1
+
+
+class _PickyMapping:
+    """A mapping on a system with pages of 64 KiB: it forgets from a page's start, or not at all."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[tuple[int, int]] = []
+
+    def madvise(self, _: int, start: int, size: int) -> None:
+        if start % mmap.PAGESIZE or size <= 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.forgotten.append((start, size))
+
+
+def test_whole_pages_are_forgotten_where_the_systems_are_larger_than_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = EngineFile.open(write_engine(tmp_path / "engine"))
+    page = 16 * PAGE_BYTES
+    monkeypatch.setattr(mmap, "PAGESIZE", page)
+    mapping = _PickyMapping()
+    monkeypatch.setattr(engine, "_mapping", mapping)
+    assert engine.manifest.sections["weights"].offset_bytes == PAGE_BYTES
+    engine.forget_weights(0, 3 * page)
+    engine.forget_weights(3 * page - PAGE_BYTES, page)
+    engine.forget_weights(0, 100)
+    assert mapping.forgotten == [(page, 2 * page), (3 * page, page)]
 
 
 def test_weight_table_names_every_range(tmp_path: Path) -> None:

@@ -270,6 +270,14 @@ def test_full_queue_is_told_to_the_request_it_refuses(session: Session) -> None:
     assert all(updates[str(number)][0].text == "ok" for number in range(8))
 
 
+def test_fault_of_no_class_of_ours_leaves_no_id_behind(session: Session) -> None:
+    unread: Any = "none"
+    for _ in range(2):
+        update = answer(session, ">ok", priority=unread)
+        assert update.error is not None and update.error.kind == "SessionError"
+    assert answer(session, ">ok").text == "ok"
+
+
 def test_cancelled_request_ends_with_what_it_had(session: Session) -> None:
     session.submit(GenerateRequest(request_id="a", prompt="x", max_tokens=100))
     for _ in range(3):

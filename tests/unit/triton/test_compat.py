@@ -48,7 +48,8 @@ def test_old_command_line_fills_a_file_in_place(template: Path) -> None:
 def test_launch_flags_become_those_of_serve_and_the_rest_is_said() -> None:
     said: list[str] = []
     line = ["--world_size", "2", "--model_repo=r", "--http_port", "9000", "--force", "--log"]
-    flags = translate_launch_flags(line, said.append)
+    flags = translate_launch_flags([*line, "--exit_timeout", "30"], said.append)
     assert flags[:4] == ["--model_repository", "r", "--http_port", "9000"]
-    assert flags[4:] == ["--", "--log-verbose=3", "--log-file=triton_log.txt"]
-    assert said == ["left out, because the engine has its own ranks: world_size, force"]
+    assert flags[4:6] == ["--exit_timeout", "30"]
+    assert flags[6:] == ["--", "--log-verbose=3", "--log-file=triton_log.txt"]
+    assert len(said) == 1 and said[0].endswith(": world_size, force")

@@ -64,7 +64,7 @@ def demo(
     with _step("build"):
         build(BuildRequest(checkpoint, engine))
     with _step("deploy"):
-        deploy(engine, repository, NAME, replace=True)
+        deploy(engine_dir=engine, model_repository=repository, name=NAME, replace=True)
     with _server(repository, http_port, work_dir / "server.log") as server:
         with _step("serve"):
             _wait_until_ready(http_port, server, work_dir / "server.log")

@@ -62,6 +62,12 @@ def serve(
     max_restarts: Annotated[
         int, typer.Option("--max_restarts", min=0, help="Restarts within two minutes.")
     ] = 5,
+    exit_timeout: Annotated[
+        int,
+        typer.Option(
+            "--exit_timeout", min=0, help="Seconds to finish requests: the door's, then Triton's."
+        ),
+    ] = 15,
     server_flags: Annotated[
         list[str] | None, typer.Argument(help="Flags for tritonserver, after --.")
     ] = None,
@@ -88,6 +94,7 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         host=host,
+        exit_timeout_s=exit_timeout,
         front_door=door if front_door else None,
         server_flags=tuple(server_flags or ()),
         watchdog=WatchdogConfig(probe_period, probe_timeout, max_restarts) if watchdog else None,

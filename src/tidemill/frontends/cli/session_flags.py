@@ -94,14 +94,17 @@ FLAGS = (
 
 
 def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb every flag of the table; it takes what was chosen as `settings`."""
+    """Give a verb every flag of the table; it takes what was chosen as `settings`.
+
+    The verb is called by name, by the command line and by other verbs.
+    """
     signature = inspect.signature(verb, eval_str=True)
     own = [each for each in signature.parameters.values() if each.name != "settings"]
     parameters = [*own, *(flag.parameter for flag in FLAGS)]
 
     @functools.wraps(verb)
     def run(**values: Any) -> None:
-        texts = {flag.name: values.pop(flag.name) for flag in FLAGS}
+        texts = {flag.name: values.pop(flag.name, None) for flag in FLAGS}
         chosen = {name: str(value).lower() for name, value in texts.items() if value is not None}
         verb(**values, settings=chosen)
 

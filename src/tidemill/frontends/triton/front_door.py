@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from tidemill.frontends.triton.door_config import DoorConfig, make_tls_context, 
 from tidemill.frontends.triton.door_handler import DoorHandler
 
 START_TIMEOUT_S = 10.0
+CANCEL_S = 1.0
 MAX_HEADER_BYTES = 16384
 
 
@@ -72,8 +74,12 @@ class FrontDoor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        start = time.monotonic()
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join(self._exit_timeout_s + START_TIMEOUT_S)
+        if time.monotonic() - start >= self._exit_timeout_s:
+            # Requests were cut. Who ends tritonserver while it cancels them kills it by signal 11.
+            time.sleep(CANCEL_S)
 
     def _run(self) -> None:
         try:
@@ -101,7 +107,7 @@ class FrontDoor:
                 app,
                 access_log=None,
                 handler_cancellation=True,  # a client that leaves cancels its request
-                shutdown_timeout=self._exit_timeout_s,
+                shutdown_timeout=self._exit_timeout_s / 2,  # aiohttp waits for it twice
                 auto_decompress=False,  # one packed body must not hold the loop
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,

@@ -1,7 +1,7 @@
 """Turns the flags of TensorRT-LLM's launch_triton_server.py into those of `tidemill serve`.
 
-In: its command line. Out: ours. Ranks belong to the engine here, so flags about processes, MPI and
-GPUs have no counterpart and are said to be left out.
+In: its command line. Out: ours. Flags about ranks, MPI, GPUs and the server's program have no
+counterpart and are said to be left out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ SERVE_FLAGS = {
     "http_port": "--http_port",
     "grpc_port": "--grpc_port",
     "metrics_port": "--metrics_port",
+    "exit_timeout": "--exit_timeout",
 }
 LEFT_OUT_VALUES = (
     "world_size",
     "tritonserver",
     "tensorrt_llm_model_name",
     "multimodal_gpu0_cuda_mem_pool_bytes",
-    "exit_timeout",
 )
 LEFT_OUT_SWITCHES = (
     "force",
@@ -46,7 +46,8 @@ def translate_launch_flags(arguments: Sequence[str], say: Callable[[str], None])
     left_out = (*LEFT_OUT_VALUES, *LEFT_OUT_SWITCHES)
     ignored = [name for name in left_out if given[name.replace("-", "_")]]
     if ignored:
-        say("left out, because the engine has its own ranks: " + ", ".join(ignored))
+        reason = "left out (one process, no GPU, the wheel's tritonserver or the one on PATH): "
+        say(reason + ", ".join(ignored))
     flags = [
         part
         for name, flag in SERVE_FLAGS.items()

@@ -16,7 +16,8 @@ from tidemill.host.runtime_settings import read_session_settings
 
 LOOPBACK = "127.0.0.1"
 PORT_FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
-OWN_FLAGS = (*PORT_FLAGS, "--http-address", "--grpc-address", "--metrics-address")
+ADDRESS_FLAGS = ("--http-address", "--grpc-address", "--metrics-address")
+OWN_FLAGS = (*PORT_FLAGS, *ADDRESS_FLAGS, "--exit-timeout-secs")
 
 
 @dataclass(frozen=True)
@@ -108,5 +109,5 @@ def check_server_flags(flags: tuple[str, ...]) -> None:
             where="flags after --",
             expected="flags other than " + ", ".join(OWN_FLAGS),
             got=", ".join(clashing),
-            hint="tidemill's own --http-port, --grpc-port and --metrics-port",
+            hint="tidemill's own --http-port, --grpc-port, --metrics-port, --host, --exit-timeout",
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from tidemill.engine.reader import EngineFile
+from tidemill.runtime.executor.free_memory import free_bytes
 from tidemill.runtime.kvcache.block_span import BlockSpan
 
 SHARE_OF_MEMORY = 0.1
@@ -33,7 +33,7 @@ def choose_cache_tokens(engine: EngineFile, fraction: float | None = None) -> in
     built = engine.config["build_config"]
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * SHARE_OF_MEMORY
     if fraction is not None:
-        memory_bytes = _free_bytes() * fraction
+        memory_bytes = free_bytes() * fraction
     affordable = int(memory_bytes) // engine.manifest.kv.bytes_per_token
     kv, length = engine.manifest.kv, int(built["max_seq_len"])
     span = BlockSpan(kv.tokens_per_block, kv.attention_window)
@@ -43,12 +43,3 @@ def choose_cache_tokens(engine: EngineFile, fraction: float | None = None) -> in
         for step_tokens in (reading, 1)
     )
     return max(first, min(first + (int(built["max_batch_size"]) - 1) * other, affordable))
-
-
-def _free_bytes() -> int:
-    """Memory that can be had without swapping."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

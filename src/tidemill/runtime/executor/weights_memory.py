@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tidemill.device.cpu import allocate
+from tidemill.runtime.executor.free_memory import free_bytes
 
 # Copies that would take more than this share of the free memory are not made.
 MAX_SHARE_OF_FREE_MEMORY = 0.25
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_MEMORY = Path("/proc/meminfo")
 _PIECE_BYTES = 16 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -36,7 +36,7 @@ def place_weights(
 
     `forget` is told first byte and size of each piece that has been copied.
     """
-    if not _has_huge_pages() or mapped.nbytes > MAX_SHARE_OF_FREE_MEMORY * _free_bytes():
+    if not _has_huge_pages() or mapped.nbytes > MAX_SHARE_OF_FREE_MEMORY * free_bytes():
         return mapped
     copied = allocate(mapped.nbytes)
     starts = range(0, mapped.nbytes, _PIECE_BYTES)
@@ -56,13 +56,3 @@ def _has_huge_pages() -> bool:
         return "[never]" not in _HUGE_PAGES.read_text()
     except OSError:
         return False
-
-
-def _free_bytes() -> int:
-    try:
-        for line in _MEMORY.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0

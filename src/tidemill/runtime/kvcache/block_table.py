@@ -44,6 +44,11 @@ class BlockTable:
         return len(self.blocks) - self.num_dropped
 
     @property
+    def num_taken(self) -> int:
+        """How many blocks it has held since it opened, those dropped since then too."""
+        return len(self.blocks) - self.num_skipped
+
+    @property
     def held(self) -> list[int]:
         """The blocks that are not dropped."""
         return self.blocks[self.num_dropped :]
