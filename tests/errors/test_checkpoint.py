@@ -393,6 +393,23 @@ def test_checkpoint_with_a_value_that_is_no_number_is_not_built(
     assert not (tmp_path / "engine").exists()
 
 
+def test_checkpoint_with_a_value_too_large_for_its_weights_is_not_built(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    _edit_config(checkpoint, dtype="float16")
+    name = "transformer.layers.0.attention.dense.weight"
+    path = checkpoint / "rank1.safetensors"
+    tensors = {key: tensor.float() for key, tensor in load_file(path).items()}
+    tensors[name][0, 0] = 1e5
+    save_file(tensors, path)
+    other = checkpoint / "rank0.safetensors"
+    save_file({key: tensor.float() for key, tensor in load_file(other).items()}, other)
+    with pytest.raises(CheckpointError, match="do not fit float16") as caught:
+        build(BuildRequest(checkpoint, tmp_path / "engine", max_seq_len=64))
+    assert name in caught.value.where
+    assert not (tmp_path / "engine").exists()
+
+
 def test_sample_model_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(CheckpointError, match="could not be downloaded"):

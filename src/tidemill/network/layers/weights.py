@@ -2,7 +2,8 @@
 
 In: a pen, a source of tensors by the checkpoint's global names, the graph's weight type. Out:
 constants, whose bytes are read (and converted, where stored otherwise) only when asked. Matrices
-take the graph's weight type; norm weights and biases are f32.
+take the graph's weight type; norm weights and biases are f32. A finite value that is too large for
+its type is an error.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidemill.base.dtypes import DType
+from tidemill.checkpoint.dtype_conversion import convert_floats
 from tidemill.ir.builder import GraphBuilder
 from tidemill.ir.graph import TensorType, Value
-from tidemill.ir.storage import Array, narrow, widen
+from tidemill.ir.storage import Array
 
 
 class TensorSource(Protocol):
@@ -44,11 +46,8 @@ class Weights:
 
     def _constant(self, source: str, value_type: TensorType) -> Value:
         def load() -> Array:
-            return _convert(self.tensors.read(source), self.tensors.dtype(source), value_type.dtype)
+            stored = self.tensors.read(source)
+            return convert_floats(stored, self.tensors.dtype(source), value_type.dtype, source)
 
         name = source.removeprefix("transformer.")
         return self.pen.constant(name, value_type, load, source=source)
-
-
-def _convert(stored: Array, source: DType, target: DType) -> Array:
-    return stored if source is target else narrow(widen(stored, source), target)
