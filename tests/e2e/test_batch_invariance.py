@@ -194,7 +194,7 @@ def test_crowd_chunks_pauses_hits_and_threads_change_no_bit(
     tokens_alone = run_alone(alone, requests)
     # Pauses for certain: all at once in a cache for two.
     crowded = RecordingExecutor(double, num_blocks=SMALL_CACHE_BLOCKS)
-    paused = RuntimeConfig(CapacityPolicy.MAX_UTILIZATION)
+    paused = RuntimeConfig(CapacityPolicy.MAX_UTILIZATION, max_step_ms=0)
     tokens, stats = run_mix(crowded, requests, chance, paused)
     assert stats.total_paused_requests > 0 and stats.reused_blocks > 0
     assert tokens == tokens_alone
