@@ -1,6 +1,6 @@
 """Output of a row group: shares times the values of a chunk, summed over positions in order.
 
-Only columns that some row sees are touched. The keys of what follows are fetched meanwhile.
+Only columns that some row sees are touched. The values of what follows are fetched meanwhile.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from itertools import pairwise
 from tidemill.codegen.emitter import Pointer, Registers, Value
 from tidemill.codegen.isa import LANES, V
 from tidemill.ops.layout import ATTENTION_CHUNK
-from tidemill.ops.paged_attention.tile_state import Chunk, TileState
+from tidemill.ops.paged_attention.tile_state import COLUMNS, Chunk, TileState
 
 _MOST_DIMS = 4  # vectors of the head width whose sums a row group holds at once
 
 
 def add_values(tile: TileState, g: Value, chunk: Chunk) -> None:
     """output[r] += p[r] . v."""
-    shape, step = tile.shape, tile.shape.cache.step
-    shares = tile.p.at(g * (shape.rows_a_group * ATTENTION_CHUNK // step))
+    shape, words = tile.shape, LANES // tile.shape.cache.step
+    shares = tile.p.at(g * (shape.rows_a_group * ATTENTION_CHUNK // shape.cache.step))
     head, at = chunk.following
-    fetched = [head.keys(at + column) for column in tile.fetched_columns(g)]
+    fetched = [head.values(at + column) for column in tile.fetched_columns(g)]
     view, first = tile.view(chunk.start)
     for dims in _even_ranges(shape.cache.head_size // LANES, _MOST_DIMS):
         sums = tile.f.registers(V)
@@ -28,38 +28,43 @@ def add_values(tile: TileState, g: Value, chunk: Chunk) -> None:
         for r, d in keys:
             sums[r, d] = tile.row(g, r).vec(d * LANES, LANES)
         with tile.f.loop(0, chunk.columns) as c:
-            words = c * (LANES // step)
-            values = view.values(first + c * LANES)
-            fetches = [keys.bytes(words * head.key_step_bytes) for keys in fetched]
-            _add_column(tile, dims, sums, values, shares.at(words), fetches)
+            column = view.values(first + c * LANES), shares.at(c * words)
+            _add_column(tile, dims, sums, column, fetched, c * words)
         for r, d in keys:
             tile.row(g, r).put(d * LANES, sums[r, d])
+        with tile.f.loop(chunk.columns * words, COLUMNS * words) as t:
+            _fetch(tile, dims, fetched, t)
 
 
 def _add_column(
     tile: TileState,
     dims: range,
     sums: Registers,
-    values: Pointer,
-    shares: Pointer,
+    column: tuple[Pointer, Pointer],
     fetched: list[Pointer],
+    first: Value,
 ) -> None:
-    """Sixteen positions; each step fetches as many words of keys as keeps pace with the values."""
-    shape, math = tile.shape, tile.shape.math
+    """Sixteen positions' values and shares; word `first` of the chunk is their first."""
+    math, (values, shares) = tile.shape.math, column
     view = tile.head if tile.widened is None else tile.widened
-    chunk_words = ATTENTION_CHUNK // math.step
-    first_word, last_word = (at * LANES // math.step for at in (dims.start, dims.stop))
     with tile.f.loop(0, LANES // math.step, 2) as t:
         for u in range(2):
             at = values.bytes((t + u) * view.value_step_bytes)
             vectors = {d: math.load_w(at.bytes(d * LANES * view.word_bytes)) for d in dims}
-            for keys in fetched:
-                for word in range(first_word, last_word, chunk_words):
-                    keys.bytes((t + (word + u)) * shape.cache.key_step_bytes).prefetch(0)
-            for r in range(shape.rows_a_group):
-                share = math.load_x(shares.at(r * chunk_words + u).at(t))
+            _fetch(tile, dims, fetched, first + (t + u))
+            for r in range(tile.shape.rows_a_group):
+                share = math.load_x(shares.at(r * (ATTENTION_CHUNK // math.step) + u).at(t))
                 for d in dims:
                     sums[r, d] = math.dot(sums[r, d], vectors[d], share)
+
+
+def _fetch(tile: TileState, dims: range, fetched: list[Pointer], t: Value) -> None:
+    """What follows is as large as this chunk: its part for word `t` of the chunk and `dims`."""
+    step, line_bytes = tile.shape.cache.step, LANES * tile.shape.cache.word_bytes
+    first, last = (at * LANES // step for at in (dims.start, dims.stop))
+    for line in range(first, last, ATTENTION_CHUNK // step):
+        for column in fetched:
+            column.bytes((t + line) * line_bytes).prefetch(0, cache_level=2)
 
 
 def _even_ranges(count: int, most: int) -> list[range]:
