@@ -88,14 +88,7 @@ class LLM:
         TensorRT-LLM checkpoint; `options` are the fields of `LlmOptions`. What is built is kept.
         Raises: ConfigError, EngineFormatError, EngineTargetError, CheckpointError.
         """
-        chosen = LlmOptions.from_keywords(options)
-        session_config = chosen.session
-        found = find_or_build(model, chosen.engine, chosen.cache, _say)
-        try:
-            self._own(open_session(found.path, session_config, chosen.tokenizer), found.release)
-        except BaseException:
-            found.release()
-            raise
+        self._own(*_open(model, LlmOptions.from_keywords(options)))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:
@@ -233,6 +226,17 @@ class LLM:
         self._stepper = BackgroundStepper(self._shared)
         self._next_number = itertools.count()
         self._stats = StatsReader(session, self._shared)
+
+
+def _open(model: Path | str, chosen: LlmOptions) -> tuple[Session, Callable[[], None]]:
+    """Open a model's engine; returns also what lets the engine go once the session is closed."""
+    session_config = chosen.session
+    found = find_or_build(model, chosen.engine, chosen.cache, _say)
+    try:
+        return open_session(found.path, session_config, chosen.tokenizer), found.release
+    except BaseException:
+        found.release()
+        raise
 
 
 def _collect(shared: SharedSession, asked: AskedPrompt) -> RequestOutput:
