@@ -158,9 +158,7 @@ class Loop:
 
     def arrange_memory(self) -> bool:
         """Make later steps faster, for some milliseconds; returns whether more can be done now."""
-        if self._is_arranged:
-            return False
-        is_more = self._executor.arrange_memory()
+        is_more = not self._is_arranged and self._executor.arrange_memory()
         self._is_arranged = not is_more and self._log.total_output_tokens > 0
         return is_more
 

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.base import abi
 from tidemill.base.cpus import num_physical_cores, physical_cpus
 from tidemill.base.debug import Level, say
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
-from tidemill.engine.manifest import Operand, PlanOp
+from tidemill.engine.manifest import PlanOp
 from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
 from tidemill.runtime.executor.cache_size import (
@@ -28,6 +27,7 @@ from tidemill.runtime.executor.cache_size import (
     choose_cache_tokens,
 )
 from tidemill.runtime.executor.observed_step import ObservedStep
+from tidemill.runtime.executor.plan_records import PlanRecords
 from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.executor.step_memory import StepMemory
 from tidemill.runtime.executor.weights_memory import WeightsMemory
@@ -78,8 +78,17 @@ class NativeExecutor:
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
         cpus = physical_cpus() if pin_threads else ()
-        self._records = self._make_records(code)
-        self.team = Team(code, self._records, num_threads, cpus)
+        space_to_address = {
+            "arena": address_of(self._arena),
+            "input": address_of(self.inputs.memory),
+            "scratch": address_of(self._scratch),
+            "kv": address_of(self._cache),
+            "immediate": 0,
+        }
+        self._records = PlanRecords(
+            manifest.plan, code, self._weights, space_to_address, self._block_bytes
+        )
+        self.team = Team(code, self._records.table, num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -141,10 +150,7 @@ class NativeExecutor:
         if self._has_stepped and self._memory.move(deadline):
             return True
         is_more = self._weights.move(deadline)
-        for record, op in zip(self._records, self.manifest.plan, strict=True):
-            for place, operand in enumerate(op.operands, 1):
-                if operand.space == "weights":
-                    record[place] = self._weights.address(operand.value)
+        self._records.follow_weights()
         return is_more
 
     def close(self) -> None:
@@ -171,28 +177,6 @@ class NativeExecutor:
         else:  # block 0 of the memory is the null block
             region = self._cache.reshape(num_parts, num_blocks + 1, -1)[:, block + 1]
         return region
-
-    def _make_records(self, code: LoadedCode) -> npt.NDArray[np.int64]:
-        bases = {
-            "arena": address_of(self._arena),
-            "input": address_of(self.inputs.memory),
-            "scratch": address_of(self._scratch),
-            "immediate": 0,
-        }
-        cache = address_of(self._cache)
-
-        def resolve(operand: Operand) -> int:
-            if operand.space == "kv":
-                return cache + operand.value * self._block_bytes
-            if operand.space == "weights":
-                return self._weights.address(operand.value)
-            return bases[operand.space] + operand.value
-
-        records = np.zeros((len(self.manifest.plan), abi.RECORD_WORDS), np.int64)
-        for record, op in zip(records, self.manifest.plan, strict=True):
-            record[0] = code.address(op.kernel)
-            record[1 : 1 + len(op.operands)] = [resolve(operand) for operand in op.operands]
-        return records
 
     def _describe(self, target: str, num_threads: int) -> str:
         return (
