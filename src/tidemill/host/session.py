@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tidemill.base.debug import warn
-from tidemill.base.errors import InvalidRequestError, RequestError, SessionError
+from tidemill.base.errors import CheckpointError, InvalidRequestError, RequestError, SessionError
 from tidemill.host.config import SessionConfig
 from tidemill.host.jobs import Job, News, make_job
 from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
@@ -38,10 +38,11 @@ class Session:
         runtime: RuntimeConfig = DEFAULT_CONFIG,
         engine_dir: str = "",
     ) -> None:
-        self.tokenizer = tokenizer
+        """Take an executor; without a tokenizer, the engine directory's own is the one, if any."""
+        self._tokenizer, self._reading = tokenizer, threading.Lock()
         self._loop = Loop(executor, runtime)
         self._engine_dir = engine_dir
-        self._reader = RequestReader(tokenizer, self._loop.limits, engine_dir)
+        self._reader = RequestReader(lambda: self.tokenizer, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
         self._number_to_job: dict[int, Job] = {}
         self._id_to_numbers: dict[str, set[int]] = {}
@@ -54,14 +55,34 @@ class Session:
         config: SessionConfig | None = None,
         tokenizer_dir: Path | str | None = None,
     ) -> Session:
-        """Load an engine and, where it has one, its tokenizer, or the one of `tokenizer_dir`.
+        """Load an engine, and the tokenizer of `tokenizer_dir` if its own is not wanted.
 
         Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
         """
         config = config or SessionConfig()
         path = Path(engine_dir)
-        executor, tokenizer = _load(path, config, tokenizer_dir)
+        tokenizer = None if tokenizer_dir is None else Tokenizer.from_directory(tokenizer_dir)
+        executor = NativeExecutor.load(
+            path,
+            kv_cache_tokens=config.kv_cache_tokens,
+            cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
+            num_threads=config.num_threads,
+            pin_threads=bool(config.pin_threads),
+        )
         return cls(executor, tokenizer, config.runtime, str(path.resolve()))
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, on any thread: the engine's own is read when it is first asked for.
+
+        Reading takes longer than loading an engine, and whoever speaks in tokens needs none.
+        Raises: CheckpointError.
+        """
+        with self._reading:
+            file = Path(self._engine_dir) / TOKENIZER_FILE
+            if self._tokenizer is None and self._engine_dir and file.exists():
+                self._tokenizer = Tokenizer.from_directory(file.parent)
+        return self._tokenizer
 
     @property
     def limits(self) -> EngineLimits:
@@ -180,7 +201,7 @@ class Session:
 
 def _failure(request_id: str, error: Exception) -> Update:
     """Tell of a fault in one request's own work, its or ours: it ends, and the others go on."""
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError | CheckpointError):  # a tokenizer may turn out to be broken
         return Update.failed(request_id, error)
     warn("session", f"request {request_id}: {error!r}")
     fault = SessionError(
@@ -196,30 +217,3 @@ def _failure(request_id: str, error: Exception) -> Update:
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text("ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _load(
-    path: Path, config: SessionConfig, tokenizer_dir: Path | str | None
-) -> tuple[NativeExecutor, Tokenizer | None]:
-    """Load both side by side: a large vocabulary takes longer to read than an engine to load."""
-    with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(_load_tokenizer, path, tokenizer_dir)
-        executor = NativeExecutor.load(
-            path,
-            kv_cache_tokens=config.kv_cache_tokens,
-            cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
-            num_threads=config.num_threads,
-            pin_threads=bool(config.pin_threads),
-        )
-        try:
-            return executor, reading.result()
-        except BaseException:
-            executor.close()
-            raise
-
-
-def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:
-    if tokenizer_dir is not None:
-        return Tokenizer.from_directory(tokenizer_dir)
-    has_own = (engine_dir / TOKENIZER_FILE).exists()
-    return Tokenizer.from_directory(engine_dir) if has_own else None
