@@ -54,8 +54,10 @@ class KernelLibrary:
         }
         emit_team(self.module, isa)
 
-    def kernel(self, op: Op) -> Kernel:
-        """Return the op's kernel, emitting it if it is new."""
+    def kernel(self, op: Op, fetches_ahead: bool = False) -> Kernel:
+        """Return the op's kernel, emitting it if it is new; linear ones may fetch for attention."""
+        if fetches_ahead:
+            return self._linear(op, fetches_ahead=True)
         return self._kind_to_emit[op.kind](op)
 
     def _once(self, symbol: str, emit: Callable[[str], Kernel]) -> Kernel:
@@ -81,20 +83,24 @@ class KernelLibrary:
             ),
         )
 
-    def _linear(self, op: Op) -> Kernel:
+    def _linear(self, op: Op, fetches_ahead: bool = False) -> Kernel:
         x, weight = (value.type for value in op.inputs[:2])
-        form, k = format_for(self._isa, weight.dtype, x.dtype), int(weight.shape[1])
-        parts = [op.kind, form.name, f"k{k}"]
+        form = format_for(self._isa, weight.dtype, x.dtype)
+        parts = [op.kind, form.name, f"k{weight.shape[1]}"]
         parts += [str(op.attrs["dtype"])] if op.kind == "linear_gated" else []
         parts += ["bias"] if has_bias(op) else []
-        return self._once("_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, k))
+        parts += ["ahead"] if fetches_ahead else []
+        return self._once(
+            "_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, fetches_ahead)
+        )
 
-    def _emit_linear(self, op: Op, symbol: str, form: Format, k: int) -> Kernel:
+    def _emit_linear(self, op: Op, symbol: str, form: Format, fetches_ahead: bool) -> Kernel:
+        k = int(op.inputs[1].type.shape[1])
         if (form.name, k) not in self._linears:
             self._linears[form.name, k] = LinearKernels(self.module, self._isa, form, k)
         kernels = self._linears[form.name, k]
         table = self._tables.get((form.weight, form.activation, k), default_table(form))
-        return kernels.emit(symbol, table, _epilogue(op), has_bias(op))
+        return kernels.emit(symbol, table, _epilogue(op), has_bias(op), fetches_ahead)
 
     def _quantize(self, op: Op) -> Kernel:
         activation, columns = op.inputs[0].type.dtype, _columns(op)

@@ -31,10 +31,11 @@ from tidemill.ops.layout import (
     panel_header_bytes,
     scale_at,
 )
+from tidemill.ops.linear import fetch_ahead
 from tidemill.ops.linear.formats import Format
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
-from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
-from tidemill.ops.linear.tile import NEXT_STEP_BITS, Tiles
+from tidemill.ops.linear.tactics import Bucket, Prefetch, TacticTable, merged, tile_heights
+from tidemill.ops.linear.tile import Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
@@ -52,17 +53,25 @@ class LinearKernels:
     k: int
     _functions: dict[tuple[Tiles, int], Function] = field(default_factory=dict)
 
-    def emit(self, symbol: str, table: TacticTable, epilogue: Epilogue, has_bias: bool) -> Kernel:
+    def emit(
+        self,
+        symbol: str,
+        table: TacticTable,
+        epilogue: Epilogue,
+        has_bias: bool,
+        fetches_ahead: bool = False,
+    ) -> Kernel:
         """Emit the kernel of one epilogue: this thread's units, by the tactic of its bucket."""
         has_scratch = self.format.weight.is_quantized
         fields = FIELDS + (SCRATCH_FIELDS if has_scratch else ())
+        fields += fetch_ahead.FIELDS if fetches_ahead else ()
         kernel, frame = open_kernel(self.module, symbol, fields)
         num_rows, above = frame.count("rows"), 0
         for bucket in merged(table):
             loop, is_here = self._loop(bucket, above), num_rows > above
             above = bucket.max_rows
             with frame.f.when(is_here & (num_rows <= above) if above else is_here):
-                loop.emit(frame, num_rows, epilogue, has_bias)
+                loop.emit(frame, num_rows, epilogue, has_bias, fetches_ahead)
         return kernel
 
     def _loop(self, bucket: Bucket, above: int) -> UnitLoop:
@@ -96,7 +105,9 @@ class UnitLoop:
     def panel_bytes(self) -> int:
         return panel_bytes(self.tiles.k, self.format.weight)
 
-    def emit(self, frame: Frame, num_rows: Value, epilogue: Epilogue, has_bias: bool) -> None:
+    def emit(
+        self, frame: Frame, num_rows: Value, epilogue: Epilogue, has_bias: bool, fetches_ahead: bool
+    ) -> None:
         f, tile_rows = frame.f, self.tile_rows
         sums = f.stack(F32, max(self.functions) * PANEL)
         num_tiles = (num_rows + (tile_rows - 1)) // tile_rows
@@ -110,10 +121,10 @@ class UnitLoop:
             w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
             x = frame.pointer("x", F32).bytes(start * self.tiles.x_row_bytes)
             words = self._words(frame, w, tile.eq(0) | unit.eq(first))
-            next_share, next_step = self._next(w, tile, num_tiles)
+            fetched = *self._next(w, tile, num_tiles), *self._ahead(frame, w, fetches_ahead)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
-                    f.call(function, x, w, words, sums, next_share, next_step)
+                    f.call(function, x, w, words, sums, *fetched)
             bias = _bias(frame, panel) if has_bias else None
             with f.loop(0, rows) as m:
                 x_row = x.bytes(m * self.tiles.x_row_bytes)
@@ -147,8 +158,14 @@ class UnitLoop:
     def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
         """A tile's share of the next panel, to prefetch: `next_share` and `next_step` of tiles."""
         share = w.f.constant(self.panel_bytes, I64) // num_tiles
-        step = w.f.constant(self.tiles.packed_step_bytes << NEXT_STEP_BITS, I64) // num_tiles
+        step = w.f.constant(self.tiles.packed_step_bytes << fetch_ahead.STEP_BITS, I64) // num_tiles
         return w.bytes(tile * share + self.panel_bytes), step
+
+    def _ahead(self, frame: Frame, w: Pointer, fetches_ahead: bool) -> tuple[Pointer, Value]:
+        """What the unit's tile fetches for the attention that follows, and how fast."""
+        if fetches_ahead and self.tiles.prefetch is not Prefetch.NONE:
+            return fetch_ahead.claim_piece(frame, w, self.tiles.all_steps)
+        return fetch_ahead.no_piece(w)
 
     def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:
         """Vector j of one row's products, from its raw sums."""

@@ -26,12 +26,11 @@ from tidemill.ops.layout import (
     panel_bytes,
     panel_header_bytes,
 )
+from tidemill.ops.linear.fetch_ahead import STEP_BITS
 from tidemill.ops.linear.formats import Format, GroupedFormat
 from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
-
-NEXT_STEP_BITS = 8  # addresses of user space leave more bits free than that
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,13 @@ class Tiles:
 
         `words` are the panel's own, behind its header, or prepared ones. With `Prefetch.NEXT`,
         `next_share` is what to prefetch first, `next_step` how much further each step does so, with
-        `NEXT_STEP_BITS` of fraction: where many tiles share a panel, a step's part is under a byte.
+        `STEP_BITS` of fraction: where many tiles share a panel, a step's part is under a byte.
+        Tiles that prefetch do the same from `ahead` on, by `ahead_step` (fetch_ahead.py).
         """
         f = self.module.function(
             f"tile_{self.format.name}_k{self.k}_{self.prefetch.value}_m{rows}",
-            x=PTR, panel=PTR, words=PTR, sums=PTR, next_share=PTR, next_step=I64,
+            x=PTR, panel=PTR, words=PTR, sums=PTR, next_share=PTR, next_step=I64, ahead=PTR,
+            ahead_step=I64,
         )  # fmt: skip
         _Tile(self, f, rows).emit()
         return f
@@ -92,10 +93,11 @@ class _Tile:
 
     def __init__(self, tiles: Tiles, f: Function, rows: int) -> None:
         self.tiles, self.form, self.f, self.rows = tiles, tiles.format, f, rows
-        pointers = (arg.as_pointer(F32) for arg in f.args[:5])
-        self.x, self.panel, self.words, self.sums, next_share = pointers
-        self.next, self.next_step = f.registers(I64), f.args[5]
-        self.next[0] = next_share.to_address() << NEXT_STEP_BITS
+        self.x, self.panel, self.words, self.sums = (arg.as_pointer(F32) for arg in f.args[:4])
+        self.fetched = f.registers(I64)
+        self.steps = {"next": f.args[5], "ahead": f.args[7]}
+        for name, pointer in (("next", f.args[4]), ("ahead", f.args[6])):
+            self.fetched[name] = pointer.as_pointer(F32).to_address() << STEP_BITS
         self.acc = f.registers(self.form.sum_type)
         self.outputs = [(m, j) for m in range(rows) for j in range(2)]
 
@@ -166,11 +168,19 @@ class _Tile:
             # Without a mark, LLVM moves loads across steps until sums no longer fit registers.
             self.f.memory_mark()
             return
-        is_next = prefetch is Prefetch.NEXT
-        ahead, offset = at, PREFETCH_BYTES
-        if is_next:
-            ahead, offset = (self.next[0] >> NEXT_STEP_BITS).as_pointer(F32), 0
-        for line in range(max(1, self.tiles.packed_step_bytes // CACHE_LINE_BYTES)):
-            ahead.prefetch(offset + line * CACHE_LINE_BYTES, cache_level=2)
-        if is_next:
-            self.next[0] = self.next[0] + self.next_step
+        num_lines = max(1, self.tiles.packed_step_bytes // CACHE_LINE_BYTES)
+        if prefetch is Prefetch.NEXT:
+            self._fetch("next", num_lines)
+        else:
+            _prefetch_lines(at.bytes(PREFETCH_BYTES), num_lines)
+        self._fetch("ahead", 1)
+
+    def _fetch(self, name: str, num_lines: int) -> None:
+        at = self.fetched[name]
+        _prefetch_lines((at >> STEP_BITS).as_pointer(F32), num_lines)
+        self.fetched[name] = at + self.steps[name]
+
+
+def _prefetch_lines(at: Pointer, num_lines: int) -> None:
+    for line in range(num_lines):
+        at.prefetch(line * CACHE_LINE_BYTES, cache_level=2)
