@@ -31,13 +31,21 @@ from tidemill.ops.sample import cpu as sample_cpu
 
 
 class KernelLibrary:
-    """Emits kernels into one module on demand."""
+    """Emits kernels into one module on demand.
+
+    `piece_bytes` of the cache are what a linear layer's tile fetches ahead for an attention.
+    """
 
     def __init__(
-        self, isa: Isa, config: BuildConfig, tables: Mapping[Width, TacticTable] | None = None
+        self,
+        isa: Isa,
+        config: BuildConfig,
+        tables: Mapping[Width, TacticTable] | None = None,
+        piece_bytes: int = 0,
     ) -> None:
         self.module = Module()
         self._isa, self._config, self._tables = isa, config, tables or {}
+        self._piece_bytes = piece_bytes
         self._kernels: dict[str, Kernel] = {}
         self._linears: dict[tuple[str, int], LinearKernels] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
@@ -97,7 +105,9 @@ class KernelLibrary:
     def _emit_linear(self, op: Op, symbol: str, form: Format, fetches_ahead: bool) -> Kernel:
         k = int(op.inputs[1].type.shape[1])
         if (form.name, k) not in self._linears:
-            self._linears[form.name, k] = LinearKernels(self.module, self._isa, form, k)
+            self._linears[form.name, k] = LinearKernels(
+                self.module, self._isa, form, k, self._piece_bytes
+            )
         kernels = self._linears[form.name, k]
         table = self._tables.get((form.weight, form.activation, k), default_table(form))
         return kernels.emit(symbol, table, _epilogue(op), has_bias(op), fetches_ahead)

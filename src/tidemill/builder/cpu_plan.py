@@ -15,7 +15,7 @@ from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary, has_bias, kv_layout
 from tidemill.builder.cpu_operands import OperandPlaces, WeightSink
-from tidemill.builder.fetch_ahead import attentions_to_fetch_for
+from tidemill.builder.fetch_ahead import Errand, plan_errands
 from tidemill.builder.tactics import LINEAR_KINDS, Width
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.module import Module
@@ -58,15 +58,15 @@ def lower_for_cpu(
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    library = KernelLibrary(isa, config, tables)
     places = OperandPlaces(graph, config, sink)
     attentions = [op for op in graph.ops if op.kind == "paged_attention"]
     kv = kv_layout(attentions, places.num_layers, config)
-    read_next = attentions_to_fetch_for(graph.ops)
+    library = KernelLibrary(isa, config, tables, kv.block_bytes_per_layer)
+    errands = plan_errands(graph.ops)
     plan = []
     for op in graph.ops:
-        attention = read_next.get(op.outputs[0].name)
-        fetched = _fetched_ahead(attention, places, kv) if attention else []
+        errand = errands.get(op.outputs[0].name)
+        fetched = _fetched_ahead(errand, places, kv) if errand else []
         plan.append(_lower(op, library, places, fetched))
     return CpuPlan(
         library.module,
@@ -115,14 +115,16 @@ def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[
     )  # fmt: skip
 
 
-def _fetched_ahead(attention: Op, at: OperandPlaces, kv: KvLayout) -> list[Operand]:
+def _fetched_ahead(errand: Errand, at: OperandPlaces, kv: KvLayout) -> list[Operand]:
     """What a linear layer fetches for an attention that comes soon."""
     return [
         at.input("blocks", "cached_blocks"),
         at.header("num_blocks", abi.HEADER_CACHED_BLOCKS),
-        *at.cache(attention.layer),
+        *at.cache(errand.layer),
         Operand("block_bytes", "immediate", kv.block_bytes_per_layer),
         at.shared_scratch("claimed", 8 * CLAIMED),
+        Operand("claims_from", "immediate", errand.claims_from),
+        Operand("claims_to", "immediate", errand.claims_to),
     ]
 
 

@@ -31,7 +31,8 @@ from tidemill.ops.layout import (
     panel_header_bytes,
     scale_at,
 )
-from tidemill.ops.linear import fetch_ahead
+from tidemill.ops.linear.fetch_ahead import FIELDS as AHEAD_FIELDS
+from tidemill.ops.linear.fetch_ahead import STEP_BITS, UnitOfThread, claim_piece, no_piece
 from tidemill.ops.linear.formats import Format
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, Prefetch, TacticTable, merged, tile_heights
@@ -51,6 +52,7 @@ class LinearKernels:
     isa: Isa
     format: Format
     k: int
+    piece_bytes: int = 0  # of the cache, that a unit fetches ahead
     _functions: dict[tuple[Tiles, int], Function] = field(default_factory=dict)
 
     def emit(
@@ -64,7 +66,7 @@ class LinearKernels:
         """Emit the kernel of one epilogue: this thread's units, by the tactic of its bucket."""
         has_scratch = self.format.weight.is_quantized
         fields = FIELDS + (SCRATCH_FIELDS if has_scratch else ())
-        fields += fetch_ahead.FIELDS if fetches_ahead else ()
+        fields += AHEAD_FIELDS if fetches_ahead else ()
         kernel, frame = open_kernel(self.module, symbol, fields)
         num_rows, above = frame.count("rows"), 0
         for bucket in merged(table):
@@ -78,7 +80,7 @@ class LinearKernels:
         """The loop of a bucket's tactic, with the tiles that it needs emitted once each."""
         tactic = bucket.tactic
         wide = prepared(self.format) if tactic.is_prepared else None
-        tiles = Tiles(self.module, wide or self.format, self.k, tactic.prefetch)
+        tiles = Tiles(self.module, wide or self.format, self.k, tactic.prefetch, self.piece_bytes)
         most = min(tactic.tile_rows, tiles.format.tile_rows)
         heights = tile_heights(most, above, bucket.max_rows)
         for rows in heights:
@@ -121,10 +123,13 @@ class UnitLoop:
             w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
             x = frame.pointer("x", F32).bytes(start * self.tiles.x_row_bytes)
             words = self._words(frame, w, tile.eq(0) | unit.eq(first))
-            fetched = *self._next(w, tile, num_tiles), *self._ahead(frame, w, fetches_ahead)
+            fetched = self._next(w, tile, num_tiles)
+            ahead = no_piece(w)
+            if fetches_ahead and self.tiles.prefetch is not Prefetch.NONE:
+                ahead = self._claim(frame, UnitOfThread(unit, first, last), w)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
-                    f.call(function, x, w, words, sums, *fetched)
+                    f.call(function, x, w, words, sums, *fetched, *ahead)
             bias = _bias(frame, panel) if has_bias else None
             with f.loop(0, rows) as m:
                 x_row = x.bytes(m * self.tiles.x_row_bytes)
@@ -158,14 +163,13 @@ class UnitLoop:
     def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
         """A tile's share of the next panel, to prefetch: `next_share` and `next_step` of tiles."""
         share = w.f.constant(self.panel_bytes, I64) // num_tiles
-        step = w.f.constant(self.tiles.packed_step_bytes << fetch_ahead.STEP_BITS, I64) // num_tiles
+        step = w.f.constant(self.tiles.packed_step_bytes << STEP_BITS, I64) // num_tiles
         return w.bytes(tile * share + self.panel_bytes), step
 
-    def _ahead(self, frame: Frame, w: Pointer, fetches_ahead: bool) -> tuple[Pointer, Value]:
+    def _claim(self, frame: Frame, at: UnitOfThread, w: Pointer) -> tuple[Pointer, Value]:
         """What the unit's tile fetches for the attention that follows, and how fast."""
-        if fetches_ahead and self.tiles.prefetch is not Prefetch.NONE:
-            return fetch_ahead.claim_piece(frame, w, self.tiles.all_steps)
-        return fetch_ahead.no_piece(w)
+        step = (self.tiles.piece_bytes << STEP_BITS) // self.tiles.all_steps
+        return claim_piece(frame, at, w, step)
 
     def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:
         """Vector j of one row's products, from its raw sums."""

@@ -41,6 +41,7 @@ class Tiles:
     format: Format
     k: int
     prefetch: Prefetch
+    piece_bytes: int = 0  # that each fetches ahead, in steps of equal parts
 
     @property
     def is_prepared(self) -> bool:
@@ -70,6 +71,11 @@ class Tiles:
     def packed_step_bytes(self) -> int:
         """Bytes of the packed panel that a step stands for, headers included."""
         return panel_bytes(self.k, self.format.weight) // self.all_steps
+
+    @property
+    def ahead_step_bytes(self) -> int:
+        """Bytes of a piece that a step asks for, rounded up."""
+        return -(-self.piece_bytes // self.all_steps)
 
     def emit(self, rows: int) -> Function:
         """sums[rows][32] = the products of `rows` rows of x with one panel.
@@ -173,7 +179,7 @@ class _Tile:
             self._fetch("next", num_lines)
         else:
             _prefetch_lines(at.bytes(PREFETCH_BYTES), num_lines)
-        self._fetch("ahead", 1)
+        self._fetch("ahead", -(-self.tiles.ahead_step_bytes // CACHE_LINE_BYTES))
 
     def _fetch(self, name: str, num_lines: int) -> None:
         at = self.fetched[name]
