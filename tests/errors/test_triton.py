@@ -134,6 +134,13 @@ def test_repository_without_a_model(tmp_path: Path, is_there: bool) -> None:
     expect_four_parts(caught.value)
 
 
+def test_one_port_for_two_listeners(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--http-port, --metrics-port"):
+        ServeRequest(tmp_path, http_port=8000, metrics_port=8000).check()
+    with pytest.raises(ServerError, match="no model to serve"):
+        ServeRequest(tmp_path, http_port=0, grpc_port=0).check()
+
+
 def test_tritonserver_flags_that_clash_with_our_own() -> None:
     with pytest.raises(ConfigError) as caught:
         check_server_flags(("--log-verbose=1", "--http-port=1", "--exit-timeout-secs"))

@@ -138,11 +138,7 @@ class KernelLibrary:
         return self._once(symbol, lambda symbol: emitter.emit(self.module, symbol))
 
     def _gather_last(self, op: Op) -> Kernel:
-        columns = _columns(op)
-        return self._once(
-            f"gather_last_{columns}",
-            lambda symbol: gather_last_cpu.emit(self.module, symbol, columns),
-        )
+        return self._once("gather_last", lambda symbol: gather_last_cpu.emit(self.module, symbol))
 
     def _sample(self, op: Op) -> Kernel:
         vocab_size = int(op.inputs[0].type.shape[1])

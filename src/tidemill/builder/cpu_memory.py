@@ -6,6 +6,7 @@ the same buffer as the input it overwrites; buffers share memory where their liv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tidemill.base import abi
@@ -25,7 +26,10 @@ _ACTIVATION_KINDS = ("rms_norm", "quantize", "linear_gated", "rope_cache", "page
 def place_buffers(graph: Graph, config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
     """Place every op's output in the arena; returns specs by value name, and the arena's bytes."""
     owner = _owners(graph)
-    specs = {v.name: _spec(op, v, config) for op in graph.ops for v in op.outputs}
+    specs: dict[str, TensorSpec] = {}
+    for op in graph.ops:
+        for value in op.outputs:
+            specs[value.name] = _spec(op, value, config, specs)
     first, last = _live_ranges(graph, owner)
     requests = [
         BufferRequest(root, specs[root].size_bytes, first[root], last[root]) for root in first
@@ -100,12 +104,14 @@ def _owners(graph: Graph) -> dict[str, str]:
     return owner
 
 
-def _spec(op: Op, value: Value, config: BuildConfig) -> TensorSpec:
+def _spec(op: Op, value: Value, config: BuildConfig, specs: Mapping[str, TensorSpec]) -> TensorSpec:
     """A value's shape in memory; its place is filled in later."""
     dtype, rows = value.type.dtype, str(value.type.shape[0])
     columns = int(value.type.shape[1]) if len(value.type.shape) > 1 else 1
     if len(value.type.shape) == 1:
         row = 1
+    elif op.kind == "gather_last":  # copies rows as they are
+        row = specs[op.inputs[0].name].row_elements
     elif op.kind in _ACTIVATION_KINDS:
         row = activation_row(columns, dtype)
     else:

@@ -156,6 +156,7 @@ def _gather_last(op: Op, at: OperandPlaces) -> list[Operand]:
         at.buffer("x", op.inputs[0]),
         at.input("indices", "logit_rows"),
         at.buffer("y", op.outputs[0]),
+        Operand("row_bytes", "immediate", at.buffer_row_bytes(op.outputs[0])),
     ]
 
 

@@ -21,11 +21,10 @@ from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits
 from tidemill.runtime.validate_request import most_tokens
 from tidemill.text.guide import Guide, GuideMaker
-from tidemill.text.text_length import is_far_longer
+from tidemill.text.text_length import check_side_texts, is_far_longer
 from tidemill.text.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
-MAX_SIDE_CHARACTERS = 1 << 18
 
 
 class RequestReader:
@@ -89,7 +88,7 @@ class RequestReader:
         if request.guide is None:
             return None
         tokenizer = self._tokenizer_for(request)
-        check_length("guide", len(request.guide[1]))
+        check_side_texts("guide", [request.guide[1]])
         if self._guides is None:
             self._guides = GuideMaker(tokenizer, self._limits.vocab_size)
         return self._guides.make(*request.guide)
@@ -100,7 +99,7 @@ class RequestReader:
             return request.rules
         tokenizer = self._tokenizer_for(request)
         words = [*request.bad_words, *(word for word, _ in request.bias_words)]
-        check_length("bad_words, embedding_bias_words", sum(map(len, words)))
+        check_side_texts("bad_words, embedding_bias_words", words)
         rules = request.rules or LogitsRules()
         bad = [form for word in request.bad_words for form in word_forms(tokenizer, word)]
         biases = [
@@ -158,20 +157,6 @@ class RequestReader:
         if request.end_id is None:
             return self._end_ids
         return () if request.end_id < 0 else (request.end_id,)
-
-
-def check_length(where: str, num_characters: int) -> None:
-    """Refuse what would keep the engine from everybody's tokens while it is read.
-
-    Raises: InvalidRequestError.
-    """
-    if num_characters > MAX_SIDE_CHARACTERS:
-        raise InvalidRequestError(
-            "a request's side texts are too long",
-            where=where,
-            expected=f"at most {MAX_SIDE_CHARACTERS} characters",
-            got=str(num_characters),
-        )
 
 
 def word_forms(tokenizer: Tokenizer, word: str) -> list[tuple[int, ...]]:
