@@ -22,7 +22,8 @@ from tidemill.codegen.types import I64
 from tidemill.device.cpu import LoadedCode, Team, address_of
 from tidemill.ir.storage import Array, narrow
 from tidemill.ops.layout import CACHE_LINE_BYTES, PANEL, padded_n, wide_row
-from tidemill.ops.linear.cpu import LinearKernels, store
+from tidemill.ops.linear.cpu import LinearKernel
+from tidemill.ops.linear.epilogue import store
 from tidemill.ops.linear.fetch_ahead import ALL_CLAIMS
 from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.prepared import prepared_bytes
@@ -55,10 +56,9 @@ class Layer:
         isa, module = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]]), Module()
         emit_team(module, isa)
         form = format_for(isa, self.weight, self.activation)
-        kernels, table = LinearKernels(module, isa, form, K, BLOCK_BYTES), default_table(form)
         self.kernels = [
-            kernels.emit(f"layer{ahead}", table, store, False, fetches_ahead=ahead)
-            for ahead in (False, True)
+            LinearKernel(module, form, K, store(), piece_bytes).emit(symbol, default_table(form))
+            for symbol, piece_bytes in (("plain", 0), ("ahead", BLOCK_BYTES))
         ]
         machine = isa.target
         text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
@@ -122,7 +122,9 @@ def test_every_line_of_the_listed_blocks_is_asked_for_and_no_other(
 ) -> None:
     lines = np.zeros(1 << 16, np.int64)
 
-    def mark(pointer: Pointer, offset_bytes: int, cache_level: int = 1) -> None:
+    def mark(
+        pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
+    ) -> None:
         f = pointer.f
         line = (pointer.to_address() + offset_bytes) // CACHE_LINE_BYTES & (len(lines) - 1)
         f.constant(address_of(lines), I64).as_pointer(I64).put(line, f.constant(1, I64))

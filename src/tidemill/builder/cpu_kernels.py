@@ -20,8 +20,9 @@ from tidemill.ir.graph import Op
 from tidemill.ops.embedding import cpu as embedding_cpu
 from tidemill.ops.gather_last import cpu as gather_last_cpu
 from tidemill.ops.layout import CacheLayout
-from tidemill.ops.linear.cpu import Epilogue, LinearKernels, add_residual, gate_silu, store
-from tidemill.ops.linear.formats import Format, format_for
+from tidemill.ops.linear.cpu import LinearKernel
+from tidemill.ops.linear.epilogue import Epilogue, add_residual, gate_silu, store
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import TacticTable, default_table
 from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
 from tidemill.ops.quantize import cpu as quantize_cpu
@@ -47,7 +48,6 @@ class KernelLibrary:
         self._isa, self._config, self._tables = isa, config, tables or {}
         self._piece_bytes = piece_bytes
         self._kernels: dict[str, Kernel] = {}
-        self._linears: dict[tuple[str, int], LinearKernels] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
             "embedding": self._embedding,
             "rms_norm": self._rms_norm,
@@ -65,7 +65,7 @@ class KernelLibrary:
     def kernel(self, op: Op, fetches_ahead: bool = False) -> Kernel:
         """Return the op's kernel, emitting it if it is new; linear ones may fetch for attention."""
         if fetches_ahead:
-            return self._linear(op, fetches_ahead=True)
+            return self._linear(op, self._piece_bytes)
         return self._kind_to_emit[op.kind](op)
 
     def _once(self, symbol: str, emit: Callable[[str], Kernel]) -> Kernel:
@@ -91,26 +91,16 @@ class KernelLibrary:
             ),
         )
 
-    def _linear(self, op: Op, fetches_ahead: bool = False) -> Kernel:
+    def _linear(self, op: Op, piece_bytes: int = 0) -> Kernel:
         x, weight = (value.type for value in op.inputs[:2])
-        form = format_for(self._isa, weight.dtype, x.dtype)
-        parts = [op.kind, form.name, f"k{weight.shape[1]}"]
+        form, k = format_for(self._isa, weight.dtype, x.dtype), int(weight.shape[1])
+        parts = [op.kind, form.name, f"k{k}"]
         parts += [str(op.attrs["dtype"])] if op.kind == "linear_gated" else []
         parts += ["bias"] if has_bias(op) else []
-        parts += ["ahead"] if fetches_ahead else []
-        return self._once(
-            "_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, fetches_ahead)
-        )
-
-    def _emit_linear(self, op: Op, symbol: str, form: Format, fetches_ahead: bool) -> Kernel:
-        k = int(op.inputs[1].type.shape[1])
-        if (form.name, k) not in self._linears:
-            self._linears[form.name, k] = LinearKernels(
-                self.module, self._isa, form, k, self._piece_bytes
-            )
-        kernels = self._linears[form.name, k]
+        parts += ["ahead"] if piece_bytes else []
+        kernel = LinearKernel(self.module, form, k, _epilogue(op), piece_bytes)
         table = self._tables.get((form.weight, form.activation, k), default_table(form))
-        return kernels.emit(symbol, table, _epilogue(op), has_bias(op), fetches_ahead)
+        return self._once("_".join(parts), lambda symbol: kernel.emit(symbol, table))
 
     def _quantize(self, op: Op) -> Kernel:
         activation, columns = op.inputs[0].type.dtype, _columns(op)
@@ -178,8 +168,8 @@ def has_bias(op: Op) -> bool:
 
 def _epilogue(op: Op) -> Epilogue:
     if op.kind == "linear_gated":
-        return gate_silu(DType(op.attrs["dtype"]))
-    return {"linear": store, "linear_residual": add_residual}[op.kind]
+        return gate_silu(DType(op.attrs["dtype"]), has_bias(op))
+    return {"linear": store, "linear_residual": add_residual}[op.kind](has_bias(op))
 
 
 def _columns(op: Op) -> int:

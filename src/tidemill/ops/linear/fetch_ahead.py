@@ -30,15 +30,11 @@ class UnitOfThread:
     last: Value
 
 
-def no_piece(w: Pointer) -> tuple[Pointer, Value]:
-    """Nothing to fetch: a line that is there, again and again."""
-    return w, w.f.constant(0, I64)
-
-
 def claim_piece(frame: Frame, at: UnitOfThread, w: Pointer, step: int) -> tuple[Pointer, Value]:
-    """Return where the unit's piece begins, and `step` for it: bytes a step, `STEP_BITS` fraction.
+    """Return where the unit's piece begins, and `step`: bytes a step, with `STEP_BITS` of fraction.
 
-    A unit claims one piece at most, and none when the layer is ahead of its share.
+    A unit claims one piece at most, and none when the layer is ahead of its share: then it asks for
+    the weights' first line, which is there, again and again.
     """
     f, claimed = frame.f, frame.pointer("claimed", I64)
     num_pieces = frame.count("num_blocks") * 2
