@@ -40,7 +40,7 @@ from tidemill.ops.linear.tactics import Prefetch
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of one kernel and tactic; `piece_bytes` of the cache are what each fetches ahead."""
+    """The tiles of one kernel and tactic; each fetches `piece_bytes` of the cache ahead."""
 
     module: Module
     symbol: str
@@ -209,9 +209,8 @@ class _Tile:
         else:
             _ask_for(at.bytes(PREFETCH_BYTES), tiles.packed_step_bytes)
         if tiles.fetches_ahead:
-            self._fetch(
-                "ahead", round_up(-(-tiles.piece_bytes // tiles.all_steps), CACHE_LINE_BYTES)
-            )
+            lines_bytes = round_up(tiles.piece_bytes, tiles.all_steps * CACHE_LINE_BYTES)
+            self._fetch("ahead", lines_bytes // tiles.all_steps)
 
     def _fetch(self, name: str, num_bytes: int) -> None:
         _ask_for((self.fetched[name] >> STEP_BITS).as_pointer(F32), num_bytes)

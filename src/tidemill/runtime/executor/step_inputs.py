@@ -71,7 +71,6 @@ class StepInputs:
         self._tokens, self._positions = views["tokens"], views["positions"]
         self._slots, self._tiles, self._tables = views["slots"], views["tiles"], views["tables"]
         self._cached_blocks, self._logit_rows = views["cached_blocks"], views["logit_rows"]
-        self._nth_block = np.arange(self._tables.shape[1])
         self._temperature, self._top_k = views["temperature"], views["top_k"]
         self._top_p, self._seed = views["top_p"], views["seed"].view(np.uint64)
         self._min_p = views["min_p"]
@@ -132,17 +131,10 @@ class StepInputs:
         header[abi.HEADER_TILES] = num_tiles
         header[abi.HEADER_CACHED_BLOCKS] = 0
         if row >= abi.LEAST_TOKENS_TO_FETCH_AHEAD:
-            header[abi.HEADER_CACHED_BLOCKS] = self._list_cached_blocks(plan)
+            counts = np.array([-(-entry.start // self._block) for entry in plan.entries])
+            num_listed = _list_blocks(self._tables, counts, self._cached_blocks)
+            header[abi.HEADER_CACHED_BLOCKS] = num_listed
         return num_logit_rows
-
-    def _list_cached_blocks(self, plan: StepPlan) -> int:
-        """List the blocks that hold positions before the step's; returns how many."""
-        unit = self._block
-        counts = np.array([-(-entry.start // unit) for entry in plan.entries])
-        is_cached = self._nth_block < counts[:, None]
-        blocks = self._tables[: len(counts)][is_cached][: len(self._cached_blocks)]
-        self._cached_blocks[: len(blocks)] = blocks
-        return len(blocks)
 
     def logit_rows(self, num_rows: int) -> Array:
         """The packed rows whose logits this step draws from."""
