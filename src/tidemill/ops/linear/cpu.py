@@ -2,8 +2,9 @@
 
 Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Work is units of one panel
 and one row tile, panel by panel; threads take contiguous ranges of units, so that a panel's weights
-are read once from memory (twice where two threads meet in it) and serve all row tiles. While a
-panel's tiles multiply, each of them prefetches its share of the next panel. Which tile heights are
+are read once from memory (twice where two threads meet in it) and serve all row tiles; many rows
+are divided instead, and each thread reads all panels. While a panel's tiles multiply, each of them
+prefetches its share of the next panel. Which tile heights are
 used, and whether quantised words are taken apart once a panel, is the table's choice (tactics.py)
 by the number of rows; the bits of an output never depend on it (tile.py). Cost is 2*M*N*K FLOPs
 and N*K weight bytes.
@@ -34,6 +35,7 @@ from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_height
 from tidemill.ops.linear.tile import Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
+OWN_TILES = 4  # so many row tiles for each thread, and it keeps to its rows
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
 
 
@@ -76,11 +78,25 @@ class LinearKernel:
             self.module, symbol, form, self.k, tactic.prefetch, self.epilogue, self.piece_bytes
         )
         most = min(tactic.tile_rows, tiles.format.tile_rows)
-        heights = tile_heights(most, above, bucket.max_rows)
+        may_own_rows = not bucket.max_rows and not tactic.is_prepared
+        fewest = min(above, most * OWN_TILES - 1) if may_own_rows else above
+        heights = tile_heights(most, fewest, bucket.max_rows)
         for rows in heights:
             if (tiles, rows) not in functions:
                 functions[tiles, rows] = tiles.emit(rows)
-        return UnitLoop(tiles, most, {rows: functions[tiles, rows] for rows in heights})
+        own = {rows: functions[tiles, rows] for rows in heights}
+        return UnitLoop(tiles, most, own, may_own_rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A thread's part of the work: units of (panel, row tile) over some rows."""
+
+    first_row: Value
+    num_rows: Value
+    num_tiles: Value
+    first_unit: Value
+    last_unit: Value
 
 
 @dataclass(frozen=True)
@@ -90,21 +106,21 @@ class UnitLoop:
     tiles: Tiles
     tile_rows: int
     functions: dict[int, Function]
+    may_own_rows: bool
 
     @property
     def panel_bytes(self) -> int:
         return panel_bytes(self.tiles.k, self.tiles.format.weight)
 
     def emit(self, frame: Frame, num_rows: Value) -> None:
-        f, tiles = frame.f, self.tiles
-        num_tiles = (num_rows + (self.tile_rows - 1)) // self.tile_rows
+        f, tiles, part = frame.f, self.tiles, self._part(frame, num_rows)
         y_row_bytes, bias = frame.integer("y_row_bytes"), frame.pointer("bias", F32)
-        first, last = frame.share(frame.integer("panels") * num_tiles)
-        with f.loop(first, last) as unit:
+        num_tiles, first = part.num_tiles, part.first_unit
+        with f.loop(first, part.last_unit) as unit:
             panel = unit // num_tiles
             tile = unit - panel * num_tiles
-            start = tile * num_rows // num_tiles
-            rows = (tile + 1) * num_rows // num_tiles - start
+            start, end = (each * part.num_rows // num_tiles for each in (tile, tile + 1))
+            rows, start = end - start, start + part.first_row
             w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
             x = frame.pointer("x", F32).bytes(start * tiles.x_row_bytes)
             y_at = start * y_row_bytes + panel * tiles.epilogue.panel_bytes
@@ -119,6 +135,27 @@ class UnitLoop:
                 with f.when(rows.eq(height)):
                     args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL))
                     f.call(function, *args, *fetched, *ahead)
+
+    def _part(self, frame: Frame, num_rows: Value) -> _Part:
+        """Some units of all rows; or, if they make several tiles a thread, all of its own rows.
+
+        Those are the rows that norms and the like gave it: they stay in its core's cache.
+        """
+        f, num_panels, none = frame.f, frame.integer("panels"), frame.f.constant(0, I64)
+        if not self.may_own_rows:
+            num_tiles = (num_rows + (self.tile_rows - 1)) // self.tile_rows
+            return _Part(none, num_rows, num_tiles, *frame.share(num_panels * num_tiles))
+        are_own = num_rows >= frame.num_threads * (self.tile_rows * OWN_TILES)
+        first_row, last_row = frame.share(num_rows)
+        first_row = f.select(are_own, first_row, none)
+        num_rows = f.select(are_own, last_row, num_rows) - first_row
+        num_tiles = (num_rows + (self.tile_rows - 1)) // self.tile_rows
+        first, last = frame.share(num_panels * num_tiles)
+        first, last = (
+            f.select(are_own, none, first),
+            f.select(are_own, num_panels * num_tiles, last),
+        )
+        return _Part(first_row, num_rows, num_tiles, first, last)
 
     def _words(self, frame: Frame, w: Pointer, is_new: Value) -> Pointer:
         """The words that tiles multiply: the panel's own, or prepared when the panel is new."""
