@@ -130,7 +130,7 @@ class UnitLoop:
             ahead = w, f.constant(0, I64)
             if tiles.fetches_ahead:
                 step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
-                ahead = claim_piece(frame, UnitOfThread(unit, first, last), w, step)
+                ahead = claim_piece(frame, UnitOfThread(unit, first, part.last_unit), w, step)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
                     args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL))

@@ -207,6 +207,14 @@ class StepInputs:
         self._seed[logit_row] = sampling.seed
 
 
+def _list_blocks(tables: Array, counts: Array, to: Array) -> int:
+    """List the first `counts` blocks of each sequence, as many as have room; returns how many."""
+    is_listed = np.arange(tables.shape[1]) < counts[:, None]
+    blocks = tables[: len(counts)][is_listed][: len(to)]
+    to[: len(blocks)] = blocks
+    return len(blocks)
+
+
 def logits_row_elements(manifest: Manifest) -> int:
     """Width of a row of logits, padding included: what the op before the last writes."""
     name = manifest.plan[-2].output
