@@ -145,6 +145,8 @@ def profile_engine(request: ProfileRequest, progress: Progress | None = None) ->
     limits = MachineLimits(num_threads)
     try:
         executor.execute(_plan(request, executor.limits.tokens_per_block))
+        while executor.arrange_memory():
+            pass
         rounds = list(_rounds(request.num_rounds, executor, limits, progress))
         return _report(request, num_threads, executor, rounds)
     finally:
