@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.answer_text import AnswerText
+from tidemill.host.engine_tokenizer import TOKENIZER_FILE
 from tidemill.host.jobs import Reading, check_numbers, check_together
 from tidemill.host.logits_processors import find_processor
 from tidemill.host.messages import GenerateRequest
@@ -23,8 +24,6 @@ from tidemill.runtime.validate_request import most_tokens
 from tidemill.text.guide import Guide, GuideMaker
 from tidemill.text.text_length import check_side_texts, is_far_longer
 from tidemill.text.tokenizer import Tokenizer
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class RequestReader:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from tidemill.base.debug import warn
 from tidemill.base.errors import CheckpointError, InvalidRequestError, RequestError, SessionError
 from tidemill.host.config import SessionConfig
+from tidemill.host.engine_tokenizer import EngineTokenizer
 from tidemill.host.jobs import Job, News, make_job
 from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
-from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
+from tidemill.host.request_reader import RequestReader
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.executor.cache_size import CacheMemory
 from tidemill.runtime.executor.cpu import NativeExecutor
@@ -39,10 +39,10 @@ class Session:
         engine_dir: str = "",
     ) -> None:
         """Take an executor; without a tokenizer, the engine directory's own is the one, if any."""
-        self._tokenizer, self._reading = tokenizer, threading.Lock()
+        self._tokenizer = EngineTokenizer(tokenizer, engine_dir)
         self._loop = Loop(executor, runtime)
         self._engine_dir = engine_dir
-        self._reader = RequestReader(lambda: self.tokenizer, self._loop.limits, engine_dir)
+        self._reader = RequestReader(self._tokenizer.find, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
         self._number_to_job: dict[int, Job] = {}
         self._id_to_numbers: dict[str, set[int]] = {}
@@ -62,27 +62,12 @@ class Session:
         config = config or SessionConfig()
         path = Path(engine_dir)
         tokenizer = None if tokenizer_dir is None else Tokenizer.from_directory(tokenizer_dir)
-        executor = NativeExecutor.load(
-            path,
-            kv_cache_tokens=config.kv_cache_tokens,
-            cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
-            num_threads=config.num_threads,
-            pin_threads=bool(config.pin_threads),
-        )
-        return cls(executor, tokenizer, config.runtime, str(path.resolve()))
+        return cls(_load(path, config), tokenizer, config.runtime, str(path.resolve()))
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, on any thread: the engine's own is read when it is first asked for.
-
-        Reading takes longer than loading an engine, and whoever speaks in tokens needs none.
-        Raises: CheckpointError.
-        """
-        with self._reading:
-            file = Path(self._engine_dir) / TOKENIZER_FILE
-            if self._tokenizer is None and self._engine_dir and file.exists():
-                self._tokenizer = Tokenizer.from_directory(file.parent)
-        return self._tokenizer
+        """The tokenizer, on any thread. Raises: CheckpointError when the engine's is broken."""
+        return self._tokenizer.find()
 
     @property
     def limits(self) -> EngineLimits:
@@ -155,11 +140,7 @@ class Session:
 
     def _start(self, request: GenerateRequest) -> None:
         if request.request_id in self._id_to_numbers:
-            raise InvalidRequestError(
-                "a request of this id is in flight",
-                where=f"request {request.request_id}",
-                hint="give each request an id of its own",
-            )
+            raise _already_in_flight(request.request_id)
         job = make_job(self._reader.read(request, self._next_number))
         self._id_to_numbers[request.request_id] = set()
         try:
@@ -199,6 +180,14 @@ class Session:
             self._loop.cancel(number)
 
 
+def _already_in_flight(request_id: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "a request of this id is in flight",
+        where=f"request {request_id}",
+        hint="give each request an id of its own",
+    )
+
+
 def _failure(request_id: str, error: Exception) -> Update:
     """Tell of a fault in one request's own work, its or ours: it ends, and the others go on."""
     if isinstance(error, RequestError | CheckpointError):  # a tokenizer may turn out to be broken
@@ -217,3 +206,13 @@ def _failure(request_id: str, error: Exception) -> Update:
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text("ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _load(path: Path, config: SessionConfig) -> NativeExecutor:
+    return NativeExecutor.load(
+        path,
+        kv_cache_tokens=config.kv_cache_tokens,
+        cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
+        num_threads=config.num_threads,
+        pin_threads=bool(config.pin_threads),
+    )
