@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.triton.event_stream import stream_generate
 from tests.unit.triton import fake_pb_utils  # installs the stub's module before it is imported
 from tidemill.base.errors import ConfigError, InvalidRequestError, ServerError
 from tidemill.frontends.triton import installation
 from tidemill.frontends.triton.bls_model import latest_version
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
 from tidemill.frontends.triton.door_config import DoorConfig
 from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
