@@ -28,6 +28,6 @@ def test_help_is_the_scripts_own_docstring(
 
 def test_soak_finds_the_environment_that_it_needs() -> None:
     outside = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
-    command = [ROOT / "scripts" / "soak", "--help"]
+    command = [str(ROOT / "scripts" / "soak"), "--help"]
     done = subprocess.run(command, env=outside, capture_output=True, text=True)
     assert done.returncode == 0 and "--engine_dir" in done.stdout, done.stderr
