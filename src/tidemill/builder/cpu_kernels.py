@@ -62,10 +62,8 @@ class KernelLibrary:
         }
         emit_team(self.module, isa)
 
-    def kernel(self, op: Op, fetches_ahead: bool = False) -> Kernel:
-        """Return the op's kernel, emitting it if it is new; linear ones may fetch for attention."""
-        if fetches_ahead:
-            return self._linear(op, self._piece_bytes)
+    def kernel(self, op: Op) -> Kernel:
+        """Return the op's kernel, emitting it if it is new."""
         return self._kind_to_emit[op.kind](op)
 
     def _once(self, symbol: str, emit: Callable[[str], Kernel]) -> Kernel:
@@ -91,14 +89,13 @@ class KernelLibrary:
             ),
         )
 
-    def _linear(self, op: Op, piece_bytes: int = 0) -> Kernel:
+    def _linear(self, op: Op) -> Kernel:
         x, weight = (value.type for value in op.inputs[:2])
         form, k = format_for(self._isa, weight.dtype, x.dtype), int(weight.shape[1])
         parts = [op.kind, form.name, f"k{k}"]
         parts += [str(op.attrs["dtype"])] if op.kind == "linear_gated" else []
         parts += ["bias"] if has_bias(op) else []
-        parts += ["ahead"] if piece_bytes else []
-        kernel = LinearKernel(self.module, form, k, _epilogue(op), piece_bytes)
+        kernel = LinearKernel(self.module, form, k, _epilogue(op), self._piece_bytes)
         table = self._tables.get((form.weight, form.activation, k), default_table(form))
         return self._once("_".join(parts), lambda symbol: kernel.emit(symbol, table))
 

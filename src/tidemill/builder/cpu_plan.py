@@ -102,7 +102,7 @@ def _check_shapes(graph: Graph, config: BuildConfig) -> None:
 
 
 def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[Operand]) -> PlanOp:
-    kernel = library.kernel(op, fetches_ahead=bool(fetched))
+    kernel = library.kernel(op)
     listed = _KIND_TO_OPERANDS[op.kind](op, places) + fetched
     operands = {operand.name: operand for operand in listed}
     assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)

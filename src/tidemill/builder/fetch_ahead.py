@@ -1,9 +1,10 @@
 """Which linear layers fetch the cache for which attention, and how much of it each.
 
-In: a lowered-to graph's ops. Out: an errand for each linear layer that has one. Weights that are
-read between the fetching and the attention must not push out what was fetched: layers count back
-from the attention until their weights come to `MOST_WEIGHT_BYTES`, a part of a usual third cache.
-They share the cache by their numbers of outputs, as each unit of a layer fetches one piece at most.
+In: a lowered-to graph's ops. Out: an errand for each linear layer, some of nothing. Weights that
+are read between the fetching and the attention must not push out what was fetched: layers count
+back from the attention until their weights come to `MOST_WEIGHT_BYTES`, a part of a usual third
+cache. They share the cache by their numbers of outputs, as each unit of a layer fetches one piece
+at most.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ MOST_WEIGHT_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Errand:
-    """Fetch for the attention of `layer`, from one part of `ALL_CLAIMS` to another."""
+    """Fetch for the attention of `layer`, from one part of `ALL_CLAIMS` to another.
+
+    All linear layers share their code: one that has nothing to fetch is told so by empty parts.
+    """
 
     layer: int
-    claims_from: int
-    claims_to: int
+    claims_from: int = 0
+    claims_to: int = 0
 
 
 def plan_errands(ops: Sequence[Op]) -> dict[str, Errand]:
@@ -32,7 +36,9 @@ def plan_errands(ops: Sequence[Op]) -> dict[str, Errand]:
 
     Attention with a window reads little of a long context: nothing is fetched for it.
     """
-    errands: dict[str, Errand] = {}
+    some_layer = next(op.layer for op in ops if op.kind == "paged_attention")
+    nothing = Errand(some_layer)
+    errands = {op.outputs[0].name: nothing for op in ops if op.kind in LINEAR_KINDS}
     for index, op in enumerate(ops):
         if op.kind == "paged_attention" and not op.attrs["window"]:
             layers = _layers_before(ops[:index])
