@@ -23,7 +23,9 @@ def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
 
 def print_line(bench: str, **facts: Any) -> None:
     """Print one result with the commit and the machine that it belongs to."""
-    print(json.dumps({"bench": bench, "commit": commit(), "machine": machine(), **facts}))
+    print(
+        json.dumps({"bench": bench, "commit": commit(), "machine": machine(), **facts}), flush=True
+    )
 
 
 def commit() -> str:

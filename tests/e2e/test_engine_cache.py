@@ -72,6 +72,43 @@ def test_processes_that_want_the_same_build_it_once(model_dir: Path, tmp_path: P
     assert len(engines(tmp_path)) == 1
 
 
+def test_engine_that_was_used_longest_ago_goes_and_one_in_use_stays(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(size: int, **options: int) -> LLM:
+        return LLM(model_dir, cache_dir=tmp_path, max_seq_len=128, max_batch_size=size, **options)
+
+    def kept() -> set[Path]:
+        return {path.parent for path in engines(tmp_path)}
+
+    with load(1):
+        (first,) = kept()
+        load(2).close()
+        (second,) = kept() - {first}
+        load(1).close()  # so that the second was used longest ago
+        engine_bytes = sum(path.stat().st_size for path in first.iterdir())
+        with load(3, max_cache_bytes=2 * engine_bytes + engine_bytes // 2):
+            assert first in kept() and second not in kept() and len(kept()) == 2
+            assert f"removed {second}" in capsys.readouterr().err
+            with LLM(first) as named, load(4, max_cache_bytes=0):
+                assert first in kept() and len(kept()) == 3, "all are in use"
+                assert named.generate(PROMPT, PARAMS).outputs
+    with load(4, max_cache_bytes=0):
+        assert len(kept()) == 1
+
+
+def test_what_a_killed_process_left_goes_with_the_next_build(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    tokens(model_dir, tmp_path)
+    (engine,) = engines(tmp_path)
+    left = tmp_path / f".{engine.parent.name}.checkpoint-1"
+    left.mkdir()
+    shutil.rmtree(engine.parent)
+    tokens(model_dir, tmp_path)
+    assert engine.exists() and not left.exists()
+
+
 def test_sample_gguf_answers_from_its_file(sample_gguf: Path, tmp_path: Path) -> None:
     with LLM(sample_gguf, cache_dir=tmp_path, max_seq_len=256) as llm:
         output = llm.generate("The capital of France is", SamplingParams(max_tokens=3))

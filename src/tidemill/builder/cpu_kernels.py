@@ -20,7 +20,8 @@ from tidemill.ir.graph import Op
 from tidemill.ops.embedding import cpu as embedding_cpu
 from tidemill.ops.gather_last import cpu as gather_last_cpu
 from tidemill.ops.layout import CacheLayout
-from tidemill.ops.linear.cpu import Epilogue, LinearKernels, add_residual, gate_silu, store
+from tidemill.ops.linear.cpu import LinearKernel
+from tidemill.ops.linear.epilogue import Epilogue, add_residual, gate_silu, store
 from tidemill.ops.linear.formats import Format, format_for
 from tidemill.ops.linear.tactics import TacticTable, default_table
 from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
@@ -39,7 +40,6 @@ class KernelLibrary:
         self.module = Module()
         self._isa, self._config, self._tables = isa, config, tables or {}
         self._kernels: dict[str, Kernel] = {}
-        self._linears: dict[tuple[str, int], LinearKernels] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
             "embedding": self._embedding,
             "rms_norm": self._rms_norm,
@@ -90,11 +90,8 @@ class KernelLibrary:
         return self._once("_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, k))
 
     def _emit_linear(self, op: Op, symbol: str, form: Format, k: int) -> Kernel:
-        if (form.name, k) not in self._linears:
-            self._linears[form.name, k] = LinearKernels(self.module, self._isa, form, k)
-        kernels = self._linears[form.name, k]
         table = self._tables.get((form.weight, form.activation, k), default_table(form))
-        return kernels.emit(symbol, table, _epilogue(op), has_bias(op))
+        return LinearKernel(self.module, form, k, _epilogue(op)).emit(symbol, table)
 
     def _quantize(self, op: Op) -> Kernel:
         activation, columns = op.inputs[0].type.dtype, _columns(op)
@@ -162,8 +159,8 @@ def has_bias(op: Op) -> bool:
 
 def _epilogue(op: Op) -> Epilogue:
     if op.kind == "linear_gated":
-        return gate_silu(DType(op.attrs["dtype"]))
-    return {"linear": store, "linear_residual": add_residual}[op.kind]
+        return gate_silu(DType(op.attrs["dtype"]), has_bias(op))
+    return {"linear": store, "linear_residual": add_residual}[op.kind](has_bias(op))
 
 
 def _columns(op: Op) -> int:
