@@ -82,6 +82,9 @@ class WatchedExecutor:
         self.steps.append(Step(plan, seconds * 1e3, self._cycles[0].copy()))
         return result
 
+    def arrange_memory(self) -> bool:
+        return self._executor.arrange_memory()
+
     def close(self) -> None:
         self._executor.close()
 

@@ -102,6 +102,10 @@ class Session:
                 self._follow(job, news)
         return updates
 
+    def arrange_memory(self) -> bool:
+        """Use some milliseconds for faster steps later; returns whether more can be done now."""
+        return self._loop.arrange_memory()
+
     def info(self) -> HostInfo:
         """Tell the engine's place and limits and the loop's counters."""
         has_tokenizer, stats = self.tokenizer is not None, self._loop.stats()
