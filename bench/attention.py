@@ -1,6 +1,6 @@
 """Times the attention kernel alone: decode by batch and context, chunks of a prompt.
 
-    bench/attention.py [--threads N] [--dtypes bf16 q8] [--rounds N]
+    scripts/bench attention [--threads N] [--dtypes bf16 q8] [--rounds N]
 
 The kernel is emitted, compiled and called as in an engine, over a paged cache with scattered
 blocks and as many layers as make the cache larger than the processor's. Heads are those of
@@ -12,7 +12,6 @@ measured next to it over the time taken.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line, spread
 from tidemill.base import abi
 from tidemill.base.cpus import num_physical_cores
@@ -203,7 +203,7 @@ def _tiles(case: Case, tile_tokens: int) -> npt.NDArray[np.int32]:
 
 def main() -> None:
     """Lay out one case at a time; rounds over its rates and times; print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=num_physical_cores())
     parser.add_argument("--dtypes", nargs="+", default=["bf16"])
     parser.add_argument("--rounds", type=int, default=7)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line, spread
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
@@ -38,6 +39,7 @@ print(json.dumps([first_s, text]))
 
 def main() -> None:
     """Build, check, time, print."""
+    parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, engine = Path(scratch) / "checkpoint", Path(scratch) / "engine"
         start = time.perf_counter()

@@ -1,6 +1,6 @@
 """Times single linear layers: each format, shape and number of rows against this machine's limits.
 
-    bench/linear.py [--formats bf16,q8_q8] [--shapes 576x1536,2048x5632] [--rows 1,8,32,512]
+    scripts/bench linear [--formats bf16,q8_q8] [--shapes 576x1536,2048x5632] [--rows 1,8,32,512]
 
 A shape is inputs x outputs. Checks the answer first, against NumPy in float64. Then the cases take
 turns, round by round, each beside a plain read of memory and a loop of dot products on registers;
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line, spread
 from tidemill.base.cpus import num_physical_cores
 from tidemill.base.dtypes import DType
@@ -57,7 +58,7 @@ def read_options() -> argparse.Namespace:
     def numbers(value: str) -> list[int]:
         return [int(each) for each in value.split(",")]
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--formats", type=texts, default=FORMATS, help="weight, or weight_x")
     parser.add_argument("--shapes", type=texts, default=SHAPES, help="inputs x outputs")
     parser.add_argument("--rows", type=numbers, default=ROWS)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line
 from bench.parts.sample_engine import build_sample
 from tidemill.base.cpus import num_physical_cores
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--engine_dir", type=Path, help="default: the sample, built in bfloat16")
     parser.add_argument("--running", type=int, default=8, help="requests that are decoding")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prompt that enters")

@@ -7,6 +7,7 @@ multiplication and an addition are two).
 
 from __future__ import annotations
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line
 from tidemill.api.step_limits import Rates
 from tidemill.base.cpus import num_physical_cores
@@ -17,6 +18,7 @@ NUM_RUNS = 5
 
 def main() -> None:
     """Measure on one thread and on all cores."""
+    parser_of(__doc__).parse_args()
     for num_threads in sorted({1, num_physical_cores()}):
         limits = MachineLimits(num_threads)
         runs = [Rates.measure(limits) for _ in range(NUM_RUNS)]

@@ -10,12 +10,12 @@ first: the answers are as long as was asked. One JSON line.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line
 from bench.parts.sample_engine import build_sample
 from tests.triton.serve_process import ServeProcess, serving
@@ -95,7 +95,7 @@ def cache_bytes(manifest: Manifest, num_tokens: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--engine_dir", type=Path)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128)

@@ -2,18 +2,17 @@
 
 Batches of requests in the middle of their answers, on the sample model: plain ones, ones with
 penalties, ones that ask for log-probabilities. Modes take turns, so that all see the same state of
-a shared machine. Prints one JSON line for each mode: median step and Python's part. Units: ms.
+a shared machine. Prints one JSON line for each mode: the step and Python's part of it. Units: ms.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from bench.parts.command_line import parser_of
+from bench.parts.figures import print_line, spread
 from bench.parts.sample_engine import build_sample
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.logits_rules import LogitsRules
@@ -60,7 +59,7 @@ def time_mode(executor: NativeExecutor, batch: int, mode: str) -> tuple[list[flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--engine_dir", type=Path)
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 32])
     options = parser.parse_args()
@@ -70,13 +69,8 @@ def main() -> None:
         for batch in options.batch:
             for mode in MODE_TO_SETTINGS:
                 steps, python = time_mode(executor, batch, mode)
-                figures = {
-                    "batch": batch,
-                    "mode": mode,
-                    "step_ms": round(statistics.median(steps), 3),
-                    "python_ms": round(statistics.median(python), 4),
-                }
-                print(json.dumps(figures))
+                step_ms, python_ms = spread(steps), spread(python, 4)
+                print_line("sampling", batch=batch, mode=mode, step_ms=step_ms, python_ms=python_ms)
         executor.close()
 
 

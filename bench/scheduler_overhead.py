@@ -7,12 +7,12 @@ stream for each request, too). Give an engine directory to use it. Units: millis
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line, spread
 from bench.parts.sample_engine import build_sample
 from tidemill.device.cpu import Team
@@ -127,8 +127,11 @@ def measure(engine_dir: Path) -> None:
 
 def main() -> None:
     """Measure the engine that is given, or the sample model's."""
-    if len(sys.argv) > 1:
-        measure(Path(sys.argv[1]))
+    parser = parser_of(__doc__)
+    parser.add_argument("engine_dir", type=Path, nargs="?", help="default: the sample, built anew")
+    options = parser.parse_args()
+    if options.engine_dir is not None:
+        measure(options.engine_dir)
         return
     with tempfile.TemporaryDirectory() as scratch:
         measure(build_sample(Path(scratch)))

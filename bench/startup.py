@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line, spread
 
 NUM_RUNS = 15
@@ -30,6 +31,7 @@ def time_ms(arguments: list[str]) -> float:
 
 def main() -> None:
     """Check, warm up, time, print."""
+    parser_of(__doc__).parse_args()
     shown = subprocess.run(
         [sys.executable, *COMMANDS["tidemill --help"]], check=True, capture_output=True, text=True
     )

@@ -18,7 +18,6 @@ With --profile also each kind of op's share of a step's cycles on thread 0.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -31,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.parts.batch_check import check_batch_answers
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line, spread
 from bench.parts.prototype import Prototype
 from bench.parts.sample_engine import build_sample
@@ -84,6 +84,9 @@ class Bench:
         self._random = np.random.default_rng(1)
         self._blocks_each = -(-each // self.executor.limits.tokens_per_block)
         self._ops = parse_graph(self.executor.manifest.graph_text).ops
+        self.measure(shapes[0])
+        while self.executor.arrange_memory():
+            pass
 
     def plans(self, shape: Shape) -> Iterator[StepPlan]:
         """Give the steps of one measurement."""
@@ -189,7 +192,7 @@ def main() -> None:
             report(bench, options, peer if bench is benches[0] else None)
             if options.profile:
                 shares = {shape.name: bench.cycles(shape) for shape in shapes}
-                print(json.dumps({"bench": "profile", "engine": bench.name, **shares}))
+                print_line("profile", engine=bench.name, **shares)
             bench.executor.close()
         report_machine(seen)
         if peer is not None:
@@ -197,9 +200,7 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("engines", nargs="*", type=Path, help="default: the sample in bfloat16")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompts", type=int, nargs="*", default=[512, 2048])

@@ -4,15 +4,12 @@ Throughput at 32 concurrent streams, then the time to the first token at concurr
 ways: the session in this process, through the host's client, through tritonserver, and through the
 front door before it. The tokens of one prompt are compared first. Prints one JSON line for each.
 
-    python bench/triton_overhead.py --engine_dir ENGINE [--streams 32] [--tokens 64]
+    scripts/bench triton_overhead [--engine_dir ENGINE] [--streams 32] [--tokens 64]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import struct
 import tempfile
@@ -26,6 +23,8 @@ from tempfile import TemporaryDirectory
 
 from tritonclient.grpc import service_pb2
 
+from bench.parts.command_line import parser_of
+from bench.parts.figures import print_line
 from bench.parts.sample_engine import build_sample
 from bench.parts.triton_streams import first_event_s, grpc_streams, http_streams
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
@@ -161,8 +160,7 @@ def serving(engine_dir: Path) -> Iterator[tuple[TritonServer, str]]:
 
 
 def report(what: str, way: str, **figures: object) -> None:
-    line = {"bench": "triton_overhead", "what": what, "way": way, **figures}
-    print(json.dumps({**line, "cpus": os.cpu_count(), "machine": platform.machine()}), flush=True)
+    print_line("triton_overhead", what=what, way=way, cpus=os.cpu_count(), **figures)
 
 
 def measure_throughput(ways: dict[str, Callable[[Load], int]], load: Load, rounds: int) -> None:
@@ -207,7 +205,7 @@ def measure_first_token(ways: dict[str, Callable[[Load], float]], num_tokens: in
 
 def main() -> None:
     """Serve, compare, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--engine_dir", type=Path, help="default: the sample, built anew")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)

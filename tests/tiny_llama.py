@@ -24,7 +24,7 @@ class TinyLlama:
     """The shape of a tiny model; sizes are small, and odd where the architecture allows it.
 
     `rope_scaling` holds (key, value) pairs, so that the shape stays hashable. A `sliding_window`
-    makes it a Mistral; with `layer_types` it is a Ministral.
+    makes it a Mistral; with `layer_types` it is a Ministral. `weight_std` is of the matrices.
     """
 
     num_layers: int = 2
@@ -45,6 +45,7 @@ class TinyLlama:
     layer_types: tuple[str, ...] = ()
     max_shard_size: str = "5GB"
     seed: int = 7
+    weight_std: float = 0.3
 
 
 def write_tiny_llama(shape: TinyLlama, directory: Path) -> None:
@@ -55,7 +56,7 @@ def write_tiny_llama(shape: TinyLlama, directory: Path) -> None:
     torch.manual_seed(shape.seed)
     model = AutoModelForCausalLM.from_config(_config(shape))
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 1.0)
+        torch.nn.init.normal_(parameter, std=shape.weight_std if parameter.dim() > 1 else 1.0)
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1)
     dtype = getattr(torch, shape.dtype)
     model.to(dtype).save_pretrained(directory, max_shard_size=shape.max_shard_size)

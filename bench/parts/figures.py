@@ -14,15 +14,18 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """Return median, p10 and p90; all the same where there is one value."""
-    deciles = statistics.quantiles(values, n=10) if len(values) > 1 else [*values] * 9
+    """Return median, p10 and p90, within what was seen; all the same where there is one value."""
+    is_one = len(values) == 1
+    deciles = [*values] * 9 if is_one else statistics.quantiles(values, n=10, method="inclusive")
     names = ("median", "p10", "p90")
     return {name: round(deciles[at], digits) for name, at in zip(names, (4, 0, 8), strict=True)}
 
 
 def print_line(bench: str, **facts: Any) -> None:
     """Print one result with the commit and the machine that it belongs to."""
-    print(json.dumps({"bench": bench, "commit": commit(), "machine": machine(), **facts}))
+    print(
+        json.dumps({"bench": bench, "commit": commit(), "machine": machine(), **facts}), flush=True
+    )
 
 
 def commit() -> str:

@@ -10,7 +10,6 @@ but for timing. Weights are made and written one tensor at a time.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.parts.command_line import parser_of
 from bench.parts.safetensors_stream import TensorSpec, write_safetensors
 from tidemill.api.sample import fetch_sample
 from tidemill.api.tokenizer_files import files_from_gguf
@@ -165,5 +165,14 @@ def to_gguf_name(name: str) -> str:
     return f"blk.{layer}.{LAYER_NAMES[part]}.weight"
 
 
+def main() -> None:
+    """Write the directory that was asked for."""
+    parser = parser_of(__doc__)
+    parser.add_argument("model", choices=NAME_TO_SHAPE)
+    parser.add_argument("output_dir", type=Path)
+    options = parser.parse_args()
+    write_llama_directory(options.model, options.output_dir)
+
+
 if __name__ == "__main__":
-    write_llama_directory(sys.argv[1], Path(sys.argv[2]))
+    main()

@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line
 from bench.peers.cases import Case, all_cases
 from bench.peers.engines import PRECISIONS, ROWS, EngineRow, peers_dir
@@ -51,13 +52,24 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="smollm2", help="smollm2 or llama-1.1b")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
-    parser.add_argument("--engines", nargs="+", help="some of the precision's, by name")
-    parser.add_argument("--cases", nargs="+", help=f"of {COLD}, prefill_512, decode_@128, ...")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        metavar="NAME",
+        choices=[row.name for row in ROWS],
+        help="some of the precision's",
+    )
+    names = [case.replace(" ", "_") for case in CASES]
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="NAME",
+        choices=names,
+        help=f"default: all of {', '.join(names)}",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new_tokens", type=int, default=128, help="of decode and batch")
     parser.add_argument("--threads", type=int, default=2)

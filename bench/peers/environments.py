@@ -11,13 +11,13 @@ would find a CUDA build, name the index for CPU builds in PIP_EXTRA_INDEX_URL.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+from bench.parts.command_line import parser_of
 from bench.peers.engines import TCMALLOC, peers_dir
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
@@ -33,9 +33,7 @@ HOME_TO_PACKAGES = {
 
 def main() -> None:
     """Make the environments that were asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("peers", nargs="*", default=["llama_cpp", *HOME_TO_PACKAGES])
     parser.add_argument("--jobs", type=int, default=2, help="compilers at once")
     parser.add_argument("--python", default=sys.executable)

@@ -8,11 +8,11 @@ its environment, where that is installed. Everything lies under `peers_dir()/mod
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 from pathlib import Path
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import commit
 from bench.parts.llama_directory import NAME_TO_SHAPE, write_llama_directory
 from bench.peers.engines import ROWS, EngineRow, environment_of, peers_dir
@@ -27,9 +27,7 @@ MODEL_TO_INT4_GROUP = {"smollm2": 64, "llama-1.1b": 128}
 
 def main() -> None:
     """Make what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", default=list(NAME_TO_SHAPE))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

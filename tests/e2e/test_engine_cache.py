@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.conftest import MakeTinyLlama
 from tests.tiny_llama import TinyLlama
 from tidemill import LLM, SamplingParams
 from tidemill.api.convert import ConvertRequest, convert
+from tidemill.base.errors import ConfigError
 
 PROMPT = [5, 77, 130, 9]
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -70,6 +72,55 @@ def test_processes_that_want_the_same_build_it_once(model_dir: Path, tmp_path: P
     assert [process.returncode for process in running] == [0, 0, 0], said
     assert sum("converting and building" in each for each in said) == 1
     assert len(engines(tmp_path)) == 1
+
+
+def test_engine_that_was_used_longest_ago_goes_and_one_in_use_stays(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(size: int, **options: int) -> LLM:
+        return LLM(model_dir, cache_dir=tmp_path, max_seq_len=128, max_batch_size=size, **options)
+
+    def kept() -> set[Path]:
+        return {path.parent for path in engines(tmp_path)}
+
+    with load(1):
+        (first,) = kept()
+        load(2).close()
+        (second,) = kept() - {first}
+        load(1).close()  # so that the second was used longest ago
+        engine_bytes = sum(path.stat().st_size for path in first.iterdir())
+        with load(3, max_cache_bytes=2 * engine_bytes + engine_bytes // 2):
+            assert first in kept() and second not in kept() and len(kept()) == 2
+            assert f"removed {second}" in capsys.readouterr().err
+            with LLM(first) as named, load(4, max_cache_bytes=0):
+                assert first in kept() and len(kept()) == 3, "all are in use"
+                assert named.generate(PROMPT, PARAMS).outputs
+    with load(4, max_cache_bytes=0):
+        assert len(kept()) == 1
+
+
+def test_schemes_are_those_that_were_asked_for(model_dir: Path, tmp_path: Path) -> None:
+    with LLM(model_dir, cache_dir=tmp_path, max_seq_len=128, quant="w8a8", kv_cache_dtype="int8"):
+        (engine,) = engines(tmp_path)
+    built = json.loads((engine.parent / "config.json").read_text())["build_config"]
+    schemes = built["quant"], built["quant_head"], built["kv_cache_dtype"]
+    assert schemes == ("w8a8", "w8a8", "int8")
+    with pytest.raises(ConfigError, match="unknown quantisation scheme"):
+        LLM(model_dir, cache_dir=tmp_path, quant="w9a9")
+    with pytest.raises(ConfigError, match="for one that is built"):
+        LLM(engine.parent, quant="w8a8")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_build(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    tokens(model_dir, tmp_path)
+    (engine,) = engines(tmp_path)
+    left = tmp_path / f".{engine.parent.name}.checkpoint-1"
+    left.mkdir()
+    shutil.rmtree(engine.parent)
+    tokens(model_dir, tmp_path)
+    assert engine.exists() and not left.exists()
 
 
 def test_sample_gguf_answers_from_its_file(sample_gguf: Path, tmp_path: Path) -> None:

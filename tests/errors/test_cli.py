@@ -41,6 +41,8 @@ REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
         (["inspect", "--engine_dir", "e", "--what", "grph"], "did you mean graph?"),
         (["deploy", "--engine_dir", "e", "--model_repository", "r", "--name", "n",
           "--style", "ensemble"], "one of text, tokens"),
+        (["deploy", "--from", "m", "--model_repository", "r", "--style", "llmapi", "--num_threads",
+          "1"], "--style, --num_threads"),
         (["run", "--engine_dir", "e"], "no prompt"),
         (["biuld"], "tidemill --help"),
         (["serve", "--model_repository", "r", "--http_port", "70000"], "--http_port"),

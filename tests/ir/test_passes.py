@@ -16,6 +16,7 @@ from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
 from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
 from tidemill.builder.passes.fuse_norm_quantize import FuseNormQuantize
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
+from tidemill.builder.passes.hoist_gather import HoistGather
 from tidemill.builder.passes.pad_heads import PadHeads
 from tidemill.builder.passes.quantize_cache import QuantizeCache
 from tidemill.builder.passes.quantize_linears import QuantizeLinears
@@ -155,6 +156,50 @@ def test_fuse_linear_gated_leaves_what_does_not_fit(ops: str) -> None:
     check_untouched(FuseLinearGated(), ops, "%z")
 
 
+GATHERED = """
+input %rows: i32[L]
+input %ids: i32[T]
+%h: f32[T, 4] = embedding(%ids, %w)
+%o: f32[T, 4] = linear(%h, %w) layer 1
+%r: f32[T, 4] = add(%h, %o) layer 1
+%n: f32[T, 4] = rms_norm(%r, %b) {epsilon=0.1, dtype="f32"} layer 1
+%p: f32[T, 4] = linear(%n, %v) layer 1
+%s: f32[T, 4] = add(%r, %p) layer 1
+%l: f32[L, 4] = gather_last(%s, %rows)
+%z: f32[L, 4] = linear(%l, %w)
+""".strip()
+
+
+def test_hoist_gather_narrows_all_that_only_the_wanted_rows_need() -> None:
+    result = HoistGather().apply(parse(GATHERED, "%z"))
+    assert result.is_changed
+    assert (
+        ops_text(result.graph)
+        == """
+%h: f32[T, 4] = embedding(%ids, %w)
+%h.last: f32[L, 4] = gather_last(%h, %rows) layer 1
+%o: f32[L, 4] = linear(%h.last, %w) layer 1
+%r: f32[L, 4] = add(%h.last, %o) layer 1
+%n: f32[L, 4] = rms_norm(%r, %b) {epsilon=0.1, dtype="f32"} layer 1
+%p: f32[L, 4] = linear(%n, %v) layer 1
+%s: f32[L, 4] = add(%r, %p) layer 1
+%z: f32[L, 4] = linear(%s, %w)
+""".strip()
+    )
+    assert not HoistGather().apply(result.graph).is_changed
+
+
+def test_hoist_gather_leaves_whole_what_others_need_whole() -> None:
+    graph = parse(GATHERED + "\n%u: f32[T, 4] = silu(%r)", "%z %u")
+    kept = [op.outputs[0].type.shape[0] for op in HoistGather().apply(graph).graph.ops]
+    names = ["h", "o", "r", "r.last", "n", "p", "s", "z", "u"]
+    assert dict(zip(names, kept, strict=True)) == {
+        **dict.fromkeys("hor", "T"), "r.last": "L", **dict.fromkeys("npsz", "L"), "u": "T"
+    }  # fmt: skip
+    given_away = parse(GATHERED, "%z %s")
+    assert HoistGather().apply(given_away) == PassResult(given_away, False)
+
+
 def test_fuse_rope_cache_cuts_rope_and_attention_at_the_cache() -> None:
     result = FuseRopeCache().apply(attention_graph())
     assert result.is_changed
@@ -290,6 +335,7 @@ def test_observer_sees_every_pass_in_order() -> None:
     assert seen == [
         ("dead_code", False),
         ("pad_heads", False),
+        ("hoist_gather", False),
         ("quantize_cache", False),
         ("quantize_linears", False),
         ("fuse_norm_quantize", False),

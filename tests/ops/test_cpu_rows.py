@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from tests.ops.native_op import (
     THREADS,
     WEIGHT_DTYPES,
     Operands,
+    activation_rows,
     count,
     draw_stored,
     empty_activations,
@@ -22,6 +25,7 @@ from tests.ops.native_op import (
 from tidemill.base.dtypes import DType
 from tidemill.ir.storage import narrow, widen
 from tidemill.ops.batch import Numerics
+from tidemill.ops.expect import ACTIVATION_DTYPES
 from tidemill.ops.layout import LANES, activation_row, round_up, wide_row
 from tidemill.ops.row import activation_dtype
 from tidemill.quant.packing import pack_panels, pad_vector, unpack_activations
@@ -126,13 +130,19 @@ def test_rms_norm_quantizes_what_it_normalises(target: str) -> None:
 
 @pytest.mark.parametrize("target", HOST_TARGETS)
 def test_gather_last_copies_the_rows_asked_for(target: str) -> None:
-    for columns in COLUMNS:
+    for columns, dtype in itertools.product(COLUMNS, ACTIVATION_DTYPES):
         rng = np.random.default_rng(columns)
-        x = draw_stored(rng, DType.F32, 29, columns)
-        op = make_op("gather_last", [tensor("f32", "T", columns), tensor("i32", "L")])
+        x = activation_rows(draw_stored(rng, dtype, 29, columns), dtype)
+        op = make_op("gather_last", [tensor(dtype.value, "T", columns), tensor("i32", "L")])
         for rows in ROWS:
             indices = rng.integers(0, 29, max(rows, 1)).astype(np.int32)
-            y = np.full((max(rows, 1), wide_row(columns)), np.nan, np.float32)
-            record: Operands = {"rows": count(rows), "x": wide_rows(x), "indices": indices, "y": y}
+            y = np.ones((max(rows, 1), x.shape[1]), x.dtype)
+            record: Operands = {
+                "rows": count(rows),
+                "x": x,
+                "indices": indices,
+                "y": y,
+                "row_bytes": x.strides[0],
+            }
             run_native(target, [op], [record], num_threads=2)
-            assert_same_bits(y[:rows], wide_rows(x[indices[:rows]])[:rows])
+            assert_same_bits(y[:rows], x[indices[:rows]])

@@ -63,9 +63,11 @@ def test_tiles_prefetch_all_of_the_next_panel_between_them(
 ) -> None:
     line_to_mark = np.zeros(4096, np.int64)
 
-    def mark(pointer: Pointer, offset_bytes: int, cache_level: int = 1) -> None:
+    def mark(
+        pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
+    ) -> None:
         if cache_level == 1:
-            return  # the panel's own words, as they are taken apart
+            return  # the panel's own words, as they are taken apart, and outputs
         f = pointer.f
         line = (pointer.to_address() + offset_bytes) >> 6
         marks = f.constant(address_of(line_to_mark), I64).as_pointer(I64)

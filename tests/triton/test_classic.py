@@ -14,6 +14,7 @@ import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from tests.triton.conftest import REPOSITORY_ROOT
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call
 from tests.triton.spelled_repository import (
     CLASSIC_UNARY,
@@ -26,9 +27,9 @@ from tests.triton.spelled_repository import (
 )
 from tests.triton.test_tritonclient import inputs_of, text_arrays
 from tidemill.base.errors import ServerError
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.serve_request import ServeRequest
 from tidemill.frontends.triton.server import TritonServer
+from tidemill.text.text_length import MAX_SIDE_CHARACTERS
 from tidemill.text.tokenizer import Tokenizer
 
 ENSEMBLE, BLS = "ensemble", "tensorrt_llm_bls"
@@ -130,6 +131,9 @@ def test_preprocessing_and_postprocessing_answer_alone(server: TritonServer, eng
     assert answer["REQUEST_INPUT_LEN"] == len(ids) and answer["REQUEST_OUTPUT_LEN"] == 7
     assert answer["STOP_WORDS_IDS"] == [*tokenizer.encode("abc"), 2, 3, -1]
     assert answer["OUT_END_ID"] == tokenizer.eos_token_id
+    words = {"BAD_WORDS_DICT": ["a" * MAX_SIDE_CHARACTERS, "b"]}
+    status, answer = generate(server, "preprocessing", QUERY="x", REQUEST_OUTPUT_LEN=7, **words)
+    assert status == 400 and "BAD_WORDS_DICT" in answer["error"]
     status, answer = generate(
         server, "postprocessing", TOKENS_BATCH=[*ids, 0, 0], SEQUENCE_LENGTH=len(ids)
     )

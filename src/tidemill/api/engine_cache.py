@@ -3,33 +3,40 @@
 In: an engine directory, or anything that convert reads, and options. Out: an engine directory. What
 is built goes into the cache under a hash of the source's content, the options, this version and
 the target; it appears there complete or not at all, and whoever wants the same at the same time
-waits for the first. Knows nothing of how engines are used.
+waits for the first. After each build, the least recently used go until the cache is within its
+bound. Knows nothing of how engines are used.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from tidemill.api.kept_engines import (
+    Say,
+    hold,
+    hold_if_kept,
+    remove_leftovers,
+    remove_oldest,
+    sole_maker,
+)
 from tidemill.base.cache_dir import cache_dir
 from tidemill.base.errors import ConfigError
 from tidemill.base.version import __version__
-
-Say = Callable[[str], None]
+from tidemill.engine.format import FORMAT_VERSION
 
 ENGINE_SUFFIX = ".engine"
 # Of a directory, what convert reads; other files in it change nothing.
 SOURCE_SUFFIXES = (".safetensors", ".gguf", ".json", ".jinja", ".model")
+MAX_CACHE_BYTES = 64 * 10**9
 _HASHES_FILE = "hashes.json"
+_MAX_HASHES = 4096
 _PIECE_BYTES = 1 << 22
 
 
@@ -43,6 +50,9 @@ class EngineOptions:
     max_seq_len: int | None = None
     max_num_tokens: int | None = None
     tokens_per_block: int | None = None
+    quant: str | None = None
+    quant_head: str | None = None
+    kv_cache_dtype: str | None = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -51,31 +61,54 @@ class EngineOptions:
         return {name: value for name, value in asdict(self).items() if value != default[name]}
 
 
-def default_cache_dir() -> Path:
-    """Return where engines are kept unless the caller says otherwise."""
-    return cache_dir("engines")
+@dataclass(frozen=True)
+class EngineCache:
+    """Where built engines are kept, and how many bytes of them."""
+
+    directory: Path
+    max_bytes: int = MAX_CACHE_BYTES
+
+    @classmethod
+    def of_user(cls, directory: Path | str | None, max_bytes: int | None) -> EngineCache:
+        """Return the cache of a user's wishes; None leaves the choice to us."""
+        place = cache_dir("engines") if directory is None else Path(directory)
+        return cls(place, MAX_CACHE_BYTES if max_bytes is None else max_bytes)
+
+
+@dataclass(frozen=True)
+class FoundEngine:
+    """An engine directory; one that a cache keeps is not removed before `release`."""
+
+    path: Path
+    held: IO[str] | None
+
+    def release(self) -> None:
+        if self.held is not None:
+            self.held.close()
 
 
 def find_or_build(
-    model: Path | str, options: EngineOptions, cache_dir: Path | None, say: Say | None = None
-) -> Path:
-    """Return an engine directory for a model, building it if it is not in the cache.
+    model: Path | str, options: EngineOptions, cache: EngineCache, say: Say | None = None
+) -> FoundEngine:
+    """Find the engine of a model, building it if it is not in the cache.
 
-    `say` is told one line when a build begins and one when it is done. Raises: ConfigError for
-    options that a built engine cannot follow; what convert and build raise.
+    `say` is told one line when a build begins, one when it is done, and one for each engine that
+    had to go. Raises: ConfigError for options that a built engine cannot follow; what convert and
+    build raise.
     """
     path = Path(model)
     if is_engine(path):
         _refuse_options(path, options)
-        return path
-    cache = cache_dir or default_cache_dir()
-    cache.mkdir(parents=True, exist_ok=True)
+        return FoundEngine(path, hold_if_kept(path.resolve()))
+    cache.directory.mkdir(parents=True, exist_ok=True)
     source = _local(model)
-    engine = cache / _key(source, options, cache)
-    with _lock(engine.with_suffix(".lock")):
+    engine = cache.directory / _key(source, options, cache.directory)
+    with sole_maker(engine):
         if not any(engine.glob("*" + ENGINE_SUFFIX)):
             _make(source, engine, options, say)
-    return engine
+        found = FoundEngine(engine, hold(engine))
+    remove_oldest(cache.directory, cache.max_bytes, say)
+    return found
 
 
 def is_engine(path: Path) -> bool:
@@ -118,6 +151,7 @@ def _make(source: Path, engine: Path, options: EngineOptions, say: Say | None) -
     start = time.perf_counter()
     if say:
         say(f"converting and building {source} once, into {engine}")
+    remove_leftovers(engine)
     checkpoint = engine.with_name(f".{engine.name}.checkpoint-{os.getpid()}")
     try:
         convert(ConvertRequest(source, checkpoint, dtype=options.dtype))
@@ -132,7 +166,8 @@ def _make(source: Path, engine: Path, options: EngineOptions, say: Say | None) -
 def _key(source: Path, options: EngineOptions, cache: Path) -> str:
     from tidemill.api.resolve_build import choose_target
 
-    facts = (_content_hash(source, cache), options, __version__, choose_target(None).name)
+    content, target = _content_hash(source, cache), choose_target(None).name
+    facts = (content, options, __version__, FORMAT_VERSION, target)
     return f"{source.stem}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
@@ -151,7 +186,7 @@ def _content_hash(source: Path, cache: Path) -> str:
             known[identity] = _hash_file(file)
         digest.update(f"{file.name}:{known[identity]}\n".encode())
     temporary = known_path.with_name(f".{_HASHES_FILE}.{os.getpid()}")
-    temporary.write_text(json.dumps(known))
+    temporary.write_text(json.dumps(dict(list(known.items())[-_MAX_HASHES:])))
     temporary.replace(known_path)
     return digest.hexdigest()
 
@@ -170,10 +205,3 @@ def _hash_file(path: Path) -> str:
         while piece := file.read(_PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

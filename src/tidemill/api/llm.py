@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -88,11 +88,7 @@ class LLM:
         TensorRT-LLM checkpoint; `options` are the fields of `LlmOptions`. What is built is kept.
         Raises: ConfigError, EngineFormatError, EngineTargetError, CheckpointError.
         """
-        chosen = LlmOptions.from_keywords(options)
-        session_config = chosen.session
-        cache_dir = None if chosen.cache_dir is None else Path(chosen.cache_dir)
-        engine_dir = find_or_build(model, chosen.engine, cache_dir, _say)
-        self._own(open_session(engine_dir, session_config, chosen.tokenizer))
+        self._own(*_open(model, LlmOptions.from_keywords(options)))
 
     @classmethod
     def from_session(cls, session: Session) -> LLM:
@@ -206,6 +202,7 @@ class LLM:
         """Let go of the engine; nobody may be waiting for an answer."""
         self._stepper.close()
         self._shared.close()
+        self._release_engine()
 
     close = shutdown
 
@@ -222,12 +219,24 @@ class LLM:
         asked = read_prompt(next(self._next_number), prompt, params, self._session)
         return asked, served.apply(make_request(params, *parts(asked), streams))
 
-    def _own(self, session: Session) -> None:
+    def _own(self, session: Session, release_engine: Callable[[], None] = lambda: None) -> None:
         self._session = session
+        self._release_engine = release_engine
         self._shared = SharedSession(session)
         self._stepper = BackgroundStepper(self._shared)
         self._next_number = itertools.count()
         self._stats = StatsReader(session, self._shared)
+
+
+def _open(model: Path | str, chosen: LlmOptions) -> tuple[Session, Callable[[], None]]:
+    """Open a model's engine; returns also what lets the engine go once the session is closed."""
+    session_config = chosen.session
+    found = find_or_build(model, chosen.engine, chosen.cache, _say)
+    try:
+        return open_session(found.path, session_config, chosen.tokenizer), found.release
+    except BaseException:
+        found.release()
+        raise
 
 
 def _collect(shared: SharedSession, asked: AskedPrompt) -> RequestOutput:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tidemill.api.engine_cache import EngineOptions
+from tidemill.api.engine_cache import EngineCache, EngineOptions
 from tidemill.api.runtime_options import KvCacheConfig, NGramDecodingConfig, SchedulerConfig
 from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.host.config import SessionConfig
@@ -22,9 +22,10 @@ class LlmOptions:
     """How an engine is built, if it has to be, and how it is run. Units: tokens, requests.
 
     `tokenizer` is a directory whose tokenizer replaces the engine's own, `cache_dir` where built
-    engines are kept; `kv_cache_tokens` is the size of the cache, None a modest one; `pin_threads`
-    keeps each thread on a core of its own; `max_queue_size` 0 is no limit, nor is `max_step_ms` 0.
-    `event_buffer_max_size` is how many events of requests' lives are kept.
+    engines are kept, at most `max_cache_bytes` of them; `kv_cache_tokens` is the size of the cache,
+    None a modest one; `pin_threads` keeps each thread on a core of its own; `max_queue_size` 0 is
+    no limit, nor is `max_step_ms` 0. `event_buffer_max_size` is how many events of requests' lives
+    are kept.
     """
 
     tokenizer: Path | str | None = None
@@ -34,9 +35,13 @@ class LlmOptions:
     max_seq_len: int | None = None
     max_num_tokens: int | None = None
     tokens_per_block: int | None = None
+    quant: str | None = None
+    quant_head: str | None = None
+    kv_cache_dtype: str | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     cache_dir: Path | str | None = None
+    max_cache_bytes: int | None = None
     kv_cache_tokens: int | None = None
     num_threads: int | None = None
     pin_threads: bool | None = None
@@ -76,6 +81,11 @@ class LlmOptions:
                 hint="leave them out: on one machine's CPU, threads share the work",
             )
         return options
+
+    @property
+    def cache(self) -> EngineCache:
+        """Where what is built is kept."""
+        return EngineCache.of_user(self.cache_dir, self.max_cache_bytes)
 
     @property
     def engine(self) -> EngineOptions:

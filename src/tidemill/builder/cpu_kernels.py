@@ -20,8 +20,9 @@ from tidemill.ir.graph import Op
 from tidemill.ops.embedding import cpu as embedding_cpu
 from tidemill.ops.gather_last import cpu as gather_last_cpu
 from tidemill.ops.layout import CacheLayout
-from tidemill.ops.linear.cpu import Epilogue, LinearKernels, add_residual, gate_silu, store
-from tidemill.ops.linear.formats import Format, format_for
+from tidemill.ops.linear.cpu import LinearKernel
+from tidemill.ops.linear.epilogue import Epilogue, add_residual, gate_silu, store
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import TacticTable, default_table
 from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
 from tidemill.ops.quantize import cpu as quantize_cpu
@@ -31,15 +32,22 @@ from tidemill.ops.sample import cpu as sample_cpu
 
 
 class KernelLibrary:
-    """Emits kernels into one module on demand."""
+    """Emits kernels into one module on demand.
+
+    `piece_bytes` of the cache are what a linear layer's tile fetches ahead for an attention.
+    """
 
     def __init__(
-        self, isa: Isa, config: BuildConfig, tables: Mapping[Width, TacticTable] | None = None
+        self,
+        isa: Isa,
+        config: BuildConfig,
+        tables: Mapping[Width, TacticTable] | None = None,
+        piece_bytes: int = 0,
     ) -> None:
         self.module = Module()
         self._isa, self._config, self._tables = isa, config, tables or {}
+        self._piece_bytes = piece_bytes
         self._kernels: dict[str, Kernel] = {}
-        self._linears: dict[tuple[str, int], LinearKernels] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
             "embedding": self._embedding,
             "rms_norm": self._rms_norm,
@@ -87,14 +95,9 @@ class KernelLibrary:
         parts = [op.kind, form.name, f"k{k}"]
         parts += [str(op.attrs["dtype"])] if op.kind == "linear_gated" else []
         parts += ["bias"] if has_bias(op) else []
-        return self._once("_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, k))
-
-    def _emit_linear(self, op: Op, symbol: str, form: Format, k: int) -> Kernel:
-        if (form.name, k) not in self._linears:
-            self._linears[form.name, k] = LinearKernels(self.module, self._isa, form, k)
-        kernels = self._linears[form.name, k]
+        kernel = LinearKernel(self.module, form, k, _epilogue(op), self._piece_bytes)
         table = self._tables.get((form.weight, form.activation, k), default_table(form))
-        return kernels.emit(symbol, table, _epilogue(op), has_bias(op))
+        return self._once("_".join(parts), lambda symbol: kernel.emit(symbol, table))
 
     def _quantize(self, op: Op) -> Kernel:
         activation, columns = op.inputs[0].type.dtype, _columns(op)
@@ -122,11 +125,7 @@ class KernelLibrary:
         return self._once(symbol, lambda symbol: emitter.emit(self.module, symbol))
 
     def _gather_last(self, op: Op) -> Kernel:
-        columns = _columns(op)
-        return self._once(
-            f"gather_last_{columns}",
-            lambda symbol: gather_last_cpu.emit(self.module, symbol, columns),
-        )
+        return self._once("gather_last", lambda symbol: gather_last_cpu.emit(self.module, symbol))
 
     def _sample(self, op: Op) -> Kernel:
         vocab_size = int(op.inputs[0].type.shape[1])
@@ -166,8 +165,8 @@ def has_bias(op: Op) -> bool:
 
 def _epilogue(op: Op) -> Epilogue:
     if op.kind == "linear_gated":
-        return gate_silu(DType(op.attrs["dtype"]))
-    return {"linear": store, "linear_residual": add_residual}[op.kind]
+        return gate_silu(DType(op.attrs["dtype"]), has_bias(op))
+    return {"linear": store, "linear_residual": add_residual}[op.kind](has_bias(op))
 
 
 def _columns(op: Op) -> int:

@@ -6,6 +6,7 @@ the same buffer as the input it overwrites; buffers share memory where their liv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tidemill.base import abi
@@ -25,7 +26,10 @@ _ACTIVATION_KINDS = ("rms_norm", "quantize", "linear_gated", "rope_cache", "page
 def place_buffers(graph: Graph, config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
     """Place every op's output in the arena; returns specs by value name, and the arena's bytes."""
     owner = _owners(graph)
-    specs = {v.name: _spec(op, v, config) for op in graph.ops for v in op.outputs}
+    specs: dict[str, TensorSpec] = {}
+    for op in graph.ops:
+        for value in op.outputs:
+            specs[value.name] = _spec(op, value, config, specs)
     first, last = _live_ranges(graph, owner)
     requests = [
         BufferRequest(root, specs[root].size_bytes, first[root], last[root]) for root in first
@@ -63,6 +67,7 @@ def place_inputs(config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
     """Place the step's inputs in one block; returns specs by name, and the block's bytes."""
     # The last chunk of attention may look past the last block: those entries stay zero.
     table_row = round_up(config.max_seq_len, ATTENTION_CHUNK) // config.tokens_per_block + 1
+    num_listed_blocks = min(abi.MOST_CACHED_BLOCKS, config.max_batch_size * table_row)
     shapes = [
         ("header", DType.I64, "1", abi.HEADER_WORDS, 1),
         ("tokens", DType.I32, "T", config.max_num_tokens, 1),
@@ -70,6 +75,7 @@ def place_inputs(config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
         ("slots", DType.I32, "T", config.max_num_tokens, 1),
         ("tiles", DType.I32, "T", config.max_num_tokens, abi.TILE_WORDS),
         ("tables", DType.I32, "S", config.max_batch_size, table_row),
+        ("cached_blocks", DType.I32, "S", num_listed_blocks, 1),
         ("logit_rows", DType.I32, "L", config.max_batch_size, 1),
         ("edits", DType.I64, "L", config.max_batch_size, abi.EDIT_WORDS),
         ("temperature", DType.F32, "L", config.max_batch_size, 1),
@@ -98,12 +104,14 @@ def _owners(graph: Graph) -> dict[str, str]:
     return owner
 
 
-def _spec(op: Op, value: Value, config: BuildConfig) -> TensorSpec:
+def _spec(op: Op, value: Value, config: BuildConfig, specs: Mapping[str, TensorSpec]) -> TensorSpec:
     """A value's shape in memory; its place is filled in later."""
     dtype, rows = value.type.dtype, str(value.type.shape[0])
     columns = int(value.type.shape[1]) if len(value.type.shape) > 1 else 1
     if len(value.type.shape) == 1:
         row = 1
+    elif op.kind == "gather_last":  # copies rows as they are
+        row = specs[op.inputs[0].name].row_elements
     elif op.kind in _ACTIVATION_KINDS:
         row = activation_row(columns, dtype)
     else:

@@ -26,7 +26,8 @@ from tidemill.codegen.spmd import emit_team
 from tidemill.device.cpu import LoadedCode, MeasuringTeam, address_of, allocate
 from tidemill.ir.storage import Array, narrow
 from tidemill.ops.layout import PANEL, padded_n, wide_row
-from tidemill.ops.linear.cpu import LinearKernels, store
+from tidemill.ops.linear.cpu import LinearKernel
+from tidemill.ops.linear.epilogue import store
 from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import TacticTable
@@ -135,10 +136,10 @@ def _compile(
 ) -> tuple[LoadedCode, Sequence[str]]:
     module = Module()
     emit_team(module, isa)
-    kernels = LinearKernels(module, isa, format_for(isa, shape.weight, shape.activation), shape.k)
+    kernel = LinearKernel(module, format_for(isa, shape.weight, shape.activation), shape.k, store())
     symbols = [f"candidate{index}" for index in range(len(tables))]
     for symbol, table in zip(symbols, tables, strict=True):
-        kernels.emit(symbol, table, store, has_bias=False)
+        kernel.emit(symbol, table)
     target = isa.target
     text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
     image = link_object(compile_ir(text, target))

@@ -98,6 +98,10 @@ class GraphIndex:
         op = self.graph.ops[users[0]]
         return users[0] if op.kind == kind and op.inputs[0] == value else None
 
+    def users(self, value: Value) -> set[int]:
+        """Return the ops that use a value; one that the graph gives away has one more, -1."""
+        return {*self._users.get(value.name, ()), *([-1] if value.name in self._outputs else ())}
+
     def num_users(self, value: Value) -> int:
         """Count how often ops use a value."""
         return len(self._users.get(value.name, ()))

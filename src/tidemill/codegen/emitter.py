@@ -221,10 +221,10 @@ class Pointer(Value):
             f"atomicrmw add {self.typed}, {self.element} {value} {order}", self.element
         )
 
-    def prefetch(self, offset_bytes: int, cache_level: int = 1) -> None:
+    def prefetch(self, offset_bytes: int, cache_level: int = 1, is_write: bool = False) -> None:
         address = self.of(I8).at(offset_bytes)
-        read, keep, data = (self.f.constant(c, I32) for c in (0, 4 - cache_level, 1))
-        self.f.intrinsic_void("llvm.prefetch.p0", address, read, keep, data)
+        write, keep, data = (self.f.constant(c, I32) for c in (is_write, 4 - cache_level, 1))
+        self.f.intrinsic_void("llvm.prefetch.p0", address, write, keep, data)
 
 
 class Registers:

@@ -41,6 +41,17 @@ class Isa:
         """Whether aarch64 multiplies unsigned by signed bytes."""
         return "i8mm" in self.target.required
 
+    @property
+    def has_scale(self) -> bool:
+        """Whether one instruction multiplies by powers of two, whatever they are."""
+        return self.target.arch == "x86_64" and self.vector_bits == 512
+
+    def scale(self, value: Value, exponent: Value) -> Value:
+        """value * 2 ** exponent for 16 whole exponents; beyond f32 it is infinity or 0."""
+        f, all_lanes, as_rounded = value.f, value.f.constant(-1, I16), value.f.constant(4, I32)
+        name = "llvm.x86.avx512.mask.scalef.ps.512"
+        return f.intrinsic(name, V, value, exponent, f.zero(V), all_lanes, as_rounded)
+
     def dot_pair(self, acc: Value, w_pairs: Value, x_pairs: Value) -> Value:
         """acc[16 f32] += sum over a pair of bf16 products; operands are 16 pairs in i32 lanes."""
         f = acc.f

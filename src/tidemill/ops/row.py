@@ -65,6 +65,8 @@ class OpRow:
 
     `inplace` maps an output to the input whose memory it overwrites (negative inputs count from
     the end). `writes_cache` marks ops that change the key-value cache: they are never dead.
+    `is_row_wise` marks ops without effects that compute each row of their result from the same row
+    of what they are given, and constants.
     """
 
     kind: str
@@ -74,6 +76,7 @@ class OpRow:
     attrs: AttrTypes = field(default_factory=dict)
     inplace: Mapping[int, int] = field(default_factory=dict)
     writes_cache: bool = False
+    is_row_wise: bool = False
 
 
 def moved_bytes(op: Op, sizes: StepSizes) -> int:

@@ -16,6 +16,7 @@ from tidemill.api.llm import LLM, SamplingParams
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.prompts import Prompt
 from tidemill.frontends.cli.run import answer, answer_together, converse
+from tidemill.frontends.cli.shell import EXIT_USAGE, run_app
 from tidemill.host.config import SessionConfig
 from tidemill.host.session import Session
 
@@ -57,6 +58,15 @@ def test_conversation_carries_its_history(capsys: pytest.CaptureFixture[str]) ->
     llm: Any = _Echo()
     converse(llm, llm, io.StringIO("one\ntwo\n"))
     assert capsys.readouterr().out.splitlines() == ["<u:one>", "<u:one|a:<u:one>|u:two>"]
+
+
+def test_conversation_of_token_ids_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ids.csv").write_text("5,6\n")
+    command = ["run", "--engine_dir", "e", "--chat", "--input_file", str(tmp_path / "ids.csv")]
+    assert run_app(app, command) == EXIT_USAGE
+    assert "a conversation consists of text" in capsys.readouterr().err
 
 
 def test_several_prompts_are_answered_together_in_their_order(

@@ -1,14 +1,9 @@
-"""Both models between a fake stub and a fake host: what clients get, and that all requests end."""
+"""Both models between a fake stub and a fake host: what clients get."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,123 +12,14 @@ from tests.unit.triton.fake_pb_utils import (
     Array,
     InferenceRequest,
     Logger,
-    Sender,
     TritonError,
     text_array,
 )
-from tidemill.base.errors import HostError, QueueFullError
+from tests.unit.triton.served_models import FakeClient, Load, ask, on, send
 from tidemill.frontends.triton.classic_tensors import PERF_OUTPUTS
-from tidemill.frontends.triton.gathered_answer import DetailWishes
-from tidemill.frontends.triton.model import ServedModel
-from tidemill.frontends.triton.sequences import AnswerPlace
-from tidemill.frontends.triton.text_model import TextAnswer, TextModel, TextWishes
 from tidemill.frontends.triton.tokens_model import TokensModel
-from tidemill.host.messages import GenerateRequest, HostInfo, Update
+from tidemill.host.messages import Update
 from tidemill.runtime.statistics import RequestMetrics
-
-TIMEOUT_S = 5.0
-
-
-class FakeClient:
-    """Keeps requests and lets the test tell their updates."""
-
-    def __init__(self) -> None:
-        self.requests: list[GenerateRequest] = []
-        self.listeners: list[Callable[[Update], None]] = []
-        self.cancelled: list[str] = []
-        self.is_closed = False
-        self.refuses: Exception | None = None
-        self.after_updates: Callable[[], None] = lambda: None
-
-    def call_after_updates(self, callback: Callable[[], None]) -> None:
-        self.after_updates = callback
-
-    def submit(self, request: GenerateRequest, on_update: Callable[[Update], None]) -> None:
-        if self.refuses is not None:
-            raise self.refuses
-        self.requests.append(request)
-        self.listeners.append(on_update)
-
-    def cancel(self, request_id: str) -> None:
-        self.cancelled.append(request_id)
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def info(self, timeout_seconds: float = 10.0) -> HostInfo:
-        raise HostError("the engine host is away")
-
-    def tell(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
-        self.hear(row, text, tokens, finish)
-        self.after_updates()
-
-    def hear(self, row: int, text: str, tokens: list[int], finish: str | None = None) -> None:
-        """Tell as one of a message's updates that others follow."""
-        request_id = self.requests[row].request_id
-        self.listeners[row](Update(request_id, tokens, text, finish, 4, len(tokens)))
-
-    def fail(self, row: int, error: HostError | QueueFullError) -> None:
-        self.listeners[row](Update.failed(self.requests[row].request_id, error))
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
-    client = FakeClient()
-    monkeypatch.setattr(ServedModel, "connect", lambda *_: client, raising=True)
-    return client
-
-
-Load = Callable[..., ServedModel]
-
-
-@pytest.fixture
-def load(client: FakeClient, tmp_path: Path) -> Iterator[Load]:
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "rank0.engine").touch()
-    loaded: list[ServedModel] = []
-
-    def make(
-        kind: type[ServedModel] = TextModel, decoupled: bool = True, **config: Any
-    ) -> ServedModel:
-        config = {"max_batch_size": 8, **config}
-        config["model_transaction_policy"] = {"decoupled": decoupled}
-        model = kind()
-        model.initialize(
-            {
-                "model_config": json.dumps(config),
-                "model_repository": str(tmp_path),
-                "model_version": "1",
-                "model_name": "served",
-            }
-        )
-        loaded.append(model)
-        return model
-
-    yield make
-    for model in loaded:
-        model.finalize()
-    assert client.is_closed == bool(loaded)
-
-
-def ask(model: ServedModel, *prompts: str, id: str = "", **extra: Array) -> Sender:
-    arrays = {"text_input": text_array(*prompts), "max_tokens": np.array([[9]]), **extra}
-    return send(model, InferenceRequest(arrays, id))
-
-
-def send(model: ServedModel, request: InferenceRequest) -> Sender:
-    model.execute([request])
-    return request.sender
-
-
-def on() -> Array:
-    return np.array([[True]])
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_whole_answer_is_one_response_with_the_final_flag(load: Load, client: FakeClient) -> None:
@@ -281,111 +167,6 @@ def test_prompt_is_echoed_unless_the_request_or_else_the_deployment_excludes_it(
     assert client.requests[0].exclude_input_in_output is expected
 
 
-def test_stop_request_cancels_what_runs_under_its_id_and_is_answered_empty(
-    load: Load, client: FakeClient
-) -> None:
-    model = load()
-    first, other = ask(model, "Hi", id="7", stream=on()), ask(model, "Ho", id="8", stream=on())
-    stop = ask(model, "", id="7", stop=on())
-    assert stop.is_complete and stop.responses[0].outputs == {}
-    assert client.cancelled == [client.requests[0].request_id]
-    client.tell(0, "", [], "cancelled")
-    assert first.is_complete and not other.is_complete
-    assert first.responses[-1].outputs["finish_reason"][0] == b"cancelled"
-    assert ask(model, "", id="unknown", stop=on()).responses[0].error is None
-
-
-def test_client_that_went_away_is_noticed_and_its_request_cancelled_once(
-    load: Load, client: FakeClient
-) -> None:
-    sender = ask(load(), "a", "b", stream=on())
-    sender.cancelled = True
-    wait_for(lambda: bool(client.cancelled))
-    time.sleep(0.25)
-    assert sorted(client.cancelled) == sorted(request.request_id for request in client.requests)
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (HostError("it died"), TritonError.UNAVAILABLE),
-        (QueueFullError("x"), TritonError.UNAVAILABLE),
-    ],
-)
-def test_error_of_one_row_ends_the_request_and_cancels_the_others(
-    load: Load, client: FakeClient, error: HostError | QueueFullError, code: int
-) -> None:
-    sender = ask(load(), "a", "b", stream=on())
-    client.tell(0, "x", [1])
-    client.fail(1, error)
-    assert sender.error.code == TritonError.UNAVAILABLE and str(error) in str(sender.error)
-    assert client.requests[0].request_id in client.cancelled
-    client.tell(0, "late", [2], "cancelled")
-    assert len(sender.sent) == 2
-
-
-def test_submission_that_fails_still_ends_the_request(load: Load, client: FakeClient) -> None:
-    client.refuses = HostError("the host is gone")
-    assert "the host is gone" in str(ask(load(), "a").error)
-
-
-def test_unloading_ends_what_is_in_flight(load: Load, client: FakeClient) -> None:
-    model = load()
-    sender = ask(model, "a", stream=on())
-    model.finalize()
-    assert sender.error.code == TritonError.CANCELLED
-    assert client.is_closed
-
-
-def test_responses_of_one_message_go_out_together_after_its_last_update(
-    load: Load, client: FakeClient
-) -> None:
-    model = load()
-    senders = [ask(model, name, stream=on()) for name in ("a", "b")]
-    for row in (0, 1):
-        client.hear(row, "x", [1])
-        client.hear(row, "y", [2], "length")
-    assert not any(sender.sent for sender in senders)
-    client.after_updates()
-    assert all(len(each.sent) == 2 and each.is_complete for each in senders)
-
-
-def test_response_that_cannot_be_sent_becomes_an_error(
-    load: Load, client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sender = ask(load(), "a", stream=on())
-    first = True
-    send_truly = sender.send
-
-    def fail_once(response: Any = None, flags: int = 0) -> None:
-        nonlocal first
-        if first:
-            first = False
-            raise RuntimeError("no shared memory")
-        send_truly(response, flags)
-
-    monkeypatch.setattr(sender, "send", fail_once)
-    client.tell(0, "x", [1])
-    assert "no shared memory" in str(sender.error)
-    assert client.cancelled
-
-
-def test_concurrent_updates_end_every_request_once(load: Load, client: FakeClient) -> None:
-    model = load()
-    senders = [ask(model, "a", "b", stream=on()) for _ in range(17)]
-
-    def finish(row: int) -> None:
-        client.tell(row, "x", [1])
-        client.tell(row, "", [], "length")
-
-    threads = [threading.Thread(target=finish, args=(row,)) for row in range(34)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(sender.is_complete and len(sender.sent) == 4 for sender in senders)
-
-
 def tokens_request(**extra: Array) -> InferenceRequest:
     arrays = {
         "input_ids": np.array([1, 2, 3, 4, 5], dtype=np.int32),
@@ -423,30 +204,6 @@ def test_packed_stream_tells_what_is_new_of_each_prompt(load: Load, client: Fake
     ]
     assert news == [([7], [1, 0]), ([8], [0, 1]), ([9], [1, 0])]
     assert sender.is_complete
-
-
-def test_client_is_never_asked_for_once_the_final_flag_is_on_its_way() -> None:
-    class SlowSender(Sender):
-        """Takes its time for the final flag, as the stub does."""
-
-        def send(self, response: object = None, flags: int = 0) -> None:
-            super().send(response, flags)
-            time.sleep(0.05)
-
-    sender = SlowSender()
-    wishes = TextWishes(DetailWishes())
-    answer = TextAnswer(sender, [AnswerPlace(None, None)], wishes)
-    end = Update("r", [1], "a", "length", 4, 1)
-
-    def send() -> None:
-        answer.update(0, end)
-        answer.flush()
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    while thread.is_alive():
-        answer.is_unwanted()
-    assert sender.is_complete and not answer.is_unwanted()
 
 
 def test_log_says_how_the_engine_is_run_and_who_chose(load: Load) -> None:

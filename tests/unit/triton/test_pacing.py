@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tidemill.base.errors import HostError
+from tidemill.frontends.triton import pacing
 from tidemill.frontends.triton.pacing import MAX_UNPACED_STREAMS, PacedNews, response_gap_s
 from tidemill.host.messages import Update
 
@@ -31,6 +32,15 @@ def test_few_streams_or_many_processors_are_never_paced() -> None:
     assert response_gap_s(MAX_UNPACED_STREAMS, 2) == 0.0
     assert response_gap_s(32, 2) == pytest.approx(0.08)
     assert response_gap_s(32, 64) == pytest.approx(0.0025)
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [(1.5, 1.5), (64.0, 8), (None, 8)])
+def test_a_quota_counts_as_the_processors_that_it_pays_for(
+    quota: float | None, cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "allowed_cpus", lambda: set(range(8)))
+    monkeypatch.setattr(pacing, "cpu_quota", lambda: quota)
+    assert pacing.available_cpus() == cpus
 
 
 def test_random_steps_lose_no_token_and_no_order(clock: list[float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,17 @@ import pytest
 
 from tests.unit.triton.fake_pb_utils import InferenceRequest, Sender
 from tidemill.base.errors import HostError, QueueFullError, TidemillError
+from tidemill.frontends.triton import watchdog_probe
 from tidemill.frontends.triton.probe_mark import PROBE_MARK
 from tidemill.frontends.triton.probes import Probes, is_probe
 from tidemill.frontends.triton.process_tree import children_of, is_alive, stubs_of
-from tidemill.frontends.triton.watchdog_probe import is_ours, probe_body
+from tidemill.frontends.triton.watchdog_probe import (
+    Health,
+    ProbeRound,
+    Verdict,
+    is_ours,
+    probe_body,
+)
 from tidemill.host.messages import GenerateRequest, Update
 
 
@@ -133,3 +141,15 @@ def test_process_that_is_not_there_is_neither_alive_nor_a_parent() -> None:
     absent = 2**22 + 1
     assert not is_alive(absent) and not children_of(absent) and not stubs_of(absent)
     assert is_alive(1)
+
+
+def test_probe_that_fails_in_itself_is_a_verdict_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(address: str) -> Verdict:
+        raise ValueError("not JSON")
+
+    monkeypatch.setattr(watchdog_probe, "ask_server", fail)
+    probes = ProbeRound("127.0.0.1:1", [], 1.0)
+    deadline = time.monotonic() + 5
+    while probes.verdict is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert probes.verdict is not None and probes.verdict.health is Health.SICK

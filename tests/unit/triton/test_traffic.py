@@ -94,12 +94,17 @@ def test_unchanged_gauge_is_not_sent_again() -> None:
     assert metric.value == 4 and metric.labels == {"model": "m", "version": "1"}
 
 
-def test_farewell_leaves_gauges_of_a_model_that_is_gone_and_totals_as_they_were() -> None:
+@pytest.mark.parametrize("is_to_be_repeated", [False, True])
+def test_farewell_leaves_gauges_of_a_model_that_is_gone_and_totals_as_they_were(
+    is_to_be_repeated: bool,
+) -> None:
     metrics, made = MetricSet("m", "1"), fake_pb_utils.MetricFamily.made
     metrics.introduce()
     metrics.set(table.QUEUE_DEPTH, "", 3)
     metrics.set(table.ENGINE_UP, "", 1)
     metrics.accumulate(table.INTER_TOKEN_COUNT, "", 7)
+    if is_to_be_repeated:
+        metrics.forget_what_was_set()
     metrics.say_farewell()
     values = {name: [each.value for each in family.metrics] for name, family in made.items()}
     assert values["tidemill_queue_depth"] == [0.0]

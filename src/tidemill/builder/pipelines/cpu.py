@@ -14,6 +14,7 @@ from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
 from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
 from tidemill.builder.passes.fuse_norm_quantize import FuseNormQuantize
 from tidemill.builder.passes.fuse_rope_cache import FuseRopeCache
+from tidemill.builder.passes.hoist_gather import HoistGather
 from tidemill.builder.passes.pad_heads import PadHeads
 from tidemill.builder.passes.quantize_cache import QuantizeCache
 from tidemill.builder.passes.quantize_linears import QuantizeLinears
@@ -27,6 +28,7 @@ def cpu_passes(quantization: Quantization) -> tuple[Pass, ...]:
     return (
         DeadCode(),
         PadHeads(),
+        HoistGather(),
         QuantizeCache(quantization.cache),
         QuantizeLinears(quantization),
         FuseNormQuantize(),

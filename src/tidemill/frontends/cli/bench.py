@@ -85,10 +85,10 @@ def bench(
     )
     with progress_bar(f"bench {mode}") as progress:
         report = run_bench(request, progress)
-    if report_json is not None:
-        report_json.write_text(json.dumps(as_plain(report), indent=2) + "\n", "utf-8")
-        say(f"report: {report_json}")
     if as_json:
         print_json(report)
     else:
         print(report)
+    if report_json is not None:
+        report_json.write_text(json.dumps(as_plain(report), indent=2) + "\n", "utf-8")
+        say(f"report: {report_json}")

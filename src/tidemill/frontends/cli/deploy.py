@@ -86,7 +86,16 @@ def deploy(
     check_choice("--link of deploy", link, LINKS)
 
     if engine_dir is None or source is not None:
-        _deploy_from(engine_dir, source, model_repository, link, replace)
+        shaping: dict[str, object] = {
+            "--name": name,
+            "--style": style != STYLES[0],
+            "--decoupled": is_decoupled is not None,
+            "--max_batch_size": max_batch_size is not None,
+            "--exclude_input_in_output": exclude_input_in_output,
+            **{f"--{flag}": True for flag in settings},
+        }
+        source = _check_source(engine_dir, source, [flag for flag, was in shaping.items() if was])
+        _deploy_from(source, model_repository, link, replace, as_json)
         return
 
     from tidemill.frontends.triton.deploy import DeployRequest
@@ -111,9 +120,11 @@ def deploy(
         say(f"deployed {report}")
 
 
-def _deploy_from(
-    engine_dir: Path | None, source: Path | None, repository: Path, link: str, replace: bool
-) -> None:
+def _check_source(engine_dir: Path | None, source: Path | None, shaping: list[str]) -> Path:
+    """Return the model to take over, whose config.pbtxt says itself what `shaping` flags would.
+
+    Raises: ConfigError when it is not the only one named, or such flags were given.
+    """
     if engine_dir is not None or source is None:
         raise ConfigError(
             "deploy takes an engine or a model directory",
@@ -122,8 +133,22 @@ def _deploy_from(
             got="neither" if source is None else "both",
             hint="--engine_dir is what build wrote; --from has a config.pbtxt",
         )
+    if shaping:
+        raise ConfigError(
+            "deploy --from takes a model as its config.pbtxt has it",
+            where=", ".join(shaping),
+            expected="--link, --replace and --json beside --from",
+            got="flags that shape a new model",
+            hint="edit the config.pbtxt; serve can override how engines are run",
+        )
+    return source
 
+
+def _deploy_from(source: Path, repository: Path, link: str, replace: bool, as_json: bool) -> None:
     from tidemill.frontends.triton.deploy_from import DeployFromRequest, deploy_from
 
     path = deploy_from(DeployFromRequest(source, repository, link, replace), say)
-    say(f"deployed {path}")
+    if as_json:
+        print_json({"model_dir": path})
+    else:
+        say(f"deployed {path}")

@@ -102,6 +102,7 @@ def run(
     say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args))
     is_typed = is_chat and not input_text and input_file is None
     prompts = [] if is_typed else read_prompts(input_text or [], input_file, end_id)
+    messages = _messages(prompts) if is_chat else []
     _check_output(is_streaming or is_chat, as_json)
 
     from tidemill.api.llm import LLM, SamplingParams
@@ -118,8 +119,7 @@ def run(
     _check_engine(engine_dir)
     with LLM.from_session(open_session(engine_dir, session, tokenizer_dir)) as llm:
         if is_chat:
-            texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-            converse(llm, sampling, typed_lines() if is_typed else texts)
+            converse(llm, sampling, typed_lines() if is_typed else messages)
             return
         if is_streaming or len(prompts) == 1:
             answers = [answer(llm, prompt, sampling, is_streaming) for prompt in prompts]
@@ -140,6 +140,20 @@ def _check_output(is_streaming: bool, as_json: bool) -> None:
             got="both",
             hint="leave one out; --json has the timings of each answer, too",
         )
+
+
+def _messages(prompts: list[Prompt]) -> list[str]:
+    """Return the prompts of a conversation; tokens say nothing of who speaks."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(texts) < len(prompts):
+        raise ConfigError(
+            "a conversation consists of text",
+            where="--chat with --input_file",
+            expected="a file with one message a line",
+            got="token ids",
+            hint="leave --chat out: token ids are answered as they are",
+        )
+    return texts
 
 
 def _check_engine(engine_dir: Path) -> None:

@@ -16,7 +16,8 @@ _ON_OFF = ("enable", "disable")
 _OWN_KERNELS = "kernels are generated for this machine, there are no plugins to choose"
 _PACKED = "tokens are always packed, there is no padding"
 _FUSION = "fusions are passes of the builder and always on"
-_NO_TIMING = "nothing is timed at build, so there is no timing cache"
+_NO_TIMING = "only --tune times kernels, and it keeps no cache of that"
+_LOGITS = "logits need no flag at build: a request asks for them"
 _LLAMA_ONLY = "for architectures that this version does not build"
 _RUN_TIME = "the scheduler decides this at run time"
 _ONE_BUILD = "the builder makes one engine that serves every batch size"
@@ -50,7 +51,7 @@ PLUGIN_FLAGS = (
     ForeignFlag("--bert_context_fmha_fp32_acc", _ON_OFF, _LLAMA_ONLY),
     ForeignFlag("--remove_input_padding", _ON_OFF, _PACKED),
     ForeignFlag("--use_paged_context_fmha", _ON_OFF, "the KV cache is always paged"),
-    ForeignFlag("--use_fp8_context_fmha", _ON_OFF, "attention computes in float32"),
+    ForeignFlag("--use_fp8_context_fmha", _ON_OFF, "attention computes in 16 or 32 bits"),
     ForeignFlag("--fuse_fp4_quant", _ON_OFF, _FUSION),
     ForeignFlag("--multiple_profiles", _ON_OFF, _ONE_BUILD),
     ForeignFlag("--paged_state", _ON_OFF, _LLAMA_ONLY),
@@ -108,9 +109,9 @@ BUILD_FLAGS = (
         "the KV cache is always paged",
     ),
     ForeignFlag("--logits_dtype", ("float16", "float32", "bfloat16"), "logits are always float32"),
-    ForeignFlag("--gather_context_logits", Kind.SWITCH, "logits as an output", is_refused=True),
-    ForeignFlag("--gather_generation_logits", Kind.SWITCH, "logits as an output", is_refused=True),
-    ForeignFlag("--gather_all_token_logits", Kind.SWITCH, "logits as an output", is_refused=True),
+    ForeignFlag("--gather_context_logits", Kind.SWITCH, _LOGITS),
+    ForeignFlag("--gather_generation_logits", Kind.SWITCH, _LOGITS),
+    ForeignFlag("--gather_all_token_logits", Kind.SWITCH, _LOGITS),
     ForeignFlag("--lora_dir", Kind.TEXT, "LoRA adapters", is_refused=True),
     ForeignFlag("--lora_ckpt_source", ("hf", "nemo"), "no adapter is loaded"),
     ForeignFlag("--lora_target_modules", Kind.TEXT, "LoRA adapters", is_refused=True),

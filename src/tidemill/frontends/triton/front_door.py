@@ -62,7 +62,8 @@ class FrontDoor:
 
     def __enter__(self) -> FrontDoor:
         self._thread.start()
-        self._is_open.wait(START_TIMEOUT_S)
+        if not self._is_open.wait(START_TIMEOUT_S):
+            self._failure = TimeoutError(f"not open after {START_TIMEOUT_S:g} s")
         if self._failure is not None:
             raise ServerError(
                 "the front door cannot be opened",

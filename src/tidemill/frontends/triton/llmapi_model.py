@@ -23,6 +23,7 @@ from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.observation import OutputWishes
 
 CANCELLED = "Request cancelled by client"
+DEFAULT_MAX_TOKENS = 32
 LOGPROB, PERF_METRICS = "cumulative_logprob", "perf_metrics"
 EXTRA_TO_FLAG = {
     "finish_reason": "return_finish_reason",
@@ -81,11 +82,12 @@ class LlmapiModel(ServedModel):
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, 1)
         refuse_unsupported(inputs)
+        max_tokens = inputs.integers("sampling_param_max_tokens")[0]
         extras = [name for name, flag in EXTRA_TO_FLAG.items() if inputs.flag(flag)]
         request = GenerateRequest(
             request_id="",
             prompt=as_text(text_input.tolist()[0]),
-            max_tokens=inputs.integers("sampling_param_max_tokens")[0] or 32,
+            max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
             temperature=inputs.numbers("sampling_param_temperature")[0],
             top_k=inputs.integers("sampling_param_top_k")[0],
             top_p=inputs.numbers("sampling_param_top_p")[0],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from tidemill.host.messages import HostInfo
 PERIOD_S = 0.5
 IDLE_PERIOD_S = 1.0
 INFO_TIMEOUT_S = 2.0
-PAGE_BYTES = 4096
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ROUNDS_BETWEEN_REPEATS = 20
 
 
@@ -73,8 +74,9 @@ class MetricSet:
 
     def say_farewell(self) -> None:
         """Leave gauges that are true of a model that is gone, since they cannot be deleted."""
-        for family, label in set(self._latest) - set(self._totals):
-            self.set(family, label, math.nan if family is table.ENGINE_UP else 0.0)
+        for family, label in set(self._metrics) - set(self._totals):
+            if family.kind == table.GAUGE:
+                self.set(family, label, math.nan if family is table.ENGINE_UP else 0.0)
 
     def observe(self, family: Family, label: str, value: float) -> None:
         """Count a value in a histogram."""
@@ -143,7 +145,10 @@ class MetricsPublisher:
         for number in itertools.count(1):
             if self._closed.is_set():
                 break
-            self._publish(metrics)
+            try:
+                self._publish(metrics)
+            except Exception as error:  # of Triton's; the next round may be better
+                debug.say(debug.Level.DECISIONS, "triton", f"metrics were not published: {error}")
             if metrics is not None and number % ROUNDS_BETWEEN_REPEATS == 0:
                 metrics.forget_what_was_set()
             if not self._is_busy:

@@ -7,10 +7,11 @@ every step's news is a response of its own. Knows nothing of tensors. Figures: d
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from collections.abc import Callable
 
+from tidemill.base.cpus import allowed_cpus, cpu_quota
 from tidemill.host.messages import Update
 
 RESPONSE_COST_S = 0.25e-3
@@ -18,16 +19,16 @@ SHARE_FOR_RESPONSES = 0.05
 MAX_UNPACED_STREAMS = 8
 
 
-def response_gap_s(num_streams: int, num_cpus: int) -> float:
+def response_gap_s(num_streams: int, num_cpus: float) -> float:
     """Return how far apart a stream's responses are to be, at least."""
     if num_streams <= MAX_UNPACED_STREAMS:
         return 0.0
     return num_streams * RESPONSE_COST_S / (SHARE_FOR_RESPONSES * num_cpus)
 
 
-def available_cpus() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
+def available_cpus() -> float:
+    """Return how many processors this process may use, or what of their time its quota pays for."""
+    return min(len(allowed_cpus()), cpu_quota() or math.inf)
 
 
 class PacedNews:

@@ -6,6 +6,7 @@ they went in.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +17,7 @@ from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.stub_api import Array
 from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
 from tidemill.frontends.triton.word_lists import pack_words
-from tidemill.text.text_length import is_far_longer
+from tidemill.text.text_length import check_side_texts, is_far_longer
 
 NO_END = -1
 # It does not know the engine, which refuses what is too long for it: this is for texts that would
@@ -66,13 +67,13 @@ class PreprocessingModel(LocalModel):
         return self.tokenizer.encode(text, adds_special)
 
     def _words(self, inputs: RequestInputs, name: str) -> Array:
-        return pack_words(
-            [[self._encode(word, False) for word in words] for words in inputs.text_lists(name)]
-        )
+        rows = _word_lists(inputs, name)
+        tokens = [[self._encode(word, False) for word in words] for words in rows]
+        return pack_words([[word for word in words if word] for words in tokens])
 
     def _bias(self, inputs: RequestInputs) -> Array:
         """Return what each prompt adds to the logits of each token; no columns when nothing."""
-        rows = inputs.text_lists("EMBEDDING_BIAS_WORDS")
+        rows = _word_lists(inputs, "EMBEDDING_BIAS_WORDS")
         if not any(rows):
             return np.zeros((inputs.num_rows, 0), dtype=np.float32)
         weights = inputs.array("EMBEDDING_BIAS_WEIGHTS")
@@ -90,6 +91,16 @@ class PreprocessingModel(LocalModel):
             for word in words:
                 row[self._encode(word, False)] += next(left)
         return bias
+
+
+def _word_lists(inputs: RequestInputs, name: str) -> list[tuple[str, ...]]:
+    """Return each prompt's words.
+
+    Raises: InvalidRequestError when they are too long to be read while others wait.
+    """
+    rows = inputs.text_lists(name)
+    check_side_texts(name, itertools.chain.from_iterable(rows))
+    return rows
 
 
 def fill(values: list[int | None], default: int) -> list[int]:

@@ -71,10 +71,11 @@ class ServeRequest:
     def check(self) -> None:
         """Refuse what cannot be served.
 
-        Raises: ConfigError for flags that clash with our own, ServerError for a repository
-        without a model.
+        Raises: ConfigError for flags that clash with our own or share a port, ServerError for a
+        repository without a model.
         """
         check_server_flags(self.server_flags)
+        check_ports(self.wanted_ports)
         read_session_settings(self.settings)
         if self.front_door is not None:
             self.front_door.check()
@@ -94,6 +95,23 @@ def check_repository(repository: Path) -> None:
             expected="a model repository: one directory for each model",
             got="a directory without any" if repository.is_dir() else "no such directory",
             hint="tidemill deploy --engine_dir ENGINE --model_repository DIR --name NAME",
+        )
+
+
+def check_ports(wanted: Mapping[str, int]) -> None:
+    """Refuse one port for several listeners, which each port alone does not show.
+
+    Raises: ConfigError naming the flags.
+    """
+    ports = [port for port in wanted.values() if port]
+    shared = [flag for flag, port in wanted.items() if ports.count(port) > 1]
+    if shared:
+        raise ConfigError(
+            "two listeners cannot have one port",
+            where=", ".join(shared),
+            expected="ports that differ",
+            got=", ".join(str(wanted[flag]) for flag in shared),
+            hint="tidemill serve --help has the defaults: 8000, 8001, 8002",
         )
 
 

@@ -6,10 +6,13 @@ ours gets a prefix with its launcher's process id, so that leftovers can be told
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 from pathlib import Path
+
+from tidemill.frontends.triton.process_tree import is_alive
 
 SHM_DIR = Path("/dev/shm")
 PREFIX_PATTERN = re.compile(r"tidemill_(\d+)_[0-9a-f]{8}_")
@@ -27,18 +30,9 @@ def remove_leftovers(prefix: str | None = None, shm_dir: Path = SHM_DIR) -> list
         match = PREFIX_PATTERN.match(path.name)
         if match is None:
             continue
-        is_leftover = not _is_alive(int(match[1])) if prefix is None else match[0] == prefix
+        is_leftover = not is_alive(int(match[1])) if prefix is None else match[0] == prefix
         if is_leftover:
-            path.unlink(missing_ok=True)
-            removed.append(path)
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # another user's may stay
+                path.unlink()
+                removed.append(path)
     return removed
-
-
-def _is_alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

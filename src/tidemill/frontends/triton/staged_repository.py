@@ -57,9 +57,8 @@ def stage_repository(
             (staging / model.name).symlink_to(model.resolve())
         config = staging / model.name / CONFIG_NAME
         if settings and config.is_file():
-            config.write_text(
-                config.read_text("utf-8") + "\n" + write_parameters(settings), "utf-8"
-            )
+            with config.open("a", encoding="utf-8") as text:
+                text.write("\n" + write_parameters(settings))
     return staging
 
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from tidemill.base.errors import ServerError
+from tidemill.base.errors import TidemillError
 from tidemill.frontends.triton.process_tree import Stub, hosts_below, reap_orphans, stubs_of
 from tidemill.frontends.triton.serve_request import WatchdogConfig
 from tidemill.frontends.triton.server import TritonServer
@@ -91,7 +91,7 @@ class Watchdog:
                     os.kill(process_id, signal.SIGKILL)
         try:
             self._server.restart()
-        except ServerError as error:
+        except TidemillError as error:
             return str(error)
         self._look()
         self.is_healthy = True

@@ -54,12 +54,20 @@ class ProbeRound:
         self._thread.start()
 
     def _run(self, address: str, models: list[str], timeout_s: float) -> None:
-        worst = ask_server(address)
-        for model in models:
-            if worst.health is not Health.WELL:
-                break
-            worst = ask_model(address, model, timeout_s)
-        self.verdict = worst
+        try:
+            self.verdict = ask_all(address, models, timeout_s)
+        except Exception as error:  # without a verdict there would be no further round
+            self.verdict = Verdict(Health.SICK, f"a probe failed: {error!r}")
+
+
+def ask_all(address: str, models: Iterable[str], timeout_s: float) -> Verdict:
+    """Ask the server, then each model, until one is not well."""
+    worst = ask_server(address)
+    for model in models:
+        if worst.health is not Health.WELL:
+            break
+        worst = ask_model(address, model, timeout_s)
+    return worst
 
 
 def is_ours(model_py: Path) -> bool:

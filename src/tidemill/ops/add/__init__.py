@@ -33,4 +33,4 @@ def reference(
     return (inputs[0] + inputs[1],)
 
 
-ROW = OpRow("add", rule, reference, elementwise_cost(1))
+ROW = OpRow("add", rule, reference, elementwise_cost(1), is_row_wise=True)

@@ -2,8 +2,8 @@
 
     out[l, :] = h[logit_rows[l], :]
 
-Legend: T tokens, L logit rows, H hidden. Most prompt tokens need no logits; what follows runs on
-L rows only. f32, exact.
+Legend: T tokens, L logit rows, H columns. Most prompt tokens need no logits; what follows runs on
+L rows only. Exact.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ from tidemill.base.dtypes import DType
 from tidemill.ir.graph import Op, TensorType
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
-from tidemill.ops.expect import Attrs, Types, expect_count, expect_dims, expect_dtype
+from tidemill.ops.expect import (
+    ACTIVATION_DTYPES,
+    Attrs,
+    Types,
+    expect_count,
+    expect_dims,
+    expect_dtype,
+)
 from tidemill.ops.row import Cost, OpRow, StepSizes
 
 
 def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    """Type: (f32[T, H], i32[L]) -> f32[L, H]."""
+    """Type: (a[T, H], i32[L]) -> a[L, H], a being f32 or bf16."""
     expect_count(types, 2)
     h, logit_rows = types
-    expect_dtype("h", h, DType.F32)
+    expect_dtype("h", h, *ACTIVATION_DTYPES)
     expect_dtype("logit_rows", logit_rows, DType.I32)
     _, hidden = expect_dims("h", h, 2)
     (rows,) = expect_dims("logit_rows", logit_rows, 1)
-    return (TensorType(DType.F32, (rows, hidden)),)
+    return (TensorType(h.dtype, (rows, hidden)),)
 
 
 def reference(

@@ -1,4 +1,4 @@
-"""Copies the rows whose logits are wanted; exact."""
+"""Copies the rows whose logits are wanted, padding included, whatever they hold."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from tidemill.codegen.isa import LANES
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
-from tidemill.ops.layout import wide_row
 
-FIELDS = ("rows", "x", "indices", "y")
+FIELDS = ("rows", "x", "indices", "y", "row_bytes")
 
 
-def emit(module: Module, symbol: str, columns: int) -> Kernel:
-    """Emit the copy for rows of `columns` f32 elements."""
+def emit(module: Module, symbol: str) -> Kernel:
+    """Emit the copy, for rows of whole cache lines."""
     kernel, frame = open_kernel(module, symbol, FIELDS)
-    f, row = frame.f, wide_row(columns)
+    f, row_bytes = frame.f, frame.integer("row_bytes")
     first, last = frame.share(frame.count("rows"))
     with f.loop(first, last) as i:
-        source = frame.pointer("x", F32).at(frame.pointer("indices", I32)[i].to(I64) * row)
-        y = frame.pointer("y", F32).at(i * row)
-        with f.loop(0, row, LANES) as c:
+        index = frame.pointer("indices", I32)[i].to(I64)
+        source = frame.pointer("x", F32).bytes(index * row_bytes)
+        y = frame.pointer("y", F32).bytes(i * row_bytes)
+        with f.loop(0, row_bytes // F32.size_bytes, LANES) as c:
             y.put(c, source.vec(c, LANES))
     return kernel

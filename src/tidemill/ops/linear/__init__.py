@@ -78,4 +78,4 @@ def cost(op: Op, sizes: StepSizes) -> Cost:
     return Cost(product_flops(op, sizes), moved_bytes(op, sizes))
 
 
-ROW = OpRow("linear", rule, reference, cost)
+ROW = OpRow("linear", rule, reference, cost, is_row_wise=True)

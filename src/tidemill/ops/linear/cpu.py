@@ -2,8 +2,9 @@
 
 Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Work is units of one panel
 and one row tile, panel by panel; threads take contiguous ranges of units, so that a panel's weights
-are read once from memory (twice where two threads meet in it) and serve all row tiles. While a
-panel's tiles multiply, each of them prefetches its share of the next panel. Which tile heights are
+are read once from memory (twice where two threads meet in it) and serve all row tiles; many rows
+are divided instead, and each thread reads all panels. While a panel's tiles multiply, each of them
+prefetches its share of the next panel. Which tile heights are
 used, and whether quantised words are taken apart once a panel, is the table's choice (tactics.py)
 by the number of rows; the bits of an output never depend on it (tile.py). Cost is 2*M*N*K FLOPs
 and N*K weight bytes.
@@ -11,17 +12,12 @@ and N*K weight bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Value
-from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I64
-from tidemill.codegen.vector_math import silu
-from tidemill.ops.cpu_elements import store_f32
 from tidemill.ops.layout import (
     PANEL,
     group_bytes,
@@ -29,103 +25,141 @@ from tidemill.ops.layout import (
     padded_k,
     panel_bytes,
     panel_header_bytes,
-    scale_at,
 )
+from tidemill.ops.linear.epilogue import Epilogue
+from tidemill.ops.linear.fetch_ahead import FIELDS as AHEAD_FIELDS
+from tidemill.ops.linear.fetch_ahead import STEP_BITS, UnitOfThread, claim_piece
 from tidemill.ops.linear.formats import Format
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
-from tidemill.ops.linear.tile import NEXT_STEP_BITS, Tiles
+from tidemill.ops.linear.tile import Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
+OWN_TILES = 4  # so many row tiles for each thread, and it keeps to its rows
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
-
-Epilogue = Callable[[Isa, Pointer, Value, list[Value]], None]
 
 
 @dataclass(frozen=True)
-class LinearKernels:
-    """The linear layers of one format and input width: tiles shared by all epilogues."""
+class LinearKernel:
+    """The linear layers of one format, input width and epilogue.
+
+    `piece_bytes` of the cache are what a unit fetches for the attention that follows; 0: nothing.
+    """
 
     module: Module
-    isa: Isa
     format: Format
     k: int
-    _functions: dict[tuple[Tiles, int], Function] = field(default_factory=dict)
+    epilogue: Epilogue
+    piece_bytes: int = 0
 
-    def emit(self, symbol: str, table: TacticTable, epilogue: Epilogue, has_bias: bool) -> Kernel:
-        """Emit the kernel of one epilogue: this thread's units, by the tactic of its bucket."""
+    def emit(self, symbol: str, table: TacticTable) -> Kernel:
+        """Emit the kernel: this thread's units, by the tactic of the number of rows."""
         has_scratch = self.format.weight.is_quantized
         fields = FIELDS + (SCRATCH_FIELDS if has_scratch else ())
+        fields += AHEAD_FIELDS if self.piece_bytes else ()
         kernel, frame = open_kernel(self.module, symbol, fields)
         num_rows, above = frame.count("rows"), 0
+        functions: dict[tuple[Tiles, int], Function] = {}
         for bucket in merged(table):
-            loop, is_here = self._loop(bucket, above), num_rows > above
+            loop, is_here = self._loop(symbol, bucket, above, functions), num_rows > above
             above = bucket.max_rows
             with frame.f.when(is_here & (num_rows <= above) if above else is_here):
-                loop.emit(frame, num_rows, epilogue, has_bias)
+                loop.emit(frame, num_rows)
         return kernel
 
-    def _loop(self, bucket: Bucket, above: int) -> UnitLoop:
+    def _loop(
+        self, symbol: str, bucket: Bucket, above: int, functions: dict[tuple[Tiles, int], Function]
+    ) -> UnitLoop:
         """The loop of a bucket's tactic, with the tiles that it needs emitted once each."""
         tactic = bucket.tactic
         wide = prepared(self.format) if tactic.is_prepared else None
-        tiles = Tiles(self.module, wide or self.format, self.k, tactic.prefetch)
+        form = wide or self.format
+        tiles = Tiles(
+            self.module, symbol, form, self.k, tactic.prefetch, self.epilogue, self.piece_bytes
+        )
         most = min(tactic.tile_rows, tiles.format.tile_rows)
-        heights = tile_heights(most, above, bucket.max_rows)
+        may_own_rows = not bucket.max_rows and not tactic.is_prepared
+        fewest = min(above, most * OWN_TILES - 1) if may_own_rows else above
+        heights = tile_heights(most, fewest, bucket.max_rows)
         for rows in heights:
-            if (tiles, rows) not in self._functions:
-                self._functions[tiles, rows] = tiles.emit(rows)
-        functions = {rows: self._functions[tiles, rows] for rows in heights}
-        return UnitLoop(self.isa, tiles, most, functions)
+            if (tiles, rows) not in functions:
+                functions[tiles, rows] = tiles.emit(rows)
+        own = {rows: functions[tiles, rows] for rows in heights}
+        return UnitLoop(tiles, most, own, may_own_rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A thread's part of the work: units of (panel, row tile) over some rows."""
+
+    first_row: Value
+    num_rows: Value
+    num_tiles: Value
+    first_unit: Value
+    last_unit: Value
 
 
 @dataclass(frozen=True)
 class UnitLoop:
     """One bucket's loop over this thread's units of (panel, row tile)."""
 
-    isa: Isa
     tiles: Tiles
     tile_rows: int
     functions: dict[int, Function]
-
-    @property
-    def format(self) -> Format:
-        return self.tiles.format
+    may_own_rows: bool
 
     @property
     def panel_bytes(self) -> int:
-        return panel_bytes(self.tiles.k, self.format.weight)
+        return panel_bytes(self.tiles.k, self.tiles.format.weight)
 
-    def emit(self, frame: Frame, num_rows: Value, epilogue: Epilogue, has_bias: bool) -> None:
-        f, tile_rows = frame.f, self.tile_rows
-        sums = f.stack(F32, max(self.functions) * PANEL)
-        num_tiles = (num_rows + (tile_rows - 1)) // tile_rows
-        rows_a_tile = (num_rows + num_tiles - 1) // num_tiles
-        first, last = frame.share(frame.integer("panels") * num_tiles)
-        with f.loop(first, last) as unit:
+    def emit(self, frame: Frame, num_rows: Value) -> None:
+        f, tiles, part = frame.f, self.tiles, self._part(frame, num_rows)
+        y_row_bytes, bias = frame.integer("y_row_bytes"), frame.pointer("bias", F32)
+        num_tiles, first = part.num_tiles, part.first_unit
+        with f.loop(first, part.last_unit) as unit:
             panel = unit // num_tiles
             tile = unit - panel * num_tiles
-            start = tile * rows_a_tile
-            rows = (num_rows - start).min(rows_a_tile)
+            start, end = (each * part.num_rows // num_tiles for each in (tile, tile + 1))
+            rows, start = end - start, start + part.first_row
             w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
-            x = frame.pointer("x", F32).bytes(start * self.tiles.x_row_bytes)
+            x = frame.pointer("x", F32).bytes(start * tiles.x_row_bytes)
+            y_at = start * y_row_bytes + panel * tiles.epilogue.panel_bytes
+            y = frame.pointer("y", F32).bytes(y_at)
             words = self._words(frame, w, tile.eq(0) | unit.eq(first))
-            next_share, next_step = self._next(w, tile, num_tiles)
+            fetched = self._next(w, tile, num_tiles)
+            ahead = w, f.constant(0, I64)
+            if tiles.fetches_ahead:
+                step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
+                ahead = claim_piece(frame, UnitOfThread(unit, first, part.last_unit), w, step)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
-                    f.call(function, x, w, words, sums, next_share, next_step)
-            bias = _bias(frame, panel) if has_bias else None
-            with f.loop(0, rows) as m:
-                x_row = x.bytes(m * self.tiles.x_row_bytes)
-                vectors = [self._finish(sums.at(m * PANEL), w, x_row, j) for j in range(2)]
-                if bias:
-                    vectors = [v + b for v, b in zip(vectors, bias, strict=True)]
-                y = frame.pointer("y", F32).bytes((start + m) * frame.integer("y_row_bytes"))
-                epilogue(self.isa, y, panel, vectors)
+                    args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL))
+                    f.call(function, *args, *fetched, *ahead)
+
+    def _part(self, frame: Frame, num_rows: Value) -> _Part:
+        """Some units of all rows; or, if they make several tiles a thread, all of its own rows.
+
+        Those are the rows that norms and the like gave it: they stay in its core's cache.
+        """
+        f, num_panels, none = frame.f, frame.integer("panels"), frame.f.constant(0, I64)
+        if not self.may_own_rows:
+            num_tiles = (num_rows + (self.tile_rows - 1)) // self.tile_rows
+            return _Part(none, num_rows, num_tiles, *frame.share(num_panels * num_tiles))
+        are_own = num_rows >= frame.num_threads * (self.tile_rows * OWN_TILES)
+        first_row, last_row = frame.share(num_rows)
+        first_row = f.select(are_own, first_row, none)
+        num_rows = f.select(are_own, last_row, num_rows) - first_row
+        num_tiles = (num_rows + (self.tile_rows - 1)) // self.tile_rows
+        first, last = frame.share(num_panels * num_tiles)
+        first, last = (
+            f.select(are_own, none, first),
+            f.select(are_own, num_panels * num_tiles, last),
+        )
+        return _Part(first_row, num_rows, num_tiles, first, last)
 
     def _words(self, frame: Frame, w: Pointer, is_new: Value) -> Pointer:
         """The words that tiles multiply: the panel's own, or prepared when the panel is new."""
-        form, f = self.format, frame.f
+        form, f = self.tiles.format, frame.f
         packed = w.bytes(panel_header_bytes(form.weight))
         if not isinstance(form, PreparedFormat):
             return packed
@@ -147,41 +181,5 @@ class UnitLoop:
     def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
         """A tile's share of the next panel, to prefetch: `next_share` and `next_step` of tiles."""
         share = w.f.constant(self.panel_bytes, I64) // num_tiles
-        step = w.f.constant(self.tiles.packed_step_bytes << NEXT_STEP_BITS, I64) // num_tiles
+        step = w.f.constant(self.tiles.packed_step_bytes << STEP_BITS, I64) // num_tiles
         return w.bytes(tile * share + self.panel_bytes), step
-
-    def _finish(self, sums: Pointer, w: Pointer, x_row: Pointer, j: int) -> Value:
-        """Vector j of one row's products, from its raw sums."""
-        form = self.format
-        is_float = bool(form.weight.group_size)
-        raw = sums.of(F32 if is_float else form.sum_type.scalar).vec(j * LANES, LANES)
-        x_scale = x_row.bytes(scale_at(self.tiles.k)) if form.activation is DType.Q8 else None
-        return form.finish(raw, w, j, x_scale)
-
-
-def _bias(frame: Frame, panel: Value) -> list[Value]:
-    bias = frame.pointer("bias", F32).at(panel * PANEL)
-    return [bias.vec(j * LANES, LANES) for j in range(2)]
-
-
-def store(isa: Isa, y: Pointer, panel: Value, vectors: list[Value]) -> None:
-    """y = the products, in f32."""
-    for j, value in enumerate(vectors):
-        y.at(panel * PANEL).put(j * LANES, value)
-
-
-def add_residual(isa: Isa, y: Pointer, panel: Value, vectors: list[Value]) -> None:
-    """y += the products: the residual stream is updated in place."""
-    at = y.at(panel * PANEL)
-    for j, value in enumerate(vectors):
-        at.put(j * LANES, at.vec(j * LANES, LANES) + value)
-
-
-def gate_silu(dtype: DType) -> Epilogue:
-    """y = silu(first vector) * second: a panel holds 16 outputs of each branch."""
-
-    def epilogue(isa: Isa, y: Pointer, panel: Value, vectors: list[Value]) -> None:
-        joined = silu(vectors[0]) * vectors[1]
-        store_f32(isa, y.bytes(panel * (LANES * dtype.itemsize_bytes)), 0, joined, dtype)
-
-    return epilogue

@@ -55,15 +55,13 @@ TacticTable = tuple[Bucket, ...]
 def tile_heights(tile_rows: int, above: int, max_rows: int) -> list[int]:
     """Heights of the tiles that a bucket's rows, above < rows <= max_rows, are divided into.
 
-    As few tiles as may be, of equal height but for the last.
+    As few tiles as may be, whose heights differ by one at most.
     """
-    if not max_rows:
-        return list(range(1, tile_rows + 1))
     heights = set()
-    for rows in range(above + 1, max_rows + 1):
+    # Beyond the square of a tile's rows, heights are `tile_rows` and one less.
+    for rows in range(above + 1, (max_rows or above + tile_rows**2) + 1):
         num_tiles = -(-rows // tile_rows)
-        height = -(-rows // num_tiles)
-        heights |= {height, rows - (num_tiles - 1) * height}
+        heights |= {rows // num_tiles, -(-rows // num_tiles)}
     return sorted(heights)
 
 

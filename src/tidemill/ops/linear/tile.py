@@ -9,8 +9,10 @@ Measured: one chain loses nothing at M = 1, where memory is the limit (docs/LOG.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.module import Module
@@ -25,23 +27,28 @@ from tidemill.ops.layout import (
     padded_k,
     panel_bytes,
     panel_header_bytes,
+    round_up,
+    scale_at,
 )
+from tidemill.ops.linear.epilogue import Epilogue
+from tidemill.ops.linear.fetch_ahead import STEP_BITS
 from tidemill.ops.linear.formats import Format, GroupedFormat
 from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
 
-NEXT_STEP_BITS = 8  # addresses of user space leave more bits free than that
-
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of one format and input width; all epilogues share them."""
+    """The tiles of one kernel and tactic; each fetches `piece_bytes` of the cache ahead."""
 
     module: Module
+    symbol: str
     format: Format
     k: int
     prefetch: Prefetch
+    epilogue: Epilogue
+    piece_bytes: int = 0
 
     @property
     def is_prepared(self) -> bool:
@@ -72,16 +79,23 @@ class Tiles:
         """Bytes of the packed panel that a step stands for, headers included."""
         return panel_bytes(self.k, self.format.weight) // self.all_steps
 
-    def emit(self, rows: int) -> Function:
-        """sums[rows][32] = the products of `rows` rows of x with one panel.
+    @property
+    def fetches_ahead(self) -> bool:
+        return self.piece_bytes > 0 and self.prefetch is not Prefetch.NONE
 
-        `words` are the panel's own, behind its header, or prepared ones. With `Prefetch.NEXT`,
-        `next_share` is what to prefetch first, `next_step` how much further each step does so, with
-        `NEXT_STEP_BITS` of fraction: where many tiles share a panel, a step's part is under a byte.
+    def emit(self, rows: int) -> Function:
+        """y[rows] = the epilogue of the products of `rows` rows of x with one panel.
+
+        `words` are the panel's own, behind its header, or prepared ones; `y` is where the panel's
+        part of the first row lies. With `Prefetch.NEXT`, `next_share` is what to prefetch first,
+        `next_step` how much further each step does so, with `STEP_BITS` of fraction: where many
+        tiles share a panel, a step's part is under a byte. A tile that fetches ahead does the same
+        from `ahead` on, by `ahead_step` (fetch_ahead.py).
         """
         f = self.module.function(
-            f"tile_{self.format.name}_k{self.k}_{self.prefetch.value}_m{rows}",
-            x=PTR, panel=PTR, words=PTR, sums=PTR, next_share=PTR, next_step=I64,
+            f"{self.symbol}_{self.format.name}_{self.prefetch.value}_m{rows}",
+            x=PTR, panel=PTR, words=PTR, y=PTR, y_row_bytes=I64, bias=PTR,
+            next_share=PTR, next_step=I64, ahead=PTR, ahead_step=I64,
         )  # fmt: skip
         _Tile(self, f, rows).emit()
         return f
@@ -92,27 +106,50 @@ class _Tile:
 
     def __init__(self, tiles: Tiles, f: Function, rows: int) -> None:
         self.tiles, self.form, self.f, self.rows = tiles, tiles.format, f, rows
-        pointers = (arg.as_pointer(F32) for arg in f.args[:5])
-        self.x, self.panel, self.words, self.sums, next_share = pointers
-        self.next, self.next_step = f.registers(I64), f.args[5]
-        self.next[0] = next_share.to_address() << NEXT_STEP_BITS
+        x, panel, words, y, self.y_row_bytes, bias, share, share_step, ahead, ahead_step = f.args
+        self.x, self.panel, self.words, self.y, self.bias = (
+            each.as_pointer(F32) for each in (x, panel, words, y, bias)
+        )
+        self.fetched, self.strides = f.registers(I64), {"next": share_step, "ahead": ahead_step}
+        for name, first in (("next", share), ("ahead", ahead)):
+            self.fetched[name] = first.as_pointer(F32).to_address() << STEP_BITS
         self.acc = f.registers(self.form.sum_type)
         self.outputs = [(m, j) for m in range(rows) for j in range(2)]
 
     def emit(self) -> None:
+        self._claim_outputs()
         if isinstance(self.form, GroupedFormat):
-            self._emit_groups(self.form)
+            sums = self._emit_groups(self.form)
+            self._finish(lambda m, j: sums.vec(m * PANEL + j * LANES, LANES))
             return
         for m, j in self.outputs:
             self.acc[m, j] = self.form.start(self.panel, j)
         self._emit_steps(self.tiles.all_steps, self.x, self.words)
-        to = self.sums.of(self.form.sum_type.scalar)
-        for m, j in self.outputs:
-            to.put(m * PANEL + j * LANES, self.acc[m, j])
+        self._finish(lambda m, j: self.acc[m, j])
 
-    def _emit_groups(self, form: GroupedFormat) -> None:
-        """Each group's sums are scaled and added to `sums`."""
-        f, tiles, sums, size = self.f, self.tiles, self.sums, form.weight.group_size
+    def _claim_outputs(self) -> None:
+        """Have y's lines in the cache by the time that they are written."""
+        y = self.y
+        for _ in range(self.rows):
+            for offset in range(0, self.tiles.epilogue.panel_bytes, CACHE_LINE_BYTES):
+                y.prefetch(offset, is_write=True)
+            y = y.bytes(self.y_row_bytes)
+
+    def _finish(self, sum_of: Callable[[int, int], Value]) -> None:
+        """Turn raw sums into outputs, and hand them to the epilogue row by row."""
+        form, epilogue, x, y = self.form, self.tiles.epilogue, self.x, self.y
+        for m in range(self.rows):
+            x_scale = x.bytes(scale_at(self.tiles.k)) if form.activation is DType.Q8 else None
+            vectors = [form.finish(sum_of(m, j), self.panel, j, x_scale) for j in range(2)]
+            if epilogue.has_bias:
+                vectors = [v + self.bias.vec(j * LANES, LANES) for j, v in enumerate(vectors)]
+            epilogue.write(form.isa, y, vectors)
+            x, y = x.bytes(self.tiles.x_row_bytes), y.bytes(self.y_row_bytes)
+
+    def _emit_groups(self, form: GroupedFormat) -> Pointer:
+        """Each group's sums are scaled and added to sums[rows][32] in memory."""
+        f, tiles, size = self.f, self.tiles, form.weight.group_size
+        sums = f.stack(F32, self.rows * PANEL)
         steps = tiles.num_steps(size)
         packed = self.panel.bytes(panel_header_bytes(form.weight))
         for m, j in self.outputs:
@@ -136,6 +173,7 @@ class _Tile:
                 for j in range(2):
                     at, total = m * PANEL + j * LANES, self.acc[m, j]
                     sums.put(at, form.add_group(sums.vec(at, LANES), total, headers[j], x_sum))
+        return sums
 
     def _emit_steps(self, num_steps: int, x: Pointer, first: Pointer) -> None:
         """acc[m, j] += the products of `num_steps` steps of words from `first` on."""
@@ -160,17 +198,26 @@ class _Tile:
                 acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
 
     def _prefetch(self, at: Pointer) -> None:
-        """Ask for as many bytes of packed weights as a step stands for, into the second cache."""
-        prefetch = self.tiles.prefetch
-        if prefetch is Prefetch.NONE:
+        """Ask for as many bytes of packed weights as a step stands for, and for its part ahead."""
+        tiles = self.tiles
+        if tiles.prefetch is Prefetch.NONE:
             # Without a mark, LLVM moves loads across steps until sums no longer fit registers.
             self.f.memory_mark()
             return
-        is_next = prefetch is Prefetch.NEXT
-        ahead, offset = at, PREFETCH_BYTES
-        if is_next:
-            ahead, offset = (self.next[0] >> NEXT_STEP_BITS).as_pointer(F32), 0
-        for line in range(max(1, self.tiles.packed_step_bytes // CACHE_LINE_BYTES)):
-            ahead.prefetch(offset + line * CACHE_LINE_BYTES, cache_level=2)
-        if is_next:
-            self.next[0] = self.next[0] + self.next_step
+        if tiles.prefetch is Prefetch.NEXT:
+            self._fetch("next", tiles.packed_step_bytes)
+        else:
+            _ask_for(at.bytes(PREFETCH_BYTES), tiles.packed_step_bytes)
+        if tiles.fetches_ahead:
+            lines_bytes = round_up(tiles.piece_bytes, tiles.all_steps * CACHE_LINE_BYTES)
+            self._fetch("ahead", lines_bytes // tiles.all_steps)
+
+    def _fetch(self, name: str, num_bytes: int) -> None:
+        _ask_for((self.fetched[name] >> STEP_BITS).as_pointer(F32), num_bytes)
+        self.fetched[name] = self.fetched[name] + self.strides[name]
+
+
+def _ask_for(at: Pointer, num_bytes: int) -> None:
+    """Prefetch whole lines, one at least, into the second cache."""
+    for line in range(max(1, num_bytes // CACHE_LINE_BYTES)):
+        at.prefetch(line * CACHE_LINE_BYTES, cache_level=2)

@@ -42,4 +42,4 @@ def reference(
     return (inputs[0] * inputs[1],)
 
 
-ROW = OpRow("mul", rule, reference, elementwise_cost(1), attrs={"dtype": str})
+ROW = OpRow("mul", rule, reference, elementwise_cost(1), attrs={"dtype": str}, is_row_wise=True)

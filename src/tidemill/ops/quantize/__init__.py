@@ -41,4 +41,4 @@ def reference(
     return (inputs[0],)
 
 
-ROW = OpRow("quantize", rule, reference, elementwise_cost(3))
+ROW = OpRow("quantize", rule, reference, elementwise_cost(3), is_row_wise=True)

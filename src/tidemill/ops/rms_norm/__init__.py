@@ -53,5 +53,10 @@ def reference(
 
 
 ROW = OpRow(
-    "rms_norm", rule, reference, elementwise_cost(4), attrs={"epsilon": float, "dtype": str}
+    "rms_norm",
+    rule,
+    reference,
+    elementwise_cost(4),
+    attrs={"epsilon": float, "dtype": str},
+    is_row_wise=True,
 )

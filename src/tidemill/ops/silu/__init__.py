@@ -41,4 +41,4 @@ def reference(
     return (silu(inputs[0]),)
 
 
-ROW = OpRow("silu", rule, reference, elementwise_cost(4))
+ROW = OpRow("silu", rule, reference, elementwise_cost(4), is_row_wise=True)

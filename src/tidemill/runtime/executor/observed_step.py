@@ -1,7 +1,8 @@
 """Runs a step in parts, where a request asks to see logits or to change them itself.
 
 In: a step's inputs, filled. Out: tokens as ever, and `Observation`s by entry. The plan has three
-parts: the trunk up to gather_last, the head from there to the logits, the sample op. The head runs
+parts: the trunk up to the first gather_last, the head from there to the logits, which the gathers
+alone feed, and the sample op. The head runs
 again for the rows of prompts that somebody asked for, as many at a time as a step may draw; kernels
 are batch-invariant, so that these rows are what they would have been. Costs others nothing.
 """
@@ -43,7 +44,7 @@ class ObservedStep:
         self._inputs, self._team = inputs, team
         logits = next(s for s in manifest.buffers if s.name == manifest.plan[-2].output)
         self._logits = buffer(logits.name)[:, : logits.columns]
-        self._hidden = _gathered_buffer(manifest, self._head, buffer)
+        self._gathered = _gathered_buffers(manifest, self._head, buffer)
         self._tokens = buffer(manifest.plan[-1].output)[:, 0]
         self._num_seen: WeakKeyDictionary[TokenHistory, int] = WeakKeyDictionary()
 
@@ -52,7 +53,7 @@ class ObservedStep:
         index_to_prompt: dict[int, Sight] = {}
         self._run_part(0, self._head)
         drawn_rows = self._inputs.logit_rows(num_rows).copy()
-        hidden = self._hidden[: plan.num_tokens].copy()
+        hidden = [each[: plan.num_tokens].copy() for each in self._gathered]
         for watched in self._inputs.watched:
             sight = self._see_prompt(plan, watched, hidden)
             if sight is not None:
@@ -77,13 +78,16 @@ class ObservedStep:
         self._team.select(first, last - first)
         self._team.step()
 
-    def _run_head(self, rows: Array, hidden: Array) -> None:
+    def _run_head(self, rows: Array, hidden: Sequence[Array]) -> None:
         """Compute logits of packed rows; the head may write over what it gathers from."""
-        self._hidden[: len(hidden)] = hidden
+        for buffer, rows_before in zip(self._gathered, hidden, strict=True):
+            buffer[: len(rows_before)] = rows_before
         self._inputs.set_logit_rows(rows)
         self._run_part(self._head, self._sample)
 
-    def _see_prompt(self, plan: StepPlan, watched: WatchedEntry, hidden: Array) -> Sight | None:
+    def _see_prompt(
+        self, plan: StepPlan, watched: WatchedEntry, hidden: Sequence[Array]
+    ) -> Sight | None:
         """Look at the prompt's positions that this step computes and nobody has seen."""
         request, entry = watched.history.request, plan.entries[watched.index]
         wishes, prompt = request.wishes, request.prompt_tokens
@@ -104,7 +108,7 @@ class ObservedStep:
             wishes.context_logits,
         )
 
-    def _rows_of_logits(self, first: int, last: int, hidden: Array) -> Iterator[Array]:
+    def _rows_of_logits(self, first: int, last: int, hidden: Sequence[Array]) -> Iterator[Array]:
         for row in range(first, last, len(self._logits)):
             rows = np.arange(row, min(row + len(self._logits), last))
             self._run_head(rows, hidden)
@@ -147,12 +151,17 @@ def _sight(
     return Sight(logprobs, logits.tobytes() if has_logits else b"")
 
 
-def _gathered_buffer(manifest: Manifest, head: int, buffer: Callable[[str], Array]) -> Array:
-    """What gather_last reads: the buffer at the place that its record names."""
-    place = next(each.value for each in manifest.plan[head].operands if each.name == "x")
-    spec = next(
-        spec
-        for spec in manifest.buffers
-        if spec.offset_bytes == place and spec.first_op <= head <= spec.last_op
-    )
-    return buffer(spec.name)
+def _gathered_buffers(manifest: Manifest, head: int, buffer: Callable[[str], Array]) -> list[Array]:
+    """What gathers read: the buffers at the places that their records name."""
+    buffers = []
+    for at in range(head, len(manifest.plan)):
+        op = manifest.plan[at]
+        if op.op == "gather_last":
+            place = next(each.value for each in op.operands if each.name == "x")
+            spec = next(
+                spec
+                for spec in manifest.buffers
+                if spec.offset_bytes == place and spec.first_op <= at <= spec.last_op
+            )
+            buffers.append(buffer(spec.name))
+    return buffers
