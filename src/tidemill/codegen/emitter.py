@@ -325,12 +325,8 @@ class Function:
         self.line(f"call void @{name}({', '.join(a.typed for a in args)})")
 
     def memory_mark(self, *hidden: Pointer) -> None:
-        """Loads and stores do not move, and are not merged, across this point; no instruction.
-
-        On the stack this holds for arrays that were `hidden` once.
-        """
-        inputs = "".join("r," for _ in hidden)
-        args = ", ".join(pointer.typed for pointer in hidden)
+        """No access moves or merges across this: for stack arrays, once they were `hidden`."""
+        inputs, args = "r," * len(hidden), ", ".join(pointer.typed for pointer in hidden)
         self.line(f'call void asm sideeffect "", "{inputs}~{{memory}}"({args})')
 
     def masked_store(self, value: Value, to: Pointer, mask: Value) -> None:
