@@ -85,11 +85,10 @@ def default_table(form: Format) -> TacticTable:
     table = [Bucket(min(4, tile), LinearTactic(tile, Prefetch.NONE))]
     if tile > 4:
         table.append(Bucket(tile, LinearTactic(tile, Prefetch.STREAM)))
-    if wide:
-        once = LinearTactic(wide.tile_rows, Prefetch.NEXT, is_prepared=True)
-        return (*table, Bucket(0, once))
-    two_tiles = Bucket(2 * tile, LinearTactic(tile, Prefetch.NEXT))
-    return (*table, two_tiles, Bucket(0, LinearTactic(tile, Prefetch.STREAM)))
+    # Tiles a little lower: more of their outputs are written while the next one multiplies.
+    several = LinearTactic(tile - tile // 7, Prefetch.NEXT)
+    once = LinearTactic(wide.tile_rows, Prefetch.NEXT, is_prepared=True) if wide else several
+    return (*table, Bucket(0, once))
 
 
 def tactic_for(table: TacticTable, rows: int) -> LinearTactic:
