@@ -84,6 +84,9 @@ class Bench:
         self._random = np.random.default_rng(1)
         self._blocks_each = -(-each // self.executor.limits.tokens_per_block)
         self._ops = parse_graph(self.executor.manifest.graph_text).ops
+        self.measure(shapes[0])
+        while self.executor.arrange_memory():
+            pass
 
     def plans(self, shape: Shape) -> Iterator[StepPlan]:
         """Give the steps of one measurement."""

@@ -81,6 +81,9 @@ class WatchedExecutor:
         )
         return result
 
+    def arrange_memory(self) -> bool:
+        return self._executor.arrange_memory()
+
     def close(self) -> None:
         self._executor.close()
 

@@ -36,5 +36,8 @@ class RecordingExecutor:
         self.num_chunks += sum(not entry.num_draws for entry in plan.entries)
         return result
 
+    def arrange_memory(self) -> bool:
+        return self._executor.arrange_memory()
+
     def close(self) -> None:
         """Leave the wrapped executor open: its owner closes it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.conftest import MakeTinyLlama
 from tests.tiny_llama import TinyLlama
 from tidemill import LLM, SamplingParams
 from tidemill.api.convert import ConvertRequest, convert
+from tidemill.base.errors import ConfigError
 
 PROMPT = [5, 77, 130, 9]
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -95,6 +97,18 @@ def test_engine_that_was_used_longest_ago_goes_and_one_in_use_stays(
                 assert named.generate(PROMPT, PARAMS).outputs
     with load(4, max_cache_bytes=0):
         assert len(kept()) == 1
+
+
+def test_schemes_are_those_that_were_asked_for(model_dir: Path, tmp_path: Path) -> None:
+    with LLM(model_dir, cache_dir=tmp_path, max_seq_len=128, quant="w8a8", kv_cache_dtype="int8"):
+        (engine,) = engines(tmp_path)
+    built = json.loads((engine.parent / "config.json").read_text())["build_config"]
+    schemes = built["quant"], built["quant_head"], built["kv_cache_dtype"]
+    assert schemes == ("w8a8", "w8a8", "int8")
+    with pytest.raises(ConfigError, match="unknown quantisation scheme"):
+        LLM(model_dir, cache_dir=tmp_path, quant="w9a9")
+    with pytest.raises(ConfigError, match="for one that is built"):
+        LLM(engine.parent, quant="w8a8")
 
 
 def test_what_a_killed_process_left_goes_with_the_next_build(

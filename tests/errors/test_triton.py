@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.triton.event_stream import stream_generate
 from tests.unit.triton import fake_pb_utils  # installs the stub's module before it is imported
 from tidemill.base.errors import ConfigError, InvalidRequestError, ServerError
 from tidemill.frontends.triton import installation
 from tidemill.frontends.triton.bls_model import latest_version
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
 from tidemill.frontends.triton.door_config import DoorConfig
 from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
@@ -80,7 +80,11 @@ def test_deploy_of_a_directory_that_does_not_exist(request_for: DeployRequest) -
     expect_four_parts(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"pretrained_config": 5}', '{"build_config": {"max_batch_size": null}}',
+     '{"pretrained_config": {"mapping": {"world_size": 10000000000}}}'],
+)  # fmt: skip
 def test_deploy_of_an_engine_with_a_broken_config(request_for: DeployRequest, text: str) -> None:
     (request_for.engine_dir / "config.json").write_text(text)
     with pytest.raises(ConfigError) as caught:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.runtime.workload import Workload
 from tests.unit.engine.tiny_engine import make_manifest
+from tidemill.base import abi
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_memory import place_inputs
 from tidemill.runtime.config import RuntimeConfig
@@ -118,3 +119,17 @@ def test_inputs_that_go_on_are_those_filled_anew() -> None:
         assert anew.fill(StepPlan(entries)) == 2
         assert going_on.fill(StepPlan(entries, goes_on=step > 0)) == 2
         np.testing.assert_array_equal(going_on.memory, anew.memory)
+
+
+def test_a_step_of_many_tokens_lists_the_blocks_that_it_reads() -> None:
+    specs, _ = place_inputs(BuildConfig(4, 64, 64, 64, 1, 8))
+    inputs = StepInputs(replace(make_manifest(), inputs=tuple(specs.values())), LIMITS)
+    header, listed = inputs._at.header, inputs._cached_blocks
+    decode = PlanEntry(1, (1,), 17, [4, 2, 9], 1, SamplingParams())
+    inputs.fill(StepPlan((decode,)))
+    assert header[abi.HEADER_CACHED_BLOCKS] == 0, "memory is the limit of small steps"
+    chunk = PlanEntry(2, tuple(range(15)), 8, [6, 3, 5], 0, SamplingParams())
+    inputs.fill(StepPlan((decode, chunk)))
+    assert header[abi.HEADER_CACHED_BLOCKS] == 4
+    # Numbers in memory are one more: block 0 is the null block.
+    assert listed[:4].tolist() == [5, 3, 10, 7]

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tidemill.device.cpu import address_of
 from tidemill.runtime.executor import free_memory, weights_memory
-from tidemill.runtime.executor.weights_memory import place_weights
+from tidemill.runtime.executor.weights_memory import WeightsMemory
+
+PIECE = 8 << 20
+NOW, LATER = 0.0, math.inf
 
 
 def must_not_forget(first: int, size: int) -> None:
     raise AssertionError("pages that are still computed with were forgotten")
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1, 4097, (16 << 20) - 1, 16 << 20, (16 << 20) + 1])
-def test_copy_holds_the_same_bytes(num_bytes: int) -> None:
-    mapped = np.random.default_rng(num_bytes).integers(0, 256, num_bytes, dtype=np.uint8)
+def random_bytes(count: int) -> weights_memory.Bytes:
+    return np.random.default_rng(count).integers(0, 256, count, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 4097, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 1])
+def test_moved_weights_are_the_same_bytes(num_bytes: int) -> None:
+    mapped = random_bytes(num_bytes)
     forgotten: list[tuple[int, int]] = []
-    placed = place_weights(mapped, 2, lambda first, size: forgotten.append((first, size)))
-    assert np.array_equal(placed[:num_bytes], mapped)
+    weights = WeightsMemory(mapped, [num_bytes], 2, lambda *piece: forgotten.append(piece))
+    assert weights.address(0) == address_of(mapped)
+    assert not weights.move(LATER)
+    assert weights.address(0) != address_of(mapped)
+    assert ctypes.string_at(weights.address(0), num_bytes) == mapped.tobytes()
     assert sum(size for _, size in forgotten) == num_bytes
     assert all(first % 4096 == 0 for first, _ in forgotten)
+
+
+def test_a_weight_is_read_in_the_file_until_all_of_it_is_moved() -> None:
+    ends = [PIECE // 2, PIECE + 5, 2 * PIECE, 3 * PIECE]
+    mapped = random_bytes(ends[-1])
+    weights = WeightsMemory(mapped, reversed(ends), 1, lambda first, size: None)
+    before = [weights.address(end - 1) for end in ends]
+    assert before == [address_of(mapped) + end - 1 for end in ends]
+    for num_moved in (1, 3, 4):
+        assert weights.move(NOW) == (num_moved < 4)
+        now = [weights.address(end - 1) for end in ends]
+        assert now[num_moved:] == before[num_moved:]
+        assert not set(now[:num_moved]) & set(before)
+        for address, end in zip(now, ends, strict=True):
+            assert ctypes.string_at(address, 1) == mapped[end - 1].tobytes()
+    assert not weights.move(NOW)
 
 
 def test_short_memory_keeps_the_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +59,9 @@ def test_short_memory_keeps_the_mapping(tmp_path: Path, monkeypatch: pytest.Monk
     meminfo.write_text("MemTotal: 64 kB\nMemAvailable: 15 kB\n")
     monkeypatch.setattr(free_memory, "_MEMORY", meminfo)
     mapped = np.zeros(4096, np.uint8)
-    assert place_weights(mapped, 2, must_not_forget) is mapped
+    weights = WeightsMemory(mapped, [4096], 2, must_not_forget)
+    assert not weights.move(LATER)
+    assert weights.address(1) == address_of(mapped) + 1
 
 
 def test_free_memory_is_told_where_the_kernel_does_not_reckon_it(
@@ -47,4 +78,6 @@ def test_system_without_huge_pages_keeps_the_mapping(
     setting.write_text("always madvise [never]")
     monkeypatch.setattr(weights_memory, "_HUGE_PAGES", setting)
     mapped = np.zeros(1, np.uint8)
-    assert place_weights(mapped, 2, must_not_forget) is mapped
+    weights = WeightsMemory(mapped, [1], 2, must_not_forget)
+    assert not weights.move(LATER)
+    assert weights.address(0) == address_of(mapped)

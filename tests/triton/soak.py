@@ -24,10 +24,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call
 from tests.triton.serve_process import ServeProcess, wait_for
 from tidemill.base.errors import ServerError
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.shared_memory import SHM_DIR
 
 HANG_S = 60.0

@@ -14,6 +14,7 @@ import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from tests.triton.conftest import REPOSITORY_ROOT
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call
 from tests.triton.spelled_repository import (
     CLASSIC_UNARY,
@@ -26,7 +27,6 @@ from tests.triton.spelled_repository import (
 )
 from tests.triton.test_tritonclient import inputs_of, text_arrays
 from tidemill.base.errors import ServerError
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.serve_request import ServeRequest
 from tidemill.frontends.triton.server import TritonServer
 from tidemill.text.text_length import MAX_SIDE_CHARACTERS

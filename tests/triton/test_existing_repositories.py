@@ -14,8 +14,8 @@ import pytest
 import tritonclient.http as http_client
 
 from tests.triton.conftest import ADMIN_KEY, Existing
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.server import TritonServer
 
 ADMIN = {"admin-key": ADMIN_KEY}

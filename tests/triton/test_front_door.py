@@ -21,6 +21,7 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 
 from tests.triton.conftest import Served
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call, infer_body
 from tests.triton.serve_process import ServeProcess, serving, wait_for
 from tests.triton.spelled_repository import (
@@ -29,7 +30,6 @@ from tests.triton.spelled_repository import (
     deploy_spelled,
     write_spelled_engine,
 )
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.door_config import DoorConfig
 from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
 

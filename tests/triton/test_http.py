@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.triton.conftest import Served
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call, infer_body
 from tests.triton.spelled_host import connect_spelled
 from tests.triton.spelled_repository import PACKED, STREAMING, UNARY
 from tidemill.base.errors import ServerError
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.text.tokenizer import Tokenizer
 
 TEXTS = [

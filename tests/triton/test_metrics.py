@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.triton.conftest import Served
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call
 from tests.triton.serve_process import wait_for
 from tests.triton.spelled_repository import STREAMING, UNARY
 from tidemill.frontends.triton import metric_table as table
-from tidemill.frontends.triton.client import stream_generate
 
 Samples = Mapping[tuple[str, str, str], float]
 

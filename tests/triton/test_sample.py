@@ -12,8 +12,8 @@ import pytest
 import tritonclient.grpc as grpc_client
 
 from tests.triton.conftest import Served
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call, tensor
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.session import Session
 from tidemill.runtime.observation import OutputWishes

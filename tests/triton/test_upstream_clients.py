@@ -16,11 +16,11 @@ import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from tests.triton.conftest import Existing
+from tests.triton.event_stream import stream_generate
 from tests.triton.http_calls import call
 from tests.triton.test_tritonclient import TIMEOUT_S, grpc_stream, inputs_of, take_until_final
 from tests.unit.triton.fake_pb_utils import Array
 from tidemill.frontends.triton.classic_tensors import PERF_OUTPUTS
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.text.tokenizer import Tokenizer
 
 PROMPTS = ["The tide turns", "A mill needs"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.triton.event_stream import stream_generate
 from tests.triton.serve_process import ServeProcess, serving, wait_for
 from tests.triton.spelled_repository import (
     STREAMING,
@@ -22,7 +23,6 @@ from tests.triton.spelled_repository import (
     write_spelled_engine,
 )
 from tidemill.base.errors import ServerError
-from tidemill.frontends.triton.client import stream_generate
 from tidemill.frontends.triton.process_tree import is_alive
 from tidemill.frontends.triton.shared_memory import SHM_DIR
 

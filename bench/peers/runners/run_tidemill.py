@@ -1,4 +1,7 @@
-"""Tidemill itself, the session in this process, streamed and on its cores as in its host."""
+"""Tidemill itself, the session in this process, streamed and on its cores as in its host.
+
+Tokens in, tokens out, as with the peers.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ class Tidemill:
                 max_tokens=length,
                 end_id=-1,
                 streaming=True,
+                detokenize=False,
             )
             tokens[request.request_id] = []
             self._session.submit(request)

@@ -68,6 +68,8 @@ def bench(request: BenchRequest, progress: Progress | None = None) -> BenchRepor
         if request.mode != "trace":
             jobs = [Job(job.prompt_tokens, job.num_output_tokens) for job in jobs]
         _run(session, jobs[: request.warmup], -1, None)
+        while session.arrange_memory():
+            pass
         timings, wall_s = _run(session, jobs, concurrency, progress)
     finally:
         session.close()

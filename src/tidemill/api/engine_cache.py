@@ -50,6 +50,9 @@ class EngineOptions:
     max_seq_len: int | None = None
     max_num_tokens: int | None = None
     tokens_per_block: int | None = None
+    quant: str | None = None
+    quant_head: str | None = None
+    kv_cache_dtype: str | None = None
 
     @property
     def given(self) -> dict[str, Any]:

@@ -35,6 +35,9 @@ class LlmOptions:
     max_seq_len: int | None = None
     max_num_tokens: int | None = None
     tokens_per_block: int | None = None
+    quant: str | None = None
+    quant_head: str | None = None
+    kv_cache_dtype: str | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     cache_dir: Path | str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from tidemill.base.cpus import num_physical_cores
 from tidemill.base.errors import ConfigError
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.engine.describe import table
+from tidemill.engine.reader import EngineFile
 from tidemill.ir.graph import Graph, Op
 from tidemill.ir.text import parse_graph
 from tidemill.ops.row import StepSizes
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.request import SamplingParams
-from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
+from tidemill.runtime.step import PlanEntry, StepPlan
 
 STEPS_A_ROUND = 10
 
@@ -134,15 +135,18 @@ def profile_engine(request: ProfileRequest, progress: Progress | None = None) ->
 
     Raises: ConfigError when the engine has no such step; EngineFormatError, EngineTargetError.
     """
-    num_threads = request.num_threads or num_physical_cores()
+    with EngineFile.open(request.engine_dir) as engine:
+        _check(request, engine.config["build_config"])
+    num_threads = num_physical_cores() if request.num_threads is None else request.num_threads
     tokens_cached = request.batch_size * (request.position + request.num_tokens + 64)
     executor = NativeExecutor.load(
-        request.engine_dir, kv_cache_tokens=max(tokens_cached, 1), num_threads=num_threads
+        request.engine_dir, kv_cache_tokens=tokens_cached, num_threads=num_threads
     )
     limits = MachineLimits(num_threads)
     try:
-        _check(request, executor.limits)
         executor.execute(_plan(request, executor.limits.tokens_per_block))
+        while executor.arrange_memory():
+            pass
         rounds = list(_rounds(request.num_rounds, executor, limits, progress))
         return _report(request, num_threads, executor, rounds)
     finally:
@@ -173,22 +177,24 @@ def _rounds(
         yield _Round(cycles / STEPS_A_ROUND, seconds, Rates.measure(limits))
 
 
-def _check(request: ProfileRequest, limits: EngineLimits) -> None:
+def _check(request: ProfileRequest, limits: Mapping[str, int]) -> None:
     num_tokens = request.batch_size * request.num_tokens
+    max_batch, max_tokens, max_length = (
+        limits[name] for name in ("max_batch_size", "max_num_tokens", "max_seq_len")
+    )
     checks = {
-        f"batch size {request.batch_size}": 1 <= request.batch_size <= limits.max_batch_size,
-        f"{num_tokens} tokens in the step": 1 <= num_tokens <= limits.max_num_tokens,
-        f"position {request.position}": (
-            0 <= request.position <= limits.max_seq_len - request.num_tokens
-        ),
+        f"batch size {request.batch_size}": 1 <= request.batch_size <= max_batch,
+        f"{num_tokens} tokens in the step": 1 <= num_tokens <= max_tokens,
+        f"position {request.position}": 0 <= request.position <= max_length - request.num_tokens,
+        f"{request.num_threads} threads": request.num_threads is None or request.num_threads > 0,
     }
     faults = [fault for fault, is_fine in checks.items() if not is_fine]
     if faults:
         raise ConfigError(
             "the engine cannot run the step that is to be profiled",
             where=str(request.engine_dir),
-            expected=f"at most {limits.max_batch_size} requests, {limits.max_num_tokens} tokens "
-            f"and {limits.max_seq_len} positions",
+            expected=f"at most {max_batch} requests, {max_tokens} tokens and {max_length} "
+            "positions, one thread or more",
             got="; ".join(faults),
             hint="choose a smaller step, or build an engine with larger limits",
         )

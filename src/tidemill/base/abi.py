@@ -19,7 +19,7 @@ GROUP_THREADS = 8  # of a larger team's: they arrive together, and the last goes
 WORKER_SYMBOL, STEP_SYMBOL = "team_worker", "team_step"
 
 # Words of the step header: counts of this step.
-HEADER_TOKENS, HEADER_LOGIT_ROWS, HEADER_TILES = 0, 1, 2
+HEADER_TOKENS, HEADER_LOGIT_ROWS, HEADER_TILES, HEADER_CACHED_BLOCKS = 0, 1, 2, 3
 HEADER_WORDS = 8
 
 # Words of a row of edits: address and number of records, address of a bias row, of a mask; 32-bit
@@ -28,6 +28,10 @@ EDIT_WORDS, EDIT_RECORD_WORDS = 4, 4
 
 # 32-bit words of an attention tile: first packed row, number of tokens, first position, sequence.
 TILE_WORDS = 4
+
+# Steps of fewer tokens list no cached blocks: memory is their limit whoever asks for what.
+LEAST_TOKENS_TO_FETCH_AHEAD = 16
+MOST_CACHED_BLOCKS = 2048  # that a step lists
 
 
 def context_words(num_threads: int) -> int:

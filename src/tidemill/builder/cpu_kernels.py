@@ -22,7 +22,7 @@ from tidemill.ops.gather_last import cpu as gather_last_cpu
 from tidemill.ops.layout import CacheLayout
 from tidemill.ops.linear.cpu import LinearKernel
 from tidemill.ops.linear.epilogue import Epilogue, add_residual, gate_silu, store
-from tidemill.ops.linear.formats import Format, format_for
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import TacticTable, default_table
 from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
 from tidemill.ops.quantize import cpu as quantize_cpu
@@ -32,13 +32,21 @@ from tidemill.ops.sample import cpu as sample_cpu
 
 
 class KernelLibrary:
-    """Emits kernels into one module on demand."""
+    """Emits kernels into one module on demand.
+
+    `piece_bytes` of the cache are what a linear layer's tile fetches ahead for an attention.
+    """
 
     def __init__(
-        self, isa: Isa, config: BuildConfig, tables: Mapping[Width, TacticTable] | None = None
+        self,
+        isa: Isa,
+        config: BuildConfig,
+        tables: Mapping[Width, TacticTable] | None = None,
+        piece_bytes: int = 0,
     ) -> None:
         self.module = Module()
         self._isa, self._config, self._tables = isa, config, tables or {}
+        self._piece_bytes = piece_bytes
         self._kernels: dict[str, Kernel] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
             "embedding": self._embedding,
@@ -87,11 +95,9 @@ class KernelLibrary:
         parts = [op.kind, form.name, f"k{k}"]
         parts += [str(op.attrs["dtype"])] if op.kind == "linear_gated" else []
         parts += ["bias"] if has_bias(op) else []
-        return self._once("_".join(parts), lambda symbol: self._emit_linear(op, symbol, form, k))
-
-    def _emit_linear(self, op: Op, symbol: str, form: Format, k: int) -> Kernel:
+        kernel = LinearKernel(self.module, form, k, _epilogue(op), self._piece_bytes)
         table = self._tables.get((form.weight, form.activation, k), default_table(form))
-        return LinearKernel(self.module, form, k, _epilogue(op)).emit(symbol, table)
+        return self._once("_".join(parts), lambda symbol: kernel.emit(symbol, table))
 
     def _quantize(self, op: Op) -> Kernel:
         activation, columns = op.inputs[0].type.dtype, _columns(op)

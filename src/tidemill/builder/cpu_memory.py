@@ -67,6 +67,7 @@ def place_inputs(config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
     """Place the step's inputs in one block; returns specs by name, and the block's bytes."""
     # The last chunk of attention may look past the last block: those entries stay zero.
     table_row = round_up(config.max_seq_len, ATTENTION_CHUNK) // config.tokens_per_block + 1
+    num_listed_blocks = min(abi.MOST_CACHED_BLOCKS, config.max_batch_size * table_row)
     shapes = [
         ("header", DType.I64, "1", abi.HEADER_WORDS, 1),
         ("tokens", DType.I32, "T", config.max_num_tokens, 1),
@@ -74,6 +75,7 @@ def place_inputs(config: BuildConfig) -> tuple[dict[str, TensorSpec], int]:
         ("slots", DType.I32, "T", config.max_num_tokens, 1),
         ("tiles", DType.I32, "T", config.max_num_tokens, abi.TILE_WORDS),
         ("tables", DType.I32, "S", config.max_batch_size, table_row),
+        ("cached_blocks", DType.I32, "S", num_listed_blocks, 1),
         ("logit_rows", DType.I32, "L", config.max_batch_size, 1),
         ("edits", DType.I64, "L", config.max_batch_size, abi.EDIT_WORDS),
         ("temperature", DType.F32, "L", config.max_batch_size, 1),

@@ -15,6 +15,7 @@ from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary, has_bias, kv_layout
 from tidemill.builder.cpu_operands import OperandPlaces, WeightSink
+from tidemill.builder.fetch_ahead import Errand, plan_errands
 from tidemill.builder.tactics import LINEAR_KINDS, Width
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.module import Module
@@ -23,6 +24,7 @@ from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up, wide_row
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import TacticTable
+from tidemill.ops.paged_attention.cpu import CLAIMED
 from tidemill.ops.row import StepSizes
 from tidemill.ops.table import OPS
 
@@ -56,19 +58,25 @@ def lower_for_cpu(
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    library = KernelLibrary(isa, config, tables)
     places = OperandPlaces(graph, config, sink)
-    plan = tuple(_lower(op, library, places) for op in graph.ops)
     attentions = [op for op in graph.ops if op.kind == "paged_attention"]
+    kv = kv_layout(attentions, places.num_layers, config)
+    library = KernelLibrary(isa, config, tables, kv.block_bytes_per_layer)
+    errands = plan_errands(graph.ops)
+    plan = []
+    for op in graph.ops:
+        errand = errands.get(op.outputs[0].name)
+        fetched = _fetched_ahead(errand, places, kv) if errand else []
+        plan.append(_lower(op, library, places, fetched))
     return CpuPlan(
         library.module,
-        plan,
+        tuple(plan),
         places.buffer_specs,
         places.input_specs,
         places.arena_bytes,
         max(map(_scratch_bytes, graph.ops), default=0),
         places.shared_scratch_bytes,
-        kv_layout(attentions, places.num_layers, config),
+        kv,
     )
 
 
@@ -93,9 +101,10 @@ def _check_shapes(graph: Graph, config: BuildConfig) -> None:
         )
 
 
-def _lower(op: Op, library: KernelLibrary, places: OperandPlaces) -> PlanOp:
+def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[Operand]) -> PlanOp:
     kernel = library.kernel(op)
-    operands = {operand.name: operand for operand in _KIND_TO_OPERANDS[op.kind](op, places)}
+    listed = _KIND_TO_OPERANDS[op.kind](op, places) + fetched
+    operands = {operand.name: operand for operand in listed}
     assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
     fixed = OPS[op.kind].cost(op, _NO_TOKENS)
     row = OPS[op.kind].cost(op, _ONE_TOKEN)
@@ -104,6 +113,19 @@ def _lower(op: Op, library: KernelLibrary, places: OperandPlaces) -> PlanOp:
         tuple(operands[field] for field in kernel.fields),
         flops_per_row=row.flops, bytes_fixed=fixed.bytes,
     )  # fmt: skip
+
+
+def _fetched_ahead(errand: Errand, at: OperandPlaces, kv: KvLayout) -> list[Operand]:
+    """What a linear layer fetches for an attention that comes soon."""
+    return [
+        at.input("blocks", "cached_blocks"),
+        at.header("num_blocks", abi.HEADER_CACHED_BLOCKS),
+        *at.cache(errand.layer),
+        Operand("block_bytes", "immediate", kv.block_bytes_per_layer),
+        at.shared_scratch("claimed", 8 * CLAIMED),
+        Operand("claims_from", "immediate", errand.claims_from),
+        Operand("claims_to", "immediate", errand.claims_to),
+    ]
 
 
 def _embedding(op: Op, at: OperandPlaces) -> list[Operand]:

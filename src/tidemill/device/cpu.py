@@ -19,19 +19,45 @@ import numpy.typing as npt
 from tidemill.base import abi
 from tidemill.base.cpus import allowed_cpus, keep_on, let_go, move_to, physical_cpus
 
+HUGE_PAGE_BYTES = 1 << 21
+_MADV_COLLAPSE = 25  # since Linux 6.1
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 _JOIN_SECONDS = 5.0
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def allocate(size_bytes: int) -> Bytes:
-    """Reserve zeroed memory; pages are taken when first written, huge ones where allowed."""
+def allocate(size_bytes: int, has_huge_pages: bool = True) -> Bytes:
+    """Reserve zeroed memory; pages are taken when first written, huge ones where allowed.
+
+    Without huge pages little is taken for little that is written, until `allow_huge_pages`.
+    """
     # Private, since shared anonymous memory is not given huge pages by default.
     memory = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size_bytes >= 1 << 21:
+    if has_huge_pages and size_bytes >= HUGE_PAGE_BYTES:
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=np.uint8)
+
+
+def allow_huge_pages(memory: Bytes) -> None:
+    """Let pages of `memory` that were not written yet be huge ones."""
+    _advise(address_of(memory), memory.nbytes, mmap.MADV_HUGEPAGE)
+
+
+def take_huge_pages(memory: Bytes, first: int, size: int) -> None:
+    """Move what was written in a range to huge pages, where the system can do that.
+
+    Its neighbours in `memory` that share a huge page with it are moved, too.
+    """
+    start, page = address_of(memory), HUGE_PAGE_BYTES
+    low = max((start + first) // page * page, start)
+    high = min(-(-(start + first + size) // page) * page, start + memory.nbytes)
+    _advise(low, high - low, _MADV_COLLAPSE)
+
+
+def _advise(address: int, size: int, advice: int) -> None:
+    # Advice that this system does not know, or cannot follow now, changes nothing.
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
 
 
 def address_of(array: npt.NDArray[Any]) -> int:

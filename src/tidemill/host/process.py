@@ -45,6 +45,7 @@ def run_host(open_session: Callable[[], Session], config: ProcessConfig) -> int:
     try:
         _report(config.ready_fd, Starting("loading the engine"))
         session = open_session()
+        session.info()  # reads the tokenizer: no client waits for it, and a broken one is told now
         # The collector then walks what requests made, not all that was loaded: a full round took
         # 20 to 30 ms, in the middle of everybody's stream (SmolLM2-135M, AMD EPYC, 2026-11-28).
         gc.freeze()

@@ -7,11 +7,12 @@ the model's tokenizer and the engine's limits. Knows nothing of steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.host.answer_text import AnswerText
+from tidemill.host.engine_tokenizer import TOKENIZER_FILE
 from tidemill.host.jobs import Reading, check_numbers, check_together
 from tidemill.host.logits_processors import find_processor
 from tidemill.host.messages import GenerateRequest
@@ -24,18 +25,18 @@ from tidemill.text.guide import Guide, GuideMaker
 from tidemill.text.text_length import check_side_texts, is_far_longer
 from tidemill.text.tokenizer import Tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
-
 
 class RequestReader:
     """Reads requests for one engine."""
 
-    def __init__(self, tokenizer: Tokenizer | None, limits: EngineLimits, engine_dir: str) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Callable[[], Tokenizer | None], limits: EngineLimits, engine_dir: str
+    ) -> None:
+        """Read for an engine; `tokenizer` is called for requests that need one."""
+        self._find_tokenizer = tokenizer
         self._limits = limits
         self._engine_dir = engine_dir
         self._guides: GuideMaker | None = None
-        self._end_ids = tokenizer.eos_token_ids if tokenizer else ()
 
     def read(self, request: GenerateRequest, numbers: Iterator[int]) -> Reading:
         """Tokenise the prompt and settle what was left open; `numbers` are the runtime's ids.
@@ -79,7 +80,7 @@ class RequestReader:
         def make_answer() -> AnswerText:
             # Stop strings are looked for in text, whether it is told or not.
             is_text = request.detokenize or bool(request.stop)
-            tokenizer = self._tokenizer if is_text else None
+            tokenizer = self._find_tokenizer() if is_text else None
             return AnswerText(request, tokenizer, len(tokens), echo)
 
         return Reading(request, computed, make_answer, numbers)
@@ -133,12 +134,14 @@ class RequestReader:
         return text, tuple(encode_prompt(tokenizer, text, adds_special, max_tokens))
 
     def _echo(self, request: GenerateRequest, text: str | None, tokens: tuple[int, ...]) -> str:
-        if text is not None or self._tokenizer is None:
+        tokenizer = self._find_tokenizer() if text is None else None
+        if tokenizer is None:
             return text or ""
-        return self._tokenizer.decode(tokens, request.skip_special_tokens)
+        return tokenizer.decode(tokens, request.skip_special_tokens)
 
     def _tokenizer_for(self, request: GenerateRequest) -> Tokenizer:
-        if self._tokenizer is None:
+        tokenizer = self._find_tokenizer()
+        if tokenizer is None:
             raise InvalidRequestError(
                 "the request is text, and the engine has no tokenizer",
                 where=f"request {request.request_id}",
@@ -146,7 +149,7 @@ class RequestReader:
                 got="no such file",
                 hint="send prompt_tokens, or copy the model's tokenizer files there",
             )
-        return self._tokenizer
+        return tokenizer
 
     def _max_new_tokens(self, request: GenerateRequest, num_prompt: int) -> int:
         if request.max_tokens is not None:
@@ -155,7 +158,8 @@ class RequestReader:
 
     def _end_ids_of(self, request: GenerateRequest) -> tuple[int, ...]:
         if request.end_id is None:
-            return self._end_ids
+            tokenizer = self._find_tokenizer()
+            return tokenizer.eos_token_ids if tokenizer else ()
         return () if request.end_id < 0 else (request.end_id,)
 
 

@@ -87,6 +87,8 @@ class HostServer:
             return GIVING_WAY_SECONDS if self._gives_way and not self._unheard else 0.0
         if self._checks_state:
             self.check()
+        if self._session.arrange_memory():
+            return 0.0
         return None if self._switchboard.clients else max(0.0, self._grace_left())
 
     def _hear_some(self) -> None:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tidemill.base.debug import warn
-from tidemill.base.errors import InvalidRequestError, RequestError, SessionError
+from tidemill.base.errors import CheckpointError, InvalidRequestError, RequestError, SessionError
 from tidemill.host.config import SessionConfig
+from tidemill.host.engine_tokenizer import EngineTokenizer
 from tidemill.host.jobs import Job, News, make_job
 from tidemill.host.messages import GenerateRequest, HostInfo, StatsReport, StatsSince, Update
-from tidemill.host.request_reader import TOKENIZER_FILE, RequestReader
+from tidemill.host.request_reader import RequestReader
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig
 from tidemill.runtime.executor.cache_size import CacheMemory
 from tidemill.runtime.executor.cpu import NativeExecutor
@@ -38,10 +38,11 @@ class Session:
         runtime: RuntimeConfig = DEFAULT_CONFIG,
         engine_dir: str = "",
     ) -> None:
-        self.tokenizer = tokenizer
+        """Take an executor; without a tokenizer, the engine directory's own is the one, if any."""
+        self._tokenizer = EngineTokenizer(tokenizer, engine_dir)
         self._loop = Loop(executor, runtime)
         self._engine_dir = engine_dir
-        self._reader = RequestReader(tokenizer, self._loop.limits, engine_dir)
+        self._reader = RequestReader(self._tokenizer.find, self._loop.limits, engine_dir)
         self._next_number = itertools.count()
         self._number_to_job: dict[int, Job] = {}
         self._id_to_numbers: dict[str, set[int]] = {}
@@ -54,14 +55,19 @@ class Session:
         config: SessionConfig | None = None,
         tokenizer_dir: Path | str | None = None,
     ) -> Session:
-        """Load an engine and, where it has one, its tokenizer, or the one of `tokenizer_dir`.
+        """Load an engine, and the tokenizer of `tokenizer_dir` if its own is not wanted.
 
         Raises: EngineFormatError, EngineTargetError, CheckpointError, ConfigError.
         """
         config = config or SessionConfig()
         path = Path(engine_dir)
-        executor, tokenizer = _load(path, config, tokenizer_dir)
-        return cls(executor, tokenizer, config.runtime, str(path.resolve()))
+        tokenizer = None if tokenizer_dir is None else Tokenizer.from_directory(tokenizer_dir)
+        return cls(_load(path, config), tokenizer, config.runtime, str(path.resolve()))
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, on any thread. Raises: CheckpointError when the engine's is broken."""
+        return self._tokenizer.find()
 
     @property
     def limits(self) -> EngineLimits:
@@ -102,6 +108,10 @@ class Session:
                 self._follow(job, news)
         return updates
 
+    def arrange_memory(self) -> bool:
+        """Use some milliseconds for faster steps later; returns whether more can be done now."""
+        return self._loop.arrange_memory()
+
     def info(self) -> HostInfo:
         """Tell the engine's place and limits and the loop's counters."""
         has_tokenizer, stats = self.tokenizer is not None, self._loop.stats()
@@ -130,11 +140,7 @@ class Session:
 
     def _start(self, request: GenerateRequest) -> None:
         if request.request_id in self._id_to_numbers:
-            raise InvalidRequestError(
-                "a request of this id is in flight",
-                where=f"request {request.request_id}",
-                hint="give each request an id of its own",
-            )
+            raise _already_in_flight(request.request_id)
         job = make_job(self._reader.read(request, self._next_number))
         self._id_to_numbers[request.request_id] = set()
         try:
@@ -174,9 +180,17 @@ class Session:
             self._loop.cancel(number)
 
 
+def _already_in_flight(request_id: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "a request of this id is in flight",
+        where=f"request {request_id}",
+        hint="give each request an id of its own",
+    )
+
+
 def _failure(request_id: str, error: Exception) -> Update:
     """Tell of a fault in one request's own work, its or ours: it ends, and the others go on."""
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError | CheckpointError):  # a tokenizer may turn out to be broken
         return Update.failed(request_id, error)
     warn("session", f"request {request_id}: {error!r}")
     fault = SessionError(
@@ -194,28 +208,11 @@ def _resident_bytes() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _load(
-    path: Path, config: SessionConfig, tokenizer_dir: Path | str | None
-) -> tuple[NativeExecutor, Tokenizer | None]:
-    """Load both side by side: a large vocabulary takes longer to read than an engine to load."""
-    with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(_load_tokenizer, path, tokenizer_dir)
-        executor = NativeExecutor.load(
-            path,
-            kv_cache_tokens=config.kv_cache_tokens,
-            cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
-            num_threads=config.num_threads,
-            pin_threads=bool(config.pin_threads),
-        )
-        try:
-            return executor, reading.result()
-        except BaseException:
-            executor.close()
-            raise
-
-
-def _load_tokenizer(engine_dir: Path, tokenizer_dir: Path | str | None) -> Tokenizer | None:
-    if tokenizer_dir is not None:
-        return Tokenizer.from_directory(tokenizer_dir)
-    has_own = (engine_dir / TOKENIZER_FILE).exists()
-    return Tokenizer.from_directory(engine_dir) if has_own else None
+def _load(path: Path, config: SessionConfig) -> NativeExecutor:
+    return NativeExecutor.load(
+        path,
+        kv_cache_tokens=config.kv_cache_tokens,
+        cache_memory=CacheMemory(config.kv_cache_fraction, config.kv_cache_host_memory_bytes),
+        num_threads=config.num_threads,
+        pin_threads=bool(config.pin_threads),
+    )

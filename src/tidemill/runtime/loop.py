@@ -94,6 +94,7 @@ class Loop:
         )
         self._scheduler = Scheduler(self.limits, self._pool, config, clock, drafter)
         self._log = StepLog(self.limits, self._pool, config.iter_stats_max_iterations)
+        self._is_arranged = False
 
     @property
     def has_work(self) -> bool:
@@ -137,6 +138,9 @@ class Loop:
 
     def step(self) -> list[TokenUpdate]:
         """Advance every request that can advance; [] when idle."""
+        # The first token after a start waits for nothing.
+        if not self._is_arranged and self._log.total_output_tokens:
+            self.arrange_memory()
         start = time.perf_counter()
         plan = self._scheduler.plan()
         if not plan.entries:
@@ -151,6 +155,12 @@ class Loop:
         self._scheduler.pace.note(self._scheduler.latest, latency_ms)
         self._log.note(self._scheduler, updates, latency_ms, queue_latency_ms)
         return updates
+
+    def arrange_memory(self) -> bool:
+        """Make later steps faster, for some milliseconds; returns whether more can be done now."""
+        is_more = not self._is_arranged and self._executor.arrange_memory()
+        self._is_arranged = not is_more and self._log.total_output_tokens > 0
+        return is_more
 
     def stats(self) -> LoopStats:
         """Tell counters and the cache's fill."""

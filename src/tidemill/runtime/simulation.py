@@ -74,6 +74,10 @@ class FakeExecutor:
             )
         )
 
+    def arrange_memory(self) -> bool:
+        """There is nothing to arrange."""
+        return False
+
     def close(self) -> None:
         self.is_closed = True
 

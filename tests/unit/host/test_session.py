@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.host.fake_engine import open_session
+from tidemill.base.errors import CheckpointError
 from tidemill.host.answer_text import AnswerText
 from tidemill.host.beam_search import BeamSettings
 from tidemill.host.messages import GenerateRequest, Update
@@ -297,3 +298,26 @@ def test_engine_without_tokenizer_serves_tokens_and_refuses_text(engine_dir: Pat
     assert "no tokenizer" in str(answer(session, ">ab").error)
     update = answer(session, None, prompt_tokens=tokens, max_tokens=2)
     assert update.text == "" and update.token_ids == donor.tokenizer.encode("ab")
+
+
+def test_engines_own_tokenizer_is_read_when_a_request_needs_it(engine_dir: Path) -> None:
+    donor = open_session(engine_dir)
+    assert donor.tokenizer is not None
+    session = Session(donor._loop._executor, None, engine_dir=str(engine_dir))
+    file = engine_dir / "tokenizer.json"
+    whole = file.read_text()
+    file.write_text("{")
+    tokens = donor.tokenizer.encode(">ab")
+    silent = GenerateRequest(
+        request_id="a", prompt_tokens=tokens, max_tokens=2, end_id=-1, detokenize=False
+    )
+    session.submit(silent)
+    updates = [update for _ in range(2) for update in session.step()]
+    assert updates[-1].token_ids == donor.tokenizer.encode("ab")
+    session.submit(GenerateRequest(request_id="b", prompt=">ab"))
+    (update,) = session.step()
+    assert update.error is not None
+    with pytest.raises(CheckpointError, match="tokenizer cannot be read"):
+        raise update.error.to_exception()
+    file.write_text(whole)
+    assert answer(session, ">ab").text == "ab"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +43,23 @@ def test_client_that_went_away_is_noticed_and_its_request_cancelled_once(
     wait_for(lambda: bool(client.cancelled))
     time.sleep(0.25)
     assert sorted(client.cancelled) == sorted(request.request_id for request in client.requests)
+
+
+def test_client_that_went_away_is_noticed_though_triton_would_not_say_at_first(
+    load: Load, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = ask(load(), "a", stream=on())
+    answers: Iterator[bool] = iter([False, True])
+    asked: list[None] = []
+
+    def is_cancelled() -> bool:
+        asked.append(None)
+        if len(asked) == 1:
+            raise RuntimeError("no shared memory")
+        return next(answers)
+
+    monkeypatch.setattr(sender, "is_cancelled", is_cancelled)
+    wait_for(lambda: bool(client.cancelled))
 
 
 @pytest.mark.parametrize(

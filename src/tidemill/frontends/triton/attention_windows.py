@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import ConfigError
-from tidemill.base.json_text import parse_json
-from tidemill.engine.format import CONFIG_FILE
+from tidemill.frontends.triton.engine_config import read_engine_config
 from tidemill.frontends.triton.model_parameters import ModelParameters
 
 WINDOWS, SINKS = "max_attention_window_size", "sink_token_length"
@@ -25,10 +24,9 @@ def check_windows(parameters: ModelParameters, engine_dir: Path) -> None:
     asked, sinks = parameters.get(WINDOWS), parameters.get(SINKS)
     if asked is None and sinks is None:
         return
-    config = parse_json((engine_dir / CONFIG_FILE).read_bytes())
-    length = int(config["build_config"]["max_seq_len"])
-    num_layers = int(config["pretrained_config"]["num_hidden_layers"])
-    own = (config["pretrained_config"].get("runtime_defaults") or {}).get("max_attention_window")
+    config = read_engine_config(engine_dir)
+    length = config.build_config.max_seq_len
+    num_layers, own = config.pretrained_config.num_hidden_layers, config.pretrained_config.windows
     if sinks is not None and sinks != "0":
         raise _refusal(SINKS, "0: there are no sink tokens", sinks)
     if asked is not None and _by_layer(_read(asked), num_layers, length) != _by_layer(

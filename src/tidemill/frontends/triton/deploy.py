@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tidemill.base.errors import ConfigError
-from tidemill.base.json_text import parse_json
+from tidemill.engine.format import CONFIG_FILE
 from tidemill.frontends.triton.config_pbtxt import write_config
 from tidemill.frontends.triton.deploy_layouts import PlannedModel, model_py, plan_models
 from tidemill.frontends.triton.deploy_request import DeployRequest
+from tidemill.frontends.triton.engine_config import EngineConfig, read_engine_config
 from tidemill.frontends.triton.repository import (
     CONFIG_NAME,
     VERSION,
@@ -26,7 +26,6 @@ from tidemill.frontends.triton.repository import (
 
 __all__ = ["DeployReport", "DeployRequest", "deploy"]
 
-CONFIG_JSON = "config.json"
 TOKENIZER_JSON = "tokenizer.json"
 
 
@@ -89,33 +88,23 @@ def _directory(
     )
 
 
-def _read_engine_config(request: DeployRequest) -> dict[str, Any]:
+def _read_engine_config(request: DeployRequest) -> EngineConfig:
     """Read the engine directory's config.json; every file that is missing is named at once."""
-    path = request.engine_dir / CONFIG_JSON
-    config: Any = {}
-    if path.is_file():
-        try:
-            config = parse_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise _engine_fault(request, "a readable config.json", str(error)) from error
-    if not isinstance(config, dict):
-        raise _engine_fault(request, "config.json with an object", type(config).__name__)
-    mapping = config.get("pretrained_config", {}).get("mapping", {})
-    needed = [CONFIG_JSON, *(f"rank{rank}.engine" for rank in range(mapping.get("world_size", 1)))]
+    directory = request.engine_dir
+    is_there = (directory / CONFIG_FILE).is_file()
+    config = read_engine_config(directory) if is_there else EngineConfig()
+    num_ranks = config.pretrained_config.mapping.world_size
+    needed = [CONFIG_FILE, *(f"rank{rank}.engine" for rank in range(num_ranks))]
     if request.style != "tokens":
         needed.append(TOKENIZER_JSON)
-    missing = [name for name in needed if not (request.engine_dir / name).is_file()]
+    missing = [name for name in needed if not (directory / name).is_file()]
     if missing:
-        raise _engine_fault(request, ", ".join(needed), "no " + ", no ".join(missing))
+        raise ConfigError(
+            "the engine directory cannot be deployed",
+            where=str(directory),
+            expected=", ".join(needed),
+            got="no " + ", no ".join(missing),
+            hint="the directory that `tidemill build --output_dir` wrote"
+            + ("; without a tokenizer, --style tokens" if TOKENIZER_JSON in missing else ""),
+        )
     return config
-
-
-def _engine_fault(request: DeployRequest, expected: str, got: str) -> ConfigError:
-    return ConfigError(
-        "the engine directory cannot be deployed",
-        where=str(request.engine_dir),
-        expected=expected,
-        got=got,
-        hint="the directory that `tidemill build --output_dir` wrote"
-        + ("; without a tokenizer, --style tokens" if TOKENIZER_JSON in got else ""),
-    )

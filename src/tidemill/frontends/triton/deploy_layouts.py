@@ -7,14 +7,14 @@ model that clients call stands last. Writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tidemill.frontends.triton import classic_tensors as classic
 from tidemill.frontends.triton.classic_ensemble import ensemble_steps
 from tidemill.frontends.triton.config_pbtxt import ModelConfig
 from tidemill.frontends.triton.deploy_request import DeployRequest
+from tidemill.frontends.triton.engine_config import EngineConfig
 from tidemill.frontends.triton.llmapi_tensors import LLMAPI_INPUTS, LLMAPI_OUTPUTS
 from tidemill.frontends.triton.repository import VERSION
 from tidemill.frontends.triton.tensors import (
@@ -56,7 +56,7 @@ def model_py(module: str) -> str:
     return MODEL_PY.format(module=module, model=MODULE_TO_CLASS[module])
 
 
-def plan_models(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[PlannedModel]:
+def plan_models(request: DeployRequest, engine_config: EngineConfig) -> list[PlannedModel]:
     """Return the models of a deployment, the one that clients call last."""
     models = STYLE_TO_LAYOUT[request.style](request, engine_config)
     return [_with_settings(model, request) if model.has_engine else model for model in models]
@@ -68,7 +68,7 @@ def _with_settings(model: PlannedModel, request: DeployRequest) -> PlannedModel:
     return replace(model, config=replace(model.config, parameters=parameters))
 
 
-def _text(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[PlannedModel]:
+def _text(request: DeployRequest, engine_config: EngineConfig) -> list[PlannedModel]:
     config = ModelConfig(
         name=request.name,
         max_batch_size=_max_batch_size(request, engine_config),
@@ -80,20 +80,20 @@ def _text(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[Plan
     return [PlannedModel(config, "text_model", has_engine=True)]
 
 
-def _tokens(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[PlannedModel]:
-    mapping = engine_config.get("pretrained_config", {}).get("mapping", {})
+def _tokens(request: DeployRequest, engine_config: EngineConfig) -> list[PlannedModel]:
+    tp_size = engine_config.pretrained_config.mapping.tp_size
     config = ModelConfig(
         name=request.name,
         max_batch_size=0,
         inputs=TOKENS_INPUTS,
         outputs=TOKENS_OUTPUTS,
         is_decoupled=request.streams,
-        parameters={"tensor_parallel_size": str(mapping.get("tp_size", 1))},
+        parameters={"tensor_parallel_size": str(tp_size)},
     )
     return [PlannedModel(config, "tokens_model", has_engine=True)]
 
 
-def _llmapi(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[PlannedModel]:
+def _llmapi(request: DeployRequest, engine_config: EngineConfig) -> list[PlannedModel]:
     config = ModelConfig(
         name=request.name,
         max_batch_size=0,
@@ -104,7 +104,7 @@ def _llmapi(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[Pl
     return [PlannedModel(config, "llmapi_model", has_engine=True)]
 
 
-def _classic(request: DeployRequest, engine_config: Mapping[str, Any]) -> list[PlannedModel]:
+def _classic(request: DeployRequest, engine_config: EngineConfig) -> list[PlannedModel]:
     prefix = f"{request.name}_" if request.name else ""
     batch = _max_batch_size(request, engine_config)
     engine = ModelConfig(
@@ -162,17 +162,17 @@ def _text_steps(prefix: str, batch: int) -> list[PlannedModel]:
     ]
 
 
-def _max_batch_size(request: DeployRequest, engine_config: Mapping[str, Any]) -> int:
+def _max_batch_size(request: DeployRequest, engine_config: EngineConfig) -> int:
     if request.max_batch_size is not None:
         return request.max_batch_size
-    return int(engine_config.get("build_config", {}).get("max_batch_size", 1))
+    return engine_config.build_config.max_batch_size
 
 
 def _echo(request: DeployRequest) -> dict[str, str]:
     return {"exclude_input_in_output": str(request.exclude_input_in_output).lower()}
 
 
-Layout = Callable[[DeployRequest, Mapping[str, Any]], list[PlannedModel]]
+Layout = Callable[[DeployRequest, EngineConfig], list[PlannedModel]]
 STYLE_TO_LAYOUT: dict[str, Layout] = {
     "text": _text,
     "tokens": _tokens,

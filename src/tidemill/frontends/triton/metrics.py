@@ -145,7 +145,10 @@ class MetricsPublisher:
         for number in itertools.count(1):
             if self._closed.is_set():
                 break
-            self._publish(metrics)
+            try:
+                self._publish(metrics)
+            except Exception as error:  # of Triton's; the next round may be better
+                debug.say(debug.Level.DECISIONS, "triton", f"metrics were not published: {error}")
             if metrics is not None and number % ROUNDS_BETWEEN_REPEATS == 0:
                 metrics.forget_what_was_set()
             if not self._is_busy:

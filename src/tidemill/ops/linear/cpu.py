@@ -27,10 +27,12 @@ from tidemill.ops.layout import (
     panel_header_bytes,
 )
 from tidemill.ops.linear.epilogue import Epilogue
+from tidemill.ops.linear.fetch_ahead import FIELDS as AHEAD_FIELDS
+from tidemill.ops.linear.fetch_ahead import STEP_BITS, UnitOfThread, claim_piece
 from tidemill.ops.linear.formats import Format
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
-from tidemill.ops.linear.tile import NEXT_STEP_BITS, Tiles
+from tidemill.ops.linear.tile import Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
 OWN_TILES = 4  # so many row tiles for each thread, and it keeps to its rows
@@ -39,17 +41,22 @@ SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
 
 @dataclass(frozen=True)
 class LinearKernel:
-    """The linear layers of one format, input width and epilogue."""
+    """The linear layers of one format, input width and epilogue.
+
+    `piece_bytes` of the cache are what a unit fetches for the attention that follows; 0: nothing.
+    """
 
     module: Module
     format: Format
     k: int
     epilogue: Epilogue
+    piece_bytes: int = 0
 
     def emit(self, symbol: str, table: TacticTable) -> Kernel:
         """Emit the kernel: this thread's units, by the tactic of the number of rows."""
         has_scratch = self.format.weight.is_quantized
         fields = FIELDS + (SCRATCH_FIELDS if has_scratch else ())
+        fields += AHEAD_FIELDS if self.piece_bytes else ()
         kernel, frame = open_kernel(self.module, symbol, fields)
         num_rows, above = frame.count("rows"), 0
         functions: dict[tuple[Tiles, int], Function] = {}
@@ -66,8 +73,9 @@ class LinearKernel:
         """The loop of a bucket's tactic, with the tiles that it needs emitted once each."""
         tactic = bucket.tactic
         wide = prepared(self.format) if tactic.is_prepared else None
+        form = wide or self.format
         tiles = Tiles(
-            self.module, symbol, wide or self.format, self.k, tactic.prefetch, self.epilogue
+            self.module, symbol, form, self.k, tactic.prefetch, self.epilogue, self.piece_bytes
         )
         most = min(tactic.tile_rows, tiles.format.tile_rows)
         may_own_rows = not bucket.max_rows and not tactic.is_prepared
@@ -118,11 +126,15 @@ class UnitLoop:
             y_at = start * y_row_bytes + panel * tiles.epilogue.panel_bytes
             y = frame.pointer("y", F32).bytes(y_at)
             words = self._words(frame, w, tile.eq(0) | unit.eq(first))
-            share, step = self._next(w, tile, num_tiles)
+            fetched = self._next(w, tile, num_tiles)
+            ahead = w, f.constant(0, I64)
+            if tiles.fetches_ahead:
+                step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
+                ahead = claim_piece(frame, UnitOfThread(unit, first, part.last_unit), w, step)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
-                    args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL), share, step)
-                    f.call(function, *args)
+                    args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL))
+                    f.call(function, *args, *fetched, *ahead)
 
     def _part(self, frame: Frame, num_rows: Value) -> _Part:
         """Some units of all rows; or, if they make several tiles a thread, all of its own rows.
@@ -169,5 +181,5 @@ class UnitLoop:
     def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
         """A tile's share of the next panel, to prefetch: `next_share` and `next_step` of tiles."""
         share = w.f.constant(self.panel_bytes, I64) // num_tiles
-        step = w.f.constant(self.tiles.packed_step_bytes << NEXT_STEP_BITS, I64) // num_tiles
+        step = w.f.constant(self.tiles.packed_step_bytes << STEP_BITS, I64) // num_tiles
         return w.bytes(tile * share + self.panel_bytes), step

@@ -27,20 +27,20 @@ from tidemill.ops.layout import (
     padded_k,
     panel_bytes,
     panel_header_bytes,
+    round_up,
     scale_at,
 )
 from tidemill.ops.linear.epilogue import Epilogue
+from tidemill.ops.linear.fetch_ahead import STEP_BITS
 from tidemill.ops.linear.formats import Format, GroupedFormat
 from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
 
-NEXT_STEP_BITS = 8  # addresses of user space leave more bits free than that
-
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of one kernel and tactic."""
+    """The tiles of one kernel and tactic; each fetches `piece_bytes` of the cache ahead."""
 
     module: Module
     symbol: str
@@ -48,6 +48,7 @@ class Tiles:
     k: int
     prefetch: Prefetch
     epilogue: Epilogue
+    piece_bytes: int = 0
 
     @property
     def is_prepared(self) -> bool:
@@ -78,18 +79,23 @@ class Tiles:
         """Bytes of the packed panel that a step stands for, headers included."""
         return panel_bytes(self.k, self.format.weight) // self.all_steps
 
+    @property
+    def fetches_ahead(self) -> bool:
+        return self.piece_bytes > 0 and self.prefetch is not Prefetch.NONE
+
     def emit(self, rows: int) -> Function:
         """y[rows] = the epilogue of the products of `rows` rows of x with one panel.
 
         `words` are the panel's own, behind its header, or prepared ones; `y` is where the panel's
         part of the first row lies. With `Prefetch.NEXT`, `next_share` is what to prefetch first,
-        `next_step` how much further each step does so, with `NEXT_STEP_BITS` of fraction: where
-        many tiles share a panel, a step's part is under a byte.
+        `next_step` how much further each step does so, with `STEP_BITS` of fraction: where many
+        tiles share a panel, a step's part is under a byte. A tile that fetches ahead does the same
+        from `ahead` on, by `ahead_step` (fetch_ahead.py).
         """
         f = self.module.function(
             f"{self.symbol}_{self.format.name}_{self.prefetch.value}_m{rows}",
             x=PTR, panel=PTR, words=PTR, y=PTR, y_row_bytes=I64, bias=PTR,
-            next_share=PTR, next_step=I64,
+            next_share=PTR, next_step=I64, ahead=PTR, ahead_step=I64,
         )  # fmt: skip
         _Tile(self, f, rows).emit()
         return f
@@ -100,12 +106,13 @@ class _Tile:
 
     def __init__(self, tiles: Tiles, f: Function, rows: int) -> None:
         self.tiles, self.form, self.f, self.rows = tiles, tiles.format, f, rows
-        x, panel, words, y, self.y_row_bytes, bias, next_share, self.next_step = f.args
+        x, panel, words, y, self.y_row_bytes, bias, share, share_step, ahead, ahead_step = f.args
         self.x, self.panel, self.words, self.y, self.bias = (
             each.as_pointer(F32) for each in (x, panel, words, y, bias)
         )
-        self.next = f.registers(I64)
-        self.next[0] = next_share.as_pointer(F32).to_address() << NEXT_STEP_BITS
+        self.fetched, self.strides = f.registers(I64), {"next": share_step, "ahead": ahead_step}
+        for name, first in (("next", share), ("ahead", ahead)):
+            self.fetched[name] = first.as_pointer(F32).to_address() << STEP_BITS
         self.acc = f.registers(self.form.sum_type)
         self.outputs = [(m, j) for m in range(rows) for j in range(2)]
 
@@ -191,17 +198,26 @@ class _Tile:
                 acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
 
     def _prefetch(self, at: Pointer) -> None:
-        """Ask for as many bytes of packed weights as a step stands for, into the second cache."""
-        prefetch = self.tiles.prefetch
-        if prefetch is Prefetch.NONE:
+        """Ask for as many bytes of packed weights as a step stands for, and for its part ahead."""
+        tiles = self.tiles
+        if tiles.prefetch is Prefetch.NONE:
             # Without a mark, LLVM moves loads across steps until sums no longer fit registers.
             self.f.memory_mark()
             return
-        is_next = prefetch is Prefetch.NEXT
-        ahead, offset = at, PREFETCH_BYTES
-        if is_next:
-            ahead, offset = (self.next[0] >> NEXT_STEP_BITS).as_pointer(F32), 0
-        for line in range(max(1, self.tiles.packed_step_bytes // CACHE_LINE_BYTES)):
-            ahead.prefetch(offset + line * CACHE_LINE_BYTES, cache_level=2)
-        if is_next:
-            self.next[0] = self.next[0] + self.next_step
+        if tiles.prefetch is Prefetch.NEXT:
+            self._fetch("next", tiles.packed_step_bytes)
+        else:
+            _ask_for(at.bytes(PREFETCH_BYTES), tiles.packed_step_bytes)
+        if tiles.fetches_ahead:
+            lines_bytes = round_up(tiles.piece_bytes, tiles.all_steps * CACHE_LINE_BYTES)
+            self._fetch("ahead", lines_bytes // tiles.all_steps)
+
+    def _fetch(self, name: str, num_bytes: int) -> None:
+        _ask_for((self.fetched[name] >> STEP_BITS).as_pointer(F32), num_bytes)
+        self.fetched[name] = self.fetched[name] + self.strides[name]
+
+
+def _ask_for(at: Pointer, num_bytes: int) -> None:
+    """Prefetch whole lines, one at least, into the second cache."""
+    for line in range(max(1, num_bytes // CACHE_LINE_BYTES)):
+        at.prefetch(line * CACHE_LINE_BYTES, cache_level=2)

@@ -33,9 +33,10 @@ from tidemill.ops.paged_attention.tile import TilePart
 from tidemill.ops.paged_attention.tile_state import MAX_SPARE_ROWS, TileShape
 
 FIELDS = ("tiles", "num_tiles", "tables", "table_row", "q", "k", "v", "y", "work")
-# Work memory: words for the items taken and the threads that are done, a line each, then a count
-# of finished partitions for each item that may be split, then those items' partial results.
-_TAKEN, _LEFT, _FINISHED = 0, 8, 16
+# Work memory: words for the items taken, the threads that are done and the pieces of the cache that
+# layers before have claimed to fetch, a line each, then a count of finished partitions for each
+# item that may be split, then those items' partial results.
+_TAKEN, _LEFT, CLAIMED, _FINISHED = 0, 8, 16, 24
 MAX_SPLIT_ITEMS = 32
 _HEADER_BYTES = round_up(8 * (_FINISHED + MAX_SPLIT_ITEMS), 64)
 _ENOUGH_ITEMS_A_THREAD = 4
@@ -164,6 +165,7 @@ class _Dealer:
         with self.f.when((left.atomic_add(1) + 1).eq(self.frame.num_threads)):
             left[0] = 0
             self.work[_TAKEN] = 0
+            self.work[CLAIMED] = 0
 
     def _item(self, index: Value) -> _Item:
         """Item `index`: head by head, tiles from the last, which is the longest of a prompt."""

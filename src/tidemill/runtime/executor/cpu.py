@@ -7,18 +7,17 @@ Block 0 of the cache is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from tidemill.base import abi
 from tidemill.base.cpus import num_physical_cores, physical_cpus
 from tidemill.base.debug import Level, say
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
-from tidemill.engine.manifest import Operand, PlanOp
+from tidemill.engine.manifest import PlanOp
 from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
 from tidemill.runtime.executor.cache_size import (
@@ -27,11 +26,16 @@ from tidemill.runtime.executor.cache_size import (
     choose_cache_tokens,
 )
 from tidemill.runtime.executor.observed_step import ObservedStep
+from tidemill.runtime.executor.plan_records import PlanRecords
 from tidemill.runtime.executor.step_inputs import StepInputs
-from tidemill.runtime.executor.weights_memory import place_weights
+from tidemill.runtime.executor.step_memory import StepMemory
+from tidemill.runtime.executor.weights_memory import WeightsMemory
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
 
 Array = npt.NDArray[Any]
+
+# What a step waits at most for memory that is arranged before it, while there is some to arrange.
+ARRANGING_SECONDS = 0.02
 
 
 class NativeExecutor:
@@ -49,21 +53,41 @@ class NativeExecutor:
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens, host_cache_bytes)
         self._num_blocks = self.limits.num_blocks + 1
-        self._weights = place_weights(engine.weights, num_threads, engine.forget_weights)
-        self._arena = allocate(manifest.arena_bytes)
+        ends = [weight.offset_bytes + weight.size_bytes for weight in manifest.weights]
+        self._weights = WeightsMemory(engine.weights, ends, num_threads, engine.forget_weights)
+        self._memory = StepMemory()
+        self._arena = self._memory.reserve(manifest.arena_bytes)
         own_scratch_bytes = manifest.scratch_bytes_per_thread * num_threads
-        self._scratch = allocate(manifest.shared_scratch_bytes + own_scratch_bytes)
+        self._scratch = self._memory.reserve(manifest.shared_scratch_bytes + own_scratch_bytes)
         self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
         num_parts = 2 * manifest.kv.num_layers
-        self._cache = allocate(num_parts * self._block_bytes)
+        # What one step can fill: whole blocks, and one more for each request.
+        most_blocks = self.limits.max_num_tokens // manifest.kv.tokens_per_block
+        most_blocks += self.limits.max_batch_size
+        self._cache = self._memory.reserve(
+            num_parts * self._block_bytes,
+            self._block_bytes,
+            most_blocks * manifest.kv.block_bytes_per_layer,
+        )
         # By block and layer as the cache has them, so that a copy is one assignment.
         block_bytes = num_parts * manifest.kv.block_bytes_per_layer
         self._host_cache = allocate(self.limits.num_host_blocks * block_bytes)
         self.inputs = StepInputs(manifest, self.limits)
+        self._has_stepped = False
         native = find_native_code(engine)
         code = LoadedCode(native.image, native.section.entry_offsets)
         cpus = physical_cpus() if pin_threads else ()
-        self.team = Team(code, self._make_records(code), num_threads, cpus)
+        space_to_address = {
+            "arena": address_of(self._arena),
+            "input": address_of(self.inputs.memory),
+            "scratch": address_of(self._scratch),
+            "kv": address_of(self._cache),
+            "immediate": 0,
+        }
+        self._records = PlanRecords(
+            manifest.plan, code, self._weights, space_to_address, self._block_bytes
+        )
+        self.team = Team(code, self._records.table, num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
@@ -116,6 +140,18 @@ class NativeExecutor:
         raw = self._arena[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]
         return raw.view(spec.dtype.storage_name).reshape(-1, spec.row_elements)
 
+    def arrange_memory(self) -> bool:
+        """Move memory to huge pages for some milliseconds; returns whether more can be moved now.
+
+        What steps write is moved when the first of them has been run.
+        """
+        deadline = time.perf_counter() + ARRANGING_SECONDS
+        if self._has_stepped and self._memory.move(deadline):
+            return True
+        is_more = self._weights.move(deadline)
+        self._records.follow_weights()
+        return is_more
+
     def close(self) -> None:
         """End the team and release the engine."""
         self.team.close()
@@ -126,6 +162,7 @@ class NativeExecutor:
 
     def _prepare(self, plan: StepPlan) -> int:
         """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
+        self._has_stepped = True
         for source, destination in plan.copies:
             self._region(destination)[:] = self._region(source)
         return self.inputs.fill(plan)
@@ -140,31 +177,10 @@ class NativeExecutor:
             region = self._cache.reshape(num_parts, num_blocks + 1, -1)[:, block + 1]
         return region
 
-    def _make_records(self, code: LoadedCode) -> npt.NDArray[np.int64]:
-        bases = {
-            "weights": address_of(self._weights),
-            "arena": address_of(self._arena),
-            "input": address_of(self.inputs.memory),
-            "scratch": address_of(self._scratch),
-            "immediate": 0,
-        }
-        cache = address_of(self._cache)
-
-        def resolve(operand: Operand) -> int:
-            if operand.space == "kv":
-                return cache + operand.value * self._block_bytes
-            return bases[operand.space] + operand.value
-
-        records = np.zeros((len(self.manifest.plan), abi.RECORD_WORDS), np.int64)
-        for record, op in zip(records, self.manifest.plan, strict=True):
-            record[0] = code.address(op.kernel)
-            record[1 : 1 + len(op.operands)] = [resolve(operand) for operand in op.operands]
-        return records
-
     def _describe(self, target: str, num_threads: int) -> str:
         return (
             f"{num_threads} thread(s), {target}; "
-            f"weights {self._weights.nbytes / 1e6:.0f} MB, arena up to "
+            f"weights {self._weights.num_bytes / 1e6:.0f} MB, arena up to "
             f"{self._arena.nbytes / 1e6:.0f} MB, key-value cache "
             f"{self._cache.nbytes / 1e6:.0f} MB for "
             f"{self.limits.num_blocks * self.limits.tokens_per_block} tokens, host tier "

@@ -70,7 +70,7 @@ class StepInputs:
             views[spec.name] = view.reshape(-1, spec.row_elements) if spec.columns > 1 else view
         self._tokens, self._positions = views["tokens"], views["positions"]
         self._slots, self._tiles, self._tables = views["slots"], views["tiles"], views["tables"]
-        self._logit_rows = views["logit_rows"]
+        self._cached_blocks, self._logit_rows = views["cached_blocks"], views["logit_rows"]
         self._temperature, self._top_k = views["temperature"], views["top_k"]
         self._top_p, self._seed = views["top_p"], views["seed"].view(np.uint64)
         self._min_p = views["min_p"]
@@ -129,6 +129,11 @@ class StepInputs:
         header[abi.HEADER_TOKENS] = row
         header[abi.HEADER_LOGIT_ROWS] = num_logit_rows
         header[abi.HEADER_TILES] = num_tiles
+        header[abi.HEADER_CACHED_BLOCKS] = 0
+        if row >= abi.LEAST_TOKENS_TO_FETCH_AHEAD:
+            counts = np.array([-(-entry.start // self._block) for entry in plan.entries])
+            num_listed = _list_blocks(self._tables, counts, self._cached_blocks)
+            header[abi.HEADER_CACHED_BLOCKS] = num_listed
         return num_logit_rows
 
     def logit_rows(self, num_rows: int) -> Array:
@@ -200,6 +205,14 @@ class StepInputs:
         self._top_p[logit_row] = sampling.top_p
         self._min_p[logit_row] = sampling.min_p
         self._seed[logit_row] = sampling.seed
+
+
+def _list_blocks(tables: Array, counts: Array, to: Array) -> int:
+    """List the first `counts` blocks of each sequence, as many as have room; returns how many."""
+    is_listed = np.arange(tables.shape[1]) < counts[:, None]
+    blocks = tables[: len(counts)][is_listed][: len(to)]
+    to[: len(blocks)] = blocks
+    return len(blocks)
 
 
 def logits_row_elements(manifest: Manifest) -> int:

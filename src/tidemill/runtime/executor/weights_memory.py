@@ -1,54 +1,101 @@
-"""Where the weights lie while an engine runs: mapped from its file, or copied to huge pages.
+"""Where the weights lie while an engine runs: mapped from its file, then copied to huge pages.
 
 A step reads every weight once, so small pages cost an address translation for each 4 KiB: on the
 sample model 17 % of a decode step. File mappings have small pages on most systems; anonymous
-memory has huge ones where the system allows them. So the weights are copied at load, by several
-threads, where that memory is easily there; otherwise they stay mapped and shared. What has been
-copied is forgotten piece by piece, so that the weights never count twice.
+memory has huge ones where the system allows them. An engine computes on the mapping at once, so
+that its first token does not wait, and the weights move between steps, by several threads, where
+that memory is easily there; otherwise they stay mapped and shared. What has been copied is
+forgotten piece by piece, so that the weights never count twice. Knows nothing of steps.
 Source: decision 030.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.device.cpu import allocate
+from tidemill.base.cpus import allowed_cpus, move_to
+from tidemill.device.cpu import address_of, allocate
 from tidemill.runtime.executor.free_memory import free_bytes
 
 # Copies that would take more than this share of the free memory are not made.
 MAX_SHARE_OF_FREE_MEMORY = 0.25
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def place_weights(
-    mapped: npt.NDArray[Any], num_threads: int, forget: Callable[[int, int], None]
-) -> Bytes:
-    """Return the weights to compute with: a copy on huge pages, or `mapped` itself.
+class WeightsMemory:
+    """An engine's weights; `address` says where one lies now, until `move` moves more of them."""
 
-    `forget` is told first byte and size of each piece that has been copied.
-    """
-    if not _has_huge_pages() or mapped.nbytes > MAX_SHARE_OF_FREE_MEMORY * free_bytes():
-        return mapped
-    copied = allocate(mapped.nbytes)
-    starts = range(0, mapped.nbytes, _PIECE_BYTES)
+    def __init__(
+        self,
+        mapped: npt.NDArray[Any],
+        ends: Iterable[int],
+        num_threads: int,
+        forget: Callable[[int, int], None],
+    ) -> None:
+        """Begin on the mapping; `ends` is where each weight ends in it.
 
-    def copy(start: int) -> None:
-        piece = mapped[start : start + _PIECE_BYTES]
-        np.copyto(copied[start : start + piece.nbytes], piece)
-        forget(start, piece.nbytes)
+        `forget` is told first byte and size of each piece that has been copied.
+        """
+        self._mapped, self._ends, self._forget = mapped, sorted(ends), forget
+        self._num_threads, self._cpus = num_threads, allowed_cpus()
+        self._copied: Bytes | None = None
+        self._left = deque(range(0, mapped.nbytes, _PIECE_BYTES))  # where pieces to copy begin
 
-    with ThreadPoolExecutor(num_threads) as threads:
-        list(threads.map(copy, starts))
-    return copied
+    @property
+    def num_bytes(self) -> int:
+        return self._mapped.nbytes
+
+    def address(self, offset: int) -> int:
+        """Return the address of a byte: in the copy once its whole weight is there."""
+        end = self._ends[bisect_right(self._ends, offset)]
+        memory = self._mapped if end > self._num_moved or self._copied is None else self._copied
+        return address_of(memory) + offset
+
+    def move(self, deadline: float) -> bool:
+        """Copy pieces until the deadline, at least one a thread; returns whether some are left.
+
+        Units: the deadline in seconds of `time.perf_counter`. Addresses given before stay readable,
+        but whoever reads there has the file's pages back.
+        """
+        if not self._left:
+            return False
+        if self._copied is None:
+            if not _has_huge_pages() or self.num_bytes > MAX_SHARE_OF_FREE_MEMORY * free_bytes():
+                return False
+            self._copied = allocate(self.num_bytes)
+        from concurrent.futures import ThreadPoolExecutor  # costs a start 3 ms
+
+        # On all CPUs, not only the one that the stepping thread is kept on.
+        with ThreadPoolExecutor(self._num_threads, "", move_to, (self._cpus,)) as threads:
+            list(threads.map(self._copy_until, [deadline] * self._num_threads))
+        return bool(self._left)
+
+    @property
+    def _num_moved(self) -> int:
+        return self._left[0] if self._left else self.num_bytes
+
+    def _copy_until(self, deadline: float) -> None:
+        assert self._copied is not None
+        with contextlib.suppress(IndexError):  # the other threads took the last ones
+            while self._left:
+                start = self._left.popleft()
+                piece = self._mapped[start : start + _PIECE_BYTES]
+                np.copyto(self._copied[start : start + piece.nbytes], piece)
+                self._forget(start, piece.nbytes)
+                if time.perf_counter() > deadline:
+                    break
 
 
 def _has_huge_pages() -> bool:

@@ -1,8 +1,9 @@
-"""Every script of bench says what it is when asked, and measures nothing then."""
+"""Scripts say what they are when asked, and measure nothing then."""
 
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,3 +24,10 @@ def test_help_is_the_scripts_own_docstring(
         module.main()
     assert ended.value.code == 0
     assert module.__doc__ and module.__doc__.strip() in capsys.readouterr().out
+
+
+def test_soak_finds_the_environment_that_it_needs() -> None:
+    outside = {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
+    command = [str(ROOT / "scripts" / "soak"), "--help"]
+    done = subprocess.run(command, env=outside, capture_output=True, text=True)
+    assert done.returncode == 0 and "--engine_dir" in done.stdout, done.stderr

@@ -1,6 +1,6 @@
 """A small client of Triton's generate extension, on the standard library alone.
 
-For the demo, tests and scripts: server-sent events of `/generate_stream` as dictionaries.
+For tests and the soak: server-sent events of `/generate_stream` as dictionaries.
 """
 
 from __future__ import annotations

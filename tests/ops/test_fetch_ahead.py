@@ -1,0 +1,141 @@
+"""Linear layers that fetch the cache ahead: what they ask for, and that their products stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tests.compare import assert_same_bits
+from tests.ops.native_op import HOST_TARGETS, count
+from tidemill.base import abi
+from tidemill.base.dtypes import DType
+from tidemill.base.target import NAME_TO_TARGET
+from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.emitter import Pointer
+from tidemill.codegen.isa import isa_for
+from tidemill.codegen.link import link_object
+from tidemill.codegen.module import Module
+from tidemill.codegen.spmd import emit_team
+from tidemill.codegen.types import I64
+from tidemill.device.cpu import LoadedCode, Team, address_of
+from tidemill.ir.storage import Array, narrow
+from tidemill.ops.layout import CACHE_LINE_BYTES, PANEL, padded_n, wide_row
+from tidemill.ops.linear.cpu import LinearKernel
+from tidemill.ops.linear.epilogue import store
+from tidemill.ops.linear.fetch_ahead import ALL_CLAIMS
+from tidemill.ops.linear.formats import format_for
+from tidemill.ops.linear.prepared import prepared_bytes
+from tidemill.ops.linear.tactics import default_table
+from tidemill.quant.packing import pack_activations, pack_panels
+
+ROWS, K, N = 40, 192, 256
+BLOCK_BYTES = 3 * 1024
+BLOCKS = (3, 1, 6)
+
+
+@dataclass
+class Layer:
+    """A linear layer over random numbers, and a cache of 8 blocks whose first lines are marked."""
+
+    weight: DType
+    activation: DType
+    num_threads: int
+    is_marking: bool = False
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(7)
+        weight = narrow(rng.standard_normal((N, K), np.float32), self.weight)
+        x = narrow(rng.standard_normal((ROWS, K), np.float32), self.activation)
+        self.x = pack_activations(x, self.activation)
+        self.w = pack_panels(weight, self.weight)
+        self.scratch = np.zeros(2 * prepared_bytes(K, self.weight) + 64, np.uint8)
+        self.k, self.v = (np.zeros((8, BLOCK_BYTES), np.uint8) for _ in range(2))
+        self.claimed = count(0)
+        isa, module = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]]), Module()
+        emit_team(module, isa)
+        form = format_for(isa, self.weight, self.activation)
+        self.kernels = [
+            LinearKernel(module, form, K, store(), piece_bytes).emit(symbol, default_table(form))
+            for symbol, piece_bytes in (("plain", 0), ("ahead", BLOCK_BYTES))
+        ]
+        machine = isa.target
+        text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
+        image = link_object(compile_ir(text, machine))
+        self.code = LoadedCode(image.data, image.entry_offsets)
+
+    def run(self, blocks: tuple[int, ...], first: int = 0, last: int = ALL_CLAIMS) -> Array:
+        """The products; with blocks, the layer that fetches them."""
+        kernel, y = self.kernels[bool(blocks)], np.full((ROWS, wide_row(N)), np.nan, np.float32)
+        named: dict[str, Array | int] = {
+            "rows": count(ROWS), "x": self.x, "w": self.w, "bias": 0, "y": y,
+            "y_row_bytes": y.strides[0], "panels": padded_n(N) // PANEL, "scratch": self.scratch,
+            "scratch_bytes": prepared_bytes(K, self.weight), "k": self.k, "v": self.v,
+            "blocks": np.array(blocks, np.int32), "num_blocks": count(len(blocks)),
+            "block_bytes": BLOCK_BYTES, "claimed": self.claimed, "claims_from": first,
+            "claims_to": last,
+        }  # fmt: skip
+        record = np.zeros((1, abi.RECORD_WORDS), np.int64)
+        words = [named[field] for field in kernel.fields]
+        record[0, 0] = self.code.address(kernel.symbol)
+        record[0, 1 : 1 + len(words)] = [w if isinstance(w, int) else address_of(w) for w in words]
+        team = Team(self.code, record, self.num_threads)
+        team.step()
+        team.close()
+        return y[:, :N]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    ("weight", "activation"),
+    [
+        (DType.BF16, DType.BF16),
+        (DType.Q8, DType.Q8),
+        (DType.Q8, DType.BF16),
+        (DType.Q4G64, DType.Q8),
+    ],
+)
+def test_products_are_the_same_and_all_pieces_claimed(
+    weight: DType, activation: DType, num_threads: int
+) -> None:
+    layer = Layer(weight, activation, num_threads)
+    assert_same_bits(layer.run(BLOCKS), layer.run(()), "products")
+    claimed = int(layer.claimed[0])
+    # Threads that see the last piece together claim one beyond it, and fetch nothing for it.
+    assert 2 * len(BLOCKS) <= claimed < 2 * len(BLOCKS) + num_threads
+    layer.run(BLOCKS)
+    assert layer.claimed[0] == claimed, "nothing is left to claim"
+
+
+def test_a_layer_claims_its_part_and_a_later_one_the_rest() -> None:
+    layer = Layer(DType.BF16, DType.BF16, 1)
+    layer.run(BLOCKS, 0, ALL_CLAIMS // 2)
+    assert layer.claimed[0] == 3
+    layer.run(BLOCKS, ALL_CLAIMS // 2, ALL_CLAIMS)
+    assert layer.claimed[0] == 6
+
+
+@pytest.mark.parametrize("activation", [DType.BF16, DType.Q8])
+def test_every_line_of_the_listed_blocks_is_asked_for_and_no_other(
+    activation: DType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = np.zeros(1 << 16, np.int64)
+
+    def mark(
+        pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
+    ) -> None:
+        f = pointer.f
+        line = (pointer.to_address() + offset_bytes) // CACHE_LINE_BYTES & (len(lines) - 1)
+        f.constant(address_of(lines), I64).as_pointer(I64).put(line, f.constant(1, I64))
+
+    monkeypatch.setattr(Pointer, "prefetch", mark)
+    layer = Layer(DType.Q8 if activation is DType.Q8 else DType.BF16, activation, 1)
+    layer.run(BLOCKS)
+    for cache in (layer.k, layer.v):
+        first = address_of(cache) // CACHE_LINE_BYTES
+        of_block = np.arange(first, first + cache.size // CACHE_LINE_BYTES).reshape(len(cache), -1)
+        asked = lines[of_block & (len(lines) - 1)]
+        assert asked[list(BLOCKS)].all()
+        # The line behind a block's last may be asked for, too.
+        assert not asked[[0, 2, 4, 5, 7], 1:].any()
