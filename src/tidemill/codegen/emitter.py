@@ -324,9 +324,10 @@ class Function:
         self.declare(name, f"declare void @{name}({types})")
         self.line(f"call void @{name}({', '.join(a.typed for a in args)})")
 
-    def memory_mark(self) -> None:
-        """Loads and stores do not move, and are not merged, across this point; no instruction."""
-        self.line('call void asm sideeffect "", "~{memory}"()')
+    def memory_mark(self, *hidden: Pointer) -> None:
+        """No access moves or merges across this: for stack arrays, once they were `hidden`."""
+        inputs, args = "r," * len(hidden), ", ".join(pointer.typed for pointer in hidden)
+        self.line(f'call void asm sideeffect "", "{inputs}~{{memory}}"({args})')
 
     def masked_store(self, value: Value, to: Pointer, mask: Value) -> None:
         """Store the lanes whose mask is set; the others' memory is not touched."""

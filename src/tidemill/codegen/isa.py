@@ -91,6 +91,15 @@ class Isa:
             acc = _in_parts(_pmaddwd, name, lanes, acc, w, x)
         return acc
 
+    @property
+    def has_lookup(self) -> bool:
+        """Whether one instruction looks up all lanes in a vector."""
+        return self.target.arch == "x86_64" and self.vector_bits == 32 * LANES
+
+    def look_up(self, table: Value, index: Value) -> Value:
+        """Lanes of a vector of 16 by the low four bits of `index`."""
+        return table.f.intrinsic("llvm.x86.avx512.permvar.sf.512", table.type, table, index)
+
     def to_bf16(self, value: Value) -> Value:
         """Round f32 lanes to bf16 bits in i16 lanes, to nearest even."""
         lanes = value.type.lanes

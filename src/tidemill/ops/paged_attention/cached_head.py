@@ -1,8 +1,8 @@
-"""Where a chunk's keys and values lie: in the cache's blocks, or widened on the stack.
+"""Where keys and values lie: in the cache's blocks, or widened on the stack.
 
-In: a sequence's block table and one key-value head, or a widened chunk. Out: pointers to sixteen
-keys or values, in words of `step` elements, with the strides between words. Both views have the
-same order of words, so that the tile's loops do not tell them apart.
+In: a sequence's block table and one key-value head, or what of it was widened. Out: pointers to
+sixteen keys or values, in words of `step` elements, with the strides between words. Both views have
+the same order of words, so that the tile's loops do not tell them apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.types import F32, I8, I32, I64
 from tidemill.ops.cpu_elements import round_lanes, widen_e4m3
-from tidemill.ops.layout import ATTENTION_CHUNK, CacheLayout
+from tidemill.ops.layout import ATTENTION_CHUNK, ATTENTION_PARTITION, CacheLayout
 
 _UNROLL = 4
 
@@ -49,8 +49,8 @@ class CachedHead:
 
 
 @dataclass(frozen=True)
-class WidenedChunk:
-    """A chunk of an 8-bit cache in the type that is computed with, for all rows of a tile."""
+class WidenedPart:
+    """A chunk's keys and a partition's values of an 8-bit cache, in the type computed with."""
 
     isa: Isa
     cache: CacheLayout
@@ -68,15 +68,16 @@ class WidenedChunk:
         return self.k.bytes(at * self.word_bytes)
 
     def values(self, at: Value) -> Pointer:
+        """Sixteen values from the partition's position `at` on."""
         return self.v.bytes(at * (self.value_step_bytes // self.cache.step))
 
-    def fill(self, head: CachedHead, start: Value, columns: Value) -> None:
-        """Widen the first `columns` times sixteen positions of the chunk at `start`."""
+    def fill(self, head: CachedHead, start: Value, columns: Value, done: Value) -> None:
+        """Widen a chunk's first `columns` times sixteen positions, `done` lie before it."""
         f, words = self.k.f, self.cache.head_size // self.cache.step
         with f.loop(0, columns) as c:
             at = c * LANES
             keys, values = head.keys(start + at), head.values(start + at)
-            to_keys, to_values = self.keys(at), self.values(at)
+            to_keys, to_values = self.keys(at), self.values(done + at)
             with f.loop(0, words, _UNROLL) as word:
                 for u in range(_UNROLL):
                     key = self._widen(keys.bytes((word + u) * head.key_step_bytes))
@@ -91,6 +92,7 @@ class WidenedChunk:
         return round_lanes(self.isa, wide, self.cache.compute).bits_as(F32.x(LANES))
 
 
-def widened_floats(cache: CacheLayout) -> int:
-    """Memory of a widened chunk's keys, or values, in words of 32 bits."""
-    return ATTENTION_CHUNK * cache.head_size // cache.step
+def widened_floats(cache: CacheLayout) -> tuple[int, int]:
+    """Memory of widened keys and values, in words of 32 bits."""
+    each = cache.head_size // cache.step
+    return ATTENTION_CHUNK * each, ATTENTION_PARTITION * each

@@ -2,7 +2,8 @@
 
 In: partial results of consecutive partitions. Out: their union, and the rows' final values. A row
 is H + 32 floats: its unscaled output, the exponent that its shares are relative to, and 16 sums of
-shares, each lane its own. An empty row is (0, MASKED, 0), and joining it changes nothing.
+shares, each lane its own. Exponents are whole, so that joining scales by powers of two, exactly. An
+empty row is (0, EMPTY, 0), and joining it changes nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from tidemill.codegen.emitter import Function, Pointer
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I64, PTR
-from tidemill.codegen.vector_math import exp2
+from tidemill.codegen.vector_math import power_of_two
 from tidemill.ops.cpu_elements import store_f32
 
-MASKED = -1e30
+MASKED = -3e38  # the score of what is not seen
+EMPTY = -1e30  # the exponent of a row that sees nothing: what it does not see lies below, too
 
 
 def partial_row_bytes(width: int) -> int:
@@ -47,13 +49,9 @@ class Partials:
     def total_at(self) -> int:
         return self.width + LANES
 
-    def clear(self, row: Pointer) -> None:
-        """Make a row empty."""
-        f = row.f
+    def clear_output(self, row: Pointer) -> None:
         for i in range(0, self.width, LANES):
-            row.put(i, f.zero(V))
-        row.put(self.top_at, f.constant(MASKED, V))
-        row.put(self.total_at, f.zero(V))
+            row.put(i, row.f.zero(V))
 
     def emit_join(self, module: Module, symbol: str) -> Function:
         """into = into and then more, for `rows` rows."""
@@ -63,7 +61,7 @@ class Partials:
             into, more = (rows.at(r * self.row_floats) for rows in (into_rows, more_rows))
             tops = into.vec(self.top_at, LANES), more.vec(self.top_at, LANES)
             top = tops[0].max(tops[1])
-            fades = [exp2(each - top) for each in tops]
+            fades = [power_of_two(each - top) for each in tops]
             into.put(self.top_at, top)
             for i in [*range(0, self.width, LANES), self.total_at]:
                 kept = into.vec(i, LANES) * fades[0]

@@ -1,90 +1,71 @@
-"""Shares of a row group: p = 2^(score - top), added to each row's sum and left in memory.
+"""Shares of a row: p = 2^(score - top), where `top` is the row's maximum in the partition, or more.
 
-A row's exponent `top` follows its maximum only where that grew by more than 8, which is the row's
-own affair: shares stay below 2^8, and the output is hardly ever scaled again. Scaling by 2^0
-changes nothing, so that rows which need it may take their neighbours along.
+A top is a whole number, so that partitions are joined by powers of two, which are exact. Shares
+are rounded before they are summed up: what a row's values are divided by is what they were
+multiplied with.
 """
 
 from __future__ import annotations
 
 from tidemill.base.dtypes import DType
-from tidemill.codegen.emitter import Pointer, Registers, Value
-from tidemill.codegen.isa import LANES
-from tidemill.codegen.types import I16, I32
-from tidemill.codegen.vector_math import exp2
+from tidemill.codegen.emitter import Value
+from tidemill.codegen.isa import LANES, V
+from tidemill.codegen.types import I32
+from tidemill.codegen.vector_math import exp2, exp2_by_tables
 from tidemill.ops.cpu_elements import store_f32
-from tidemill.ops.layout import ATTENTION_CHUNK
-from tidemill.ops.paged_attention.partials import MASKED
-from tidemill.ops.paged_attention.tile_state import COLUMNS, Chunk, TileState
+from tidemill.ops.paged_attention.partials import EMPTY
+from tidemill.ops.paged_attention.tile_state import TileState
 
-_GROWTH = 8.0
-
-
-def share(tile: TileState, g: Value, chunk: Chunk, scores: Registers) -> None:
-    """Turn scores into shares."""
-    f, partials, count = tile.f, tile.shape.partials, tile.shape.rows_a_group
-    rows = [tile.row(g, r) for r in range(count)]
-    _scale_scores(tile, chunk, scores)
-    seen = {} if chunk.is_whole else {r: _seen(tile, g, r, chunk.start) for r in range(count)}
-    for r, c in [(r, c) for r in seen for c in range(COLUMNS)]:
-        scores[r, c] = f.select(seen[r][c], scores[r, c], MASKED)
-    _raise_tops(tile, rows, scores)
-    is_rough = tile.shape.activation is DType.BF16
-    for r, row in enumerate(rows):
-        top = row.vec(partials.top_at, LANES)
-        powers = [exp2(scores[r, c] - top, is_rough) for c in range(COLUMNS)]
-        if seen:
-            powers = [f.select(s, p, 0.0) for s, p in zip(seen[r], powers, strict=True)]
-        sums = (powers[0] + powers[1]) + (powers[2] + powers[3])
-        row.put(partials.total_at, row.vec(partials.total_at, LANES) + sums)
-        _store(tile, g, r, chunk, powers)
+_BF16_ONES = 0x3F803F80
 
 
-def _scale_scores(tile: TileState, chunk: Chunk, scores: Registers) -> None:
-    """Keys of 8 bits met the queries without their scales."""
-    for c in range(COLUMNS) if tile.widened is not None else ():
-        scales = tile.head.scales(tile.head.k, chunk.start + c * LANES)
-        for r in range(tile.shape.rows_a_group):
-            scores[r, c] = scores[r, c] * scales
+def settle_tops(tile: TileState, g: Value) -> None:
+    """Turn the maxima of a row group's lanes into the rows' tops."""
+    top_at = tile.shape.partials.top_at
+    for r in range(tile.shape.rows_a_group):
+        row = tile.row(g, r)
+        row.put(top_at, row.vec(top_at, LANES).lanes_max().call("ceil").max(EMPTY))
 
 
-def _seen(tile: TileState, g: Value, r: int, start: Value) -> list[Value]:
-    """Which lanes of each column the row sees."""
-    limit = tile.limits[g * tile.shape.rows_a_group + r] - start.to(I32)
-    lanes = tile.f.table(list(range(LANES)), I32)
-    ends = [(limit - c * LANES).splat(LANES) for c in range(COLUMNS)]
-    return [tile.shape.is_seen(lanes, end) for end in ends]
+def share(tile: TileState, g: Value, r: Value | int, c: Value) -> None:
+    """Turn the scores of row r and the partition's column c into shares.
 
-
-def _raise_tops(tile: TileState, rows: list[Pointer], scores: Registers) -> None:
-    """Where a row's maximum outgrew its exponent, scale what it has to the new one."""
-    f, partials = tile.f, tile.shape.partials
-    tops = [row.vec(partials.top_at, LANES) for row in rows]
-    peaks = []
-    for r in range(len(rows)):
-        columns = [scores[r, c] for c in range(COLUMNS)]
-        peaks.append(columns[0].max(columns[1]).max(columns[2].max(columns[3])))
-    outgrown = [peak > top + _GROWTH for peak, top in zip(peaks, tops, strict=True)]
-    any_row = outgrown[0]
-    for mask in outgrown[1:]:
-        any_row = any_row | mask
-    with f.when(any_row.bits_as(I16).ne(0)):
-        for row, top, peak in zip(rows, tops, peaks, strict=True):
-            highest = peak.lanes_max()
-            new = f.select(highest > top + _GROWTH, highest, top)
-            row.put(partials.top_at, new)
-            fade = exp2(top - new)
-            for i in [*range(0, partials.width, LANES), partials.total_at]:
-                row.put(i, row.vec(i, LANES) * fade)
-
-
-def _store(tile: TileState, g: Value, r: int, chunk: Chunk, powers: list[Value]) -> None:
-    """Round a row's shares; those of 8-bit values take the values' scales with them."""
+    The weights of 8-bit values are shares with the values' scales.
+    """
+    shape, at = tile.shape, c * LANES
+    top = tile.row(g, r).vec(shape.partials.top_at, LANES)
+    score = tile.scores_of(g, r).at(at).vec(0, LANES)
+    if tile.exp2_tables is None:
+        power = exp2(score - top, shape.activation is DType.BF16)
+    else:
+        power = exp2_by_tables(shape.isa, score - top, tile.exp2_tables)
+    to = at * shape.activation.itemsize_bytes
+    store_f32(shape.isa, tile.shares_of(g, r).bytes(to), 0, power, shape.activation)
     if tile.widened is not None:
-        at = [chunk.start + c * LANES for c in range(COLUMNS)]
-        scales = [tile.head.scales(tile.head.v, each) for each in at]
-        powers = [power * scale for power, scale in zip(powers, scales, strict=True)]
-    shape, size = tile.shape, tile.shape.activation.itemsize_bytes
-    row = tile.p.bytes((g * shape.rows_a_group + r) * (ATTENTION_CHUNK * size))
-    for c, power in enumerate(powers):
-        store_f32(shape.isa, row.bytes(c * LANES * size), 0, power, shape.activation)
+        power = power * tile.head.scales(tile.head.v, tile.start + at)
+        store_f32(shape.isa, tile.weights_of(g, r).bytes(to), 0, power, shape.activation)
+
+
+def end_shares(tile: TileState, g: Value, columns: Value) -> None:
+    """Behind the last column shares are zero, so that sums need not end with a column."""
+    shape = tile.shape
+    at = columns * (LANES * shape.activation.itemsize_bytes)
+    for r in range(shape.rows_a_group):
+        to, zero = tile.shares_of(g, r).bytes(at), tile.f.zero(V)
+        store_f32(shape.isa, to, 0, zero, shape.activation)
+
+
+def sum_shares(tile: TileState, g: Value, columns: Value) -> None:
+    """Sum up each row's shares, lane by lane."""
+    f, shape = tile.f, tile.shape
+    step, rows = shape.math.step, range(shape.rows_a_group)
+    word, ones = (I32, _BF16_ONES) if step == 2 else (V.scalar, 1.0)
+    sums = f.registers(V)
+    for r in rows:
+        sums[r] = f.zero(V)
+    with f.loop(0, (columns + (step - 1)) // step) as i:
+        for r in rows:
+            shares = tile.shares_of(g, r).of(word).at(i * LANES).vec(0, LANES)
+            sums[r] = shape.math.dot(sums[r], f.constant(ones, shares.type), shares)
+    for r in rows:
+        tile.row(g, r).put(shape.partials.total_at, sums[r])

@@ -1,21 +1,30 @@
 """The body of a tile: one partition of its positions, chunk by chunk, for all of its rows.
 
 In: queries, a key-value head of the cache, a range of positions. Out: the partial result of each
-row (partials.py). Two passes over the row groups for each chunk, so that keys, then values, stay
-near: scores and shares, then shares times values.
+row (partials.py). First all scores, chunk by chunk, so that keys stay near for all row groups; then
+shares times values, with shares computed a column ahead.
 """
 
 from __future__ import annotations
 
+from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Value
-from tidemill.codegen.isa import LANES
+from tidemill.codegen.isa import LANES, V
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64, PTR
+from tidemill.codegen.vector_math import exp2_tables
 from tidemill.ops.layout import ATTENTION_CHUNK
-from tidemill.ops.paged_attention.cached_head import CachedHead, WidenedChunk, widened_floats
+from tidemill.ops.paged_attention.cached_head import CachedHead, WidenedPart, widened_floats
+from tidemill.ops.paged_attention.partials import MASKED
 from tidemill.ops.paged_attention.scores import score
-from tidemill.ops.paged_attention.shares import share
-from tidemill.ops.paged_attention.tile_state import COLUMNS, Chunk, TileShape, TileState
+from tidemill.ops.paged_attention.shares import end_shares, settle_tops, share, sum_shares
+from tidemill.ops.paged_attention.tile_state import (
+    COLUMNS,
+    ROW_POSITIONS,
+    Chunk,
+    TileShape,
+    TileState,
+)
 from tidemill.ops.paged_attention.weighted_values import add_values
 
 
@@ -36,42 +45,98 @@ class TilePart:
             arg.as_pointer(F32) for arg in f.args[:8]
         )
         self.q_in, self.next_head = q, CachedHead(shape.cache, next_k, next_v, next_table.of(I32))
-        self.position, self.count, self.start, self.stop = f.args[8:]
+        self.position, self.count, start, self.stop = f.args[8:]
         size, widened = shape.activation.itemsize_bytes, None
+        words = shape.num_rows * ROW_POSITIONS
+        shares = weights = f.stack(F32, words * size // 4)
         if shape.cache.dtype.is_quantized:
-            keys, values = (f.stack(F32, widened_floats(shape.cache)) for _ in range(2))
-            widened = WidenedChunk(shape.isa, shape.cache, keys, values)
+            keys, values = (f.stack(F32, floats) for floats in widened_floats(shape.cache))
+            widened = WidenedPart(shape.isa, shape.cache, keys, values)
+            weights = f.stack(F32, words * size // 4)
+        first = shape.first_seen(self.position) // ATTENTION_CHUNK * ATTENTION_CHUNK
         self.tile = TileState(
             f,
             shape,
+            start=start.max(first),
             q=f.stack(F32, shape.num_rows * shape.cache.head_size * size // 4),
-            p=f.stack(F32, shape.num_rows * ATTENTION_CHUNK * size // 4),
+            scores=f.stack(F32, words),
+            shares=shares,
+            weights=weights,
             limits=f.stack(I32, shape.num_rows),
+            exp2_tables=self._lay_exp2_tables(),
             rows=rows,
             head=CachedHead(shape.cache, k, v, table.of(I32)),
             widened=widened,
         )
 
     def emit(self) -> Function:
-        """Emit the body; chunks that every row sees whole need no masks."""
-        f, shape = self.f, self.shape
+        """Emit the body."""
+        f, shape, tile = self.f, self.shape, self.tile
         used = self.count * shape.group + (shape.rows_a_group - 1)
         num_groups = used // shape.rows_a_group
-        self._load_queries()
-        with f.loop(0, num_groups * shape.rows_a_group) as r:
-            shape.partials.clear(self.tile.rows.at(r * shape.partials.row_floats))
         end = self.stop.min(self.position + self.count)
-        first = shape.first_seen(self.position) // ATTENTION_CHUNK * ATTENTION_CHUNK
+        self._load_queries()
+        self._score(num_groups, end)
+        columns = tile.num_columns(end)
+
+        def add(g: Value, start: Value, stop: Value) -> None:
+            add_values(tile, g, start, stop, lambda at: self._chunk(at, end, False))
+
+        if shape.goes_by_chunk:
+            with f.loop(0, num_groups) as g:
+                self._begin_values(g, columns)
+            with f.loop(tile.start, end, ATTENTION_CHUNK) as at, f.loop(0, num_groups) as g:
+                add(g, at, at + 1)
+            with f.loop(0, num_groups) as g:
+                sum_shares(tile, g, columns)
+            return f
+        self._begin_values(f.constant(0, I64), columns)
+        with f.loop(0, num_groups) as g:
+            with f.when(g + 1 < num_groups):
+                self._begin_values(g + 1, columns)
+            add(g, tile.start, end)
+            sum_shares(tile, g, columns)
+        return f
+
+    def _lay_exp2_tables(self) -> Pointer | None:
+        """Tables are read where they are used: in registers they would displace sums."""
+        if not (self.shape.isa.has_lookup and self.shape.activation is DType.BF16):
+            return None
+        values = exp2_tables()
+        tables = self.f.stack(F32, len(values))
+        for i in range(0, len(values), LANES):
+            tables.put(i, self.f.table(values[i : i + LANES], F32))
+        self.f.memory_mark(tables)
+        return tables
+
+    def _score(self, num_groups: Value, end: Value) -> None:
+        """All scores; chunks that every row sees whole need no masks."""
+        f, shape, tile = self.f, self.shape, self.tile
+        with f.loop(0, num_groups * shape.rows_a_group) as r:
+            row = tile.rows.at(r * shape.partials.row_floats)
+            row.put(shape.partials.top_at, f.constant(MASKED, V))
         last_sees = shape.first_seen(self.position + (self.count - 1))
-        with f.loop(self.start.max(first), end, ATTENTION_CHUNK) as start:
+        with f.loop(tile.start, end, ATTENTION_CHUNK) as start:
             is_whole = start + (ATTENTION_CHUNK - 1) <= self.position
             if shape.window:
                 is_whole = is_whole & (start >= last_sees)
-            with f.when(is_whole):
-                self._fold(self._chunk(start, end, True), num_groups)
-            with f.when(is_whole.eq(0)):
-                self._fold(self._chunk(start, end, False), num_groups)
-        return f
+            if tile.widened is not None:
+                columns = self._chunk(start, end, False).columns
+                tile.widened.fill(tile.head, start, columns, start - tile.start)
+            with f.when(is_whole), f.loop(0, num_groups) as g:
+                score(tile, g, self._chunk(start, end, True))
+            with f.when(is_whole.eq(0)), f.loop(0, num_groups) as g:
+                score(tile, g, self._chunk(start, end, False))
+
+    def _begin_values(self, g: Value, columns: Value) -> None:
+        """What the products of a row group's first column wait for."""
+        tile, shape = self.tile, self.shape
+        settle_tops(tile, g)
+        for r in range(shape.rows_a_group):
+            share(tile, g, r, self.f.constant(0, I64))
+            if shape.goes_by_chunk:
+                shape.partials.clear_output(tile.row(g, r))
+        end_shares(tile, g, columns)
 
     def _load_queries(self) -> None:
         """Copy the queries side by side; tokens beyond the last are it again, not stored later."""
@@ -104,13 +169,3 @@ class TilePart:
         k, v = choose(head.k, other.k), choose(head.v, other.v)
         table = choose(head.table, other.table)
         return CachedHead(self.shape.cache, k, v, table), self.f.select(is_own, start, 0)
-
-    def _fold(self, chunk: Chunk, num_groups: Value) -> None:
-        """Fold one chunk into every row."""
-        tile = self.tile
-        if tile.widened is not None:
-            tile.widened.fill(tile.head, chunk.start, chunk.columns)
-        with self.f.loop(0, num_groups) as g:
-            share(tile, g, chunk, score(tile, g, chunk))
-        with self.f.loop(0, num_groups) as g:
-            add_values(tile, g, chunk)

@@ -14,12 +14,13 @@ from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES, Isa
 from tidemill.codegen.types import I64
 from tidemill.ops.cpu_elements import PairMath
-from tidemill.ops.layout import ATTENTION_CHUNK, CacheLayout
-from tidemill.ops.paged_attention.cached_head import CachedHead, WidenedChunk
+from tidemill.ops.layout import ATTENTION_CHUNK, ATTENTION_PARTITION, CacheLayout
+from tidemill.ops.paged_attention.cached_head import CachedHead, WidenedPart
 from tidemill.ops.paged_attention.partials import Partials
 
 MAX_SPARE_ROWS = 8  # that the last row group may have beyond the tile's own
 COLUMNS = ATTENTION_CHUNK // LANES
+ROW_POSITIONS = ATTENTION_PARTITION + LANES  # in memory; the last ones are zeros, or not used
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ class TileShape:
         return self.cache.head_size // self.cache.step
 
     @property
+    def goes_by_chunk(self) -> bool:
+        """Whether all rows take a chunk's values before any goes on.
+
+        A single token's values come from far away and are read once; for the rows of a prompt
+        products are the limit, and sums stay in registers for a whole partition.
+        """
+        return self.tokens == 1
+
+    @property
     def num_row_groups(self) -> int:
         return -(-self.tokens * self.group // self.isa.attention_rows)
 
@@ -77,32 +87,60 @@ class TileShape:
 
 @dataclass(frozen=True)
 class TileState:
-    """Memory of a tile: queries side by side, shares, where each row's sight ends, results.
+    """Memory of a tile's partition, from position `start` on.
 
-    `widened` is where chunks of an 8-bit cache go before they meet the rows.
+    Queries side by side, scores, shares, where each row's sight ends, results. Of an 8-bit cache,
+    `widened` is where keys and values go before they meet the rows, and `weights` are the shares
+    with the values' scales; otherwise they are the shares.
     """
 
     f: Function
     shape: TileShape
+    start: Value
     q: Pointer
-    p: Pointer
+    scores: Pointer
+    shares: Pointer
+    weights: Pointer
     limits: Pointer
+    exp2_tables: Pointer | None
     rows: Pointer
     head: CachedHead
-    widened: WidenedChunk | None
+    widened: WidenedPart | None
 
-    def row(self, g: Value, r: int) -> Pointer:
+    def row(self, g: Value, r: Value | int) -> Pointer:
         """The result so far of row r of row group g."""
         partials = self.shape.partials
         return self.rows.at(g * (self.shape.rows_a_group * partials.row_floats)).at(
             r * partials.row_floats
         )
 
-    def view(self, start: Value) -> tuple[CachedHead | WidenedChunk, Value]:
-        """Where the chunk at `start` is read from, and its first position there."""
+    def num_columns(self, end: Value) -> Value:
+        """Columns of the partition up to position `end`."""
+        return (end - self.start + (LANES - 1)) // LANES
+
+    def scores_of(self, g: Value, r: Value | int) -> Pointer:
+        return self.scores.at(g * (self.shape.rows_a_group * ROW_POSITIONS)).at(r * ROW_POSITIONS)
+
+    def shares_of(self, g: Value, r: Value | int) -> Pointer:
+        return self._shares_row(self.shares, g, r)
+
+    def weights_of(self, g: Value, r: Value | int) -> Pointer:
+        return self._shares_row(self.weights, g, r)
+
+    def _shares_row(self, shares: Pointer, g: Value, r: Value | int) -> Pointer:
+        row_bytes = ROW_POSITIONS * self.shape.activation.itemsize_bytes
+        return shares.bytes(g * (self.shape.rows_a_group * row_bytes)).bytes(r * row_bytes)
+
+    def keys_view(self, start: Value) -> tuple[CachedHead | WidenedPart, Value]:
+        """Where the keys of the chunk at `start` are read from, and the first one's place there."""
         if self.widened is None:
             return self.head, start
         return self.widened, self.f.constant(0, I64)
+
+    def values_view(self, start: Value) -> tuple[CachedHead | WidenedPart, Value]:
+        if self.widened is None:
+            return self.head, start
+        return self.widened, start - self.start
 
     def fetched_columns(self, g: Value) -> list[Value]:
         """Each row group fetches its share of the columns that come next."""
