@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.parts.figures import print_line
 from bench.parts.sample_engine import build_sample
@@ -42,23 +43,31 @@ TRACE = Path(__file__).resolve().parent / "traces" / "mixed_32.json"
 
 @dataclass
 class Step:
-    """What a step held and took. Units: ms; `op_ms` is (ops, work and wait) of thread 0."""
+    """What a step held and took. Units: ms; `cycles` is (ops, work and wait) of thread 0."""
 
-    sizes: StepSizes
-    num_decode: int
+    plan: StepPlan
     inputs_and_native_ms: float
-    op_ms: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    cycles: npt.NDArray[np.int64]
     whole_ms: float = 0.0
 
     @property
+    def num_decode(self) -> int:
+        return sum(len(entry.tokens) == entry.num_draws for entry in self.plan.entries)
+
+    @property
     def kind(self) -> str:
-        if self.num_decode == self.sizes.tokens:
+        if self.num_decode == self.plan.num_tokens:
             return "decode"
         return "mixed" if self.num_decode else "prompt"
 
+    @property
+    def op_ms(self) -> npt.NDArray[np.float64]:
+        """All cycles of thread 0 make up the native call; filling inputs takes microseconds."""
+        return self.cycles * (self.inputs_and_native_ms / float(self.cycles.sum()))
+
 
 class WatchedExecutor:
-    """An executor that keeps what each step held and took."""
+    """An executor that keeps what each step held and took; what it adds itself is not counted."""
 
     def __init__(self, executor: NativeExecutor) -> None:
         self._executor, self.limits = executor, executor.limits
@@ -66,19 +75,11 @@ class WatchedExecutor:
         self.steps: list[Step] = []
 
     def execute(self, plan: StepPlan) -> StepResult:
-        before, start = self._cycles[0].copy(), time.perf_counter()
+        self._cycles[:] = 0
+        start = time.perf_counter()
         result = self._executor.execute(plan)
         seconds = time.perf_counter() - start
-        cycles = (self._cycles[0] - before).astype(np.float64)
-        # All cycles of thread 0 make up the native call; filling the inputs is a few microseconds.
-        self.steps.append(
-            Step(
-                sizes_of(plan),
-                sum(len(entry.tokens) == entry.num_draws for entry in plan.entries),
-                seconds * 1e3,
-                cycles * (seconds * 1e3 / cycles.sum()),
-            )
-        )
+        self.steps.append(Step(plan, seconds * 1e3, self._cycles[0].copy()))
         return result
 
     def arrange_memory(self) -> bool:
@@ -190,14 +191,15 @@ def report(
     ops = parse_graph(executor.manifest.graph_text).ops
     kinds: dict[str, Kind] = defaultdict(Kind)
     for step in steps:
+        sizes, op_ms, num_decode = sizes_of(step.plan), step.op_ms, step.num_decode
         for kind in (kinds[step.kind], kinds["all"]):
             kind.steps += 1
-            kind.decode_rows += step.num_decode
-            kind.prompt_rows += step.sizes.tokens - step.num_decode
+            kind.decode_rows += num_decode
+            kind.prompt_rows += sizes.tokens - num_decode
             kind.whole_ms += step.whole_ms
             kind.outside_ms += step.whole_ms - step.inputs_and_native_ms
-            for op, (work_ms, wait_ms) in zip(ops, step.op_ms, strict=True):
-                limit_ms = op_limit(op, step.sizes, rates).seconds * 1e3
+            for op, (work_ms, wait_ms) in zip(ops, op_ms, strict=True):
+                limit_ms = op_limit(op, sizes, rates).seconds * 1e3
                 kind.limit_ms += limit_ms
                 figures = zip(kind.ops[op.kind], (work_ms, wait_ms, limit_ms), strict=True)
                 kind.ops[op.kind] = [one + other for one, other in figures]
@@ -220,10 +222,10 @@ def report(
 
 def print_steps(steps: list[Step]) -> None:
     for step in steps:
-        rows = step.sizes.tokens
+        sizes, num_decode = sizes_of(step.plan), step.num_decode
         print(
-            f"{step.num_decode:3} + {rows - step.num_decode:4} rows of {step.sizes.sequences:2}, "
-            f"{step.sizes.kv_tokens:5} cached, {step.whole_ms:7.2f} ms, "
+            f"{num_decode:3} + {sizes.tokens - num_decode:4} rows of {sizes.sequences:2}, "
+            f"{sizes.kv_tokens:5} cached, {step.whole_ms:7.2f} ms, "
             f"{step.whole_ms - step.inputs_and_native_ms:5.2f} outside"
         )
 

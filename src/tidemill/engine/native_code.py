@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +103,8 @@ def write_cached_code(engine: EngineFile, code: NativeCode) -> Path:
 
     Raises: OSError when the cache cannot be written.
     """
+    import tempfile  # costs a start 3 ms
+
     path = _cached_path(engine, code.section.target)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-")

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from tidemill.base.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # CTC and BPEDecoder look at a token's neighbours, so their text is not a concatenation.
 _JOINING_DECODERS = {"ByteFallback", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"}

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from tidemill.base.errors import ConfigError
 from tidemill.frontends.triton.deploy_from import DeployFromRequest, deploy_from
+from tidemill.frontends.triton.model_parameters import ModelPlace, resolve_path
 from tidemill.frontends.triton.model_yaml import apply_model_yaml
 from tidemill.frontends.triton.staged_repository import is_foreign, stage_repository
 
@@ -35,6 +36,7 @@ def repository(tmp_path: Path) -> Path:
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(CONFIG)
     (version / "rank0.engine").write_text("engine")
+    (version.parent / "labels.txt").write_text("a label")
     return tmp_path / "models"
 
 
@@ -97,6 +99,16 @@ def test_users_files_are_linked_and_never_written(repository: Path, tmp_path: Pa
     ).resolve()
     assert "TokensModel" in (version / "model.py").read_text()
     assert sorted(repository.rglob("*")) == before
+
+
+def test_relative_paths_count_from_the_repository_that_the_user_wrote(
+    repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "server").mkdir()
+    staged = stage_repository(repository, tmp_path / "server" / "models", print)
+    for models in (repository, staged):
+        engine_dir = resolve_path(ModelPlace(models / "llama2_7b", "1"), "../engine")
+        assert engine_dir.resolve() == tmp_path / "engine"
 
 
 def test_users_own_model_py_stays(repository: Path, tmp_path: Path) -> None:
@@ -187,6 +199,7 @@ def test_deploy_from_writes_what_needs_no_change(
     assert (deployed / "1" / "rank0.engine").read_text() == "engine"
     assert (deployed / "1" / "rank0.engine").is_symlink() == (link == "symbolic")
     assert "TokensModel" in (deployed / "1" / "model.py").read_text()
+    assert (deployed / "labels.txt").read_text() == "a label"
     assert stage_repository(target, tmp_path / "staged", print) == target
     assert any("2 x KIND_GPU -> 1 x KIND_CPU" in line for line in said)
     with pytest.raises(ConfigError, match="already has a model"):

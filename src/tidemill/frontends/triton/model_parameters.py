@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import ConfigError
+from tidemill.frontends.triton.repository import ORIGIN_LINK
 from tidemill.host.config import SessionConfig
 from tidemill.host.runtime_settings import read_session_settings
 
@@ -143,8 +144,10 @@ def find_engine_dir(place: ModelPlace, parameters: ModelParameters) -> Path:
 
 
 def resolve_path(place: ModelPlace, text: str) -> Path:
-    """Return a path of a parameter; relative ones count from the repository."""
-    return place.model_dir.parent / text
+    """Return a path of a parameter; relative ones count from the repository as it was written."""
+    repository = place.model_dir.parent
+    origin = repository.parent / ORIGIN_LINK
+    return (origin.resolve() if origin.is_symlink() else repository) / text
 
 
 def read_session_config(parameters: ModelParameters) -> SessionConfig:

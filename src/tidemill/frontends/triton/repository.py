@@ -17,6 +17,8 @@ from tidemill.base.staging import StagedDirectory
 
 VERSION = "1"
 CONFIG_NAME = "config.pbtxt"
+# Beside a staged repository: a link to the one that its user wrote.
+ORIGIN_LINK = ".tidemill-repository"
 LINK_MODES = ("copy", "hard", "symbolic")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tidemill.frontends.triton.config_pbtxt import write_parameters
-from tidemill.frontends.triton.repository import CONFIG_NAME
+from tidemill.frontends.triton.repository import CONFIG_NAME, ORIGIN_LINK
 
 FOREIGN_PLATFORM = re.compile(r"""^[^#\n]*\bplatform\s*:\s*["']tensorrt_llm["']""", re.MULTILINE)
 
@@ -48,6 +48,7 @@ def stage_repository(
         from tidemill.frontends.triton.user_config import stage_model
 
     staging.mkdir()
+    (staging.parent / ORIGIN_LINK).symlink_to(repository.resolve())
     for model in models:
         if model in foreign:
             stage_model(model, staging / model.name, say)

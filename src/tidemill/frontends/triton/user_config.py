@@ -31,7 +31,7 @@ NEEDED = {"input": ("input_ids", "input_lengths"), "output": ("output_ids",)}
 
 
 def stage_model(model: Path, staged: Path, say: Say, link: str = "symbolic") -> None:
-    """Write a model's working copy: its config adapted, its versions' files linked or copied.
+    """Write a model's working copy: its config adapted, all other files linked or copied.
 
     Raises: ServerError when the config cannot be read or has other tensors, ConfigError when its
     model.yaml cannot be read.
@@ -45,9 +45,12 @@ def stage_model(model: Path, staged: Path, say: Say, link: str = "symbolic") -> 
         say(f"{model.name}: {change}")
     staged.mkdir(exist_ok=True)
     (staged / CONFIG_NAME).write_text(text_format.MessageToString(config), encoding="utf-8")
-    for version in sorted(path for path in model.iterdir() if path.is_dir()):
-        if _stage_version(version, staged / version.name, module, link):
-            say(f"{model.name}: {version.name}/model.py -> {module} of tidemill")
+    for path in sorted(model.iterdir()):
+        if not (path.is_dir() and path.name.isdecimal()):
+            if path.name != CONFIG_NAME:
+                bring(path, staged / path.name, link)
+        elif _stage_version(path, staged / path.name, module, link):
+            say(f"{model.name}: {path.name}/model.py -> {module} of tidemill")
 
 
 def outline_of(config: Any) -> Outline:
