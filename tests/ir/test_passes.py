@@ -200,6 +200,23 @@ def test_hoist_gather_leaves_whole_what_others_need_whole() -> None:
     assert HoistGather().apply(given_away) == PassResult(given_away, False)
 
 
+def test_hoist_gather_stops_where_rows_meet_even_beside_an_mlp() -> None:
+    heads = "num_heads=2, num_kv_heads=1, head_size=1, window=0, scale=1.0"
+    graph = parse(
+        f"""
+input %rows: i32[L]
+%m: f32[T, 4] = linear(%x, %w)
+%a: f32[T, 4] = attention(%x) {{{heads}, dtype="f32", cache_dtype="f32"}}
+%s: f32[T, 4] = add(%m, %a)
+%z: f32[L, 4] = gather_last(%s, %rows)
+""",
+        "%z",
+    )
+    ops = HoistGather().apply(graph).graph.ops
+    kinds = ["linear", "attention", "gather_last", "gather_last", "add"]
+    assert [op.kind for op in ops] == kinds
+
+
 def test_fuse_rope_cache_cuts_rope_and_attention_at_the_cache() -> None:
     result = FuseRopeCache().apply(attention_graph())
     assert result.is_changed

@@ -2,9 +2,11 @@
 
     gather_last(op(x, w), rows)  ->  op(gather_last(x, rows), w)
 
-for ops that compute each row from the same row alone, up through all of them whose results only
-such ops use: of the last layer's output product and MLP, prompts need one row of hundreds. Ops with
-in-place results come later, in fusion.
+for ops that compute each row from the same row alone, up to the last one that does not: of the
+last layer's output product and MLP, prompts need one row of hundreds. What others use whole stays
+whole. Nothing before the last attention is narrowed, though it might be (an MLP beside it): the
+executor runs what follows the first gather once more for other rows. Ops with in-place results come
+later, in fusion.
 """
 
 from __future__ import annotations
@@ -69,10 +71,10 @@ def _narrowed(graph: Graph, gather_at: int) -> tuple[set[int], set[str]]:
     wanted = {gather.inputs[0].name}
     for at in range(gather_at - 1, -1, -1):
         op = graph.ops[at]
+        if not OPS[op.kind].is_row_wise:
+            break
         is_wanted = all(value.name in wanted for value in op.outputs)
-        if not (is_wanted and OPS[op.kind].is_row_wise):
-            continue
-        if all(index.users(value) <= narrowed | {gather_at} for value in op.outputs):
+        if is_wanted and all(index.users(v) <= narrowed | {gather_at} for v in op.outputs):
             narrowed.add(at)
             wanted -= {value.name for value in op.outputs}
             wanted |= {value.name for value in op.inputs if value.type.shape[0] == "T"}

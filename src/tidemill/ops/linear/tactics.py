@@ -66,7 +66,7 @@ def tile_heights(tile_rows: int, above: int, max_rows: int) -> list[int]:
 
 
 def tactics_of(form: Format) -> tuple[LinearTactic, ...]:
-    """All tactics that a format's products may take: high tiles and ones of half the height."""
+    """All tactics that a format's products may take: high tiles and lower ones."""
     own = [
         LinearTactic(rows, prefetch) for prefetch in Prefetch for rows in _heights(form.tile_rows)
     ]
@@ -76,7 +76,12 @@ def tactics_of(form: Format) -> tuple[LinearTactic, ...]:
 
 
 def _heights(most: int) -> tuple[int, ...]:
-    return (most, -(-most * 4 // 7)) if most > 2 else (most,)
+    return (most, _lower(most), -(-most * 4 // 7)) if most > 2 else (most,)
+
+
+def _lower(most: int) -> int:
+    """Where many tiles follow one another, more outputs are written while the next multiplies."""
+    return most - most // 7
 
 
 def default_table(form: Format) -> TacticTable:
@@ -85,11 +90,9 @@ def default_table(form: Format) -> TacticTable:
     table = [Bucket(min(4, tile), LinearTactic(tile, Prefetch.NONE))]
     if tile > 4:
         table.append(Bucket(tile, LinearTactic(tile, Prefetch.STREAM)))
-    if wide:
-        once = LinearTactic(wide.tile_rows, Prefetch.NEXT, is_prepared=True)
-        return (*table, Bucket(0, once))
-    two_tiles = Bucket(2 * tile, LinearTactic(tile, Prefetch.NEXT))
-    return (*table, two_tiles, Bucket(0, LinearTactic(tile, Prefetch.STREAM)))
+    several = LinearTactic(_lower(tile), Prefetch.NEXT)
+    once = LinearTactic(wide.tile_rows, Prefetch.NEXT, is_prepared=True) if wide else several
+    return (*table, Bucket(0, once))
 
 
 def tactic_for(table: TacticTable, rows: int) -> LinearTactic:
