@@ -155,13 +155,13 @@ class TilePart:
 
     def _chunk(self, start: Value, end: Value, is_whole: bool) -> Chunk:
         columns = self.f.constant(COLUMNS, I64).min((end - start + (LANES - 1)) // LANES)
-        following = self._following(start + ATTENTION_CHUNK, end)
+        following = self._following(start + ATTENTION_CHUNK)
         return Chunk(start, end, columns, following, is_whole)
 
-    def _following(self, start: Value, end: Value) -> tuple[CachedHead, Value]:
+    def _following(self, start: Value) -> tuple[CachedHead, Value]:
         """What is wanted after a chunk, and from which position: the next tile's at the end."""
         head, other = self.tile.head, self.next_head
-        is_own = start < end
+        is_own = start < self.position + self.count
 
         def choose(own: Pointer, others: Pointer) -> Pointer:
             return self.f.select(is_own, own, others).as_pointer(own.element)
