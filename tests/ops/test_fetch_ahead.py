@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests.compare import assert_same_bits
@@ -24,7 +25,7 @@ from tidemill.ir.storage import Array, narrow
 from tidemill.ops.layout import CACHE_LINE_BYTES, PANEL, padded_n, wide_row
 from tidemill.ops.linear.cpu import LinearKernel
 from tidemill.ops.linear.epilogue import store
-from tidemill.ops.linear.fetch_ahead import ALL_CLAIMS
+from tidemill.ops.linear.fetch_ahead import ALL_PIECES
 from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import default_table
@@ -33,6 +34,12 @@ from tidemill.quant.packing import pack_activations, pack_panels
 ROWS, K, N = 40, 192, 256
 BLOCK_BYTES = 3 * 1024
 BLOCKS = (3, 1, 6)
+FORMATS = (
+    (DType.BF16, DType.BF16),
+    (DType.Q8, DType.Q8),
+    (DType.Q8, DType.BF16),
+    (DType.Q4G64, DType.Q8),
+)
 
 
 @dataclass
@@ -42,7 +49,6 @@ class Layer:
     weight: DType
     activation: DType
     num_threads: int
-    is_marking: bool = False
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(7)
@@ -52,7 +58,6 @@ class Layer:
         self.w = pack_panels(weight, self.weight)
         self.scratch = np.zeros(2 * prepared_bytes(K, self.weight) + 64, np.uint8)
         self.k, self.v = (np.zeros((8, BLOCK_BYTES), np.uint8) for _ in range(2))
-        self.claimed = count(0)
         isa, module = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]]), Module()
         emit_team(module, isa)
         form = format_for(isa, self.weight, self.activation)
@@ -65,7 +70,7 @@ class Layer:
         image = link_object(compile_ir(text, machine))
         self.code = LoadedCode(image.data, image.entry_offsets)
 
-    def run(self, blocks: tuple[int, ...], first: int = 0, last: int = ALL_CLAIMS) -> Array:
+    def run(self, blocks: tuple[int, ...], first: int = 0, last: int = ALL_PIECES) -> Array:
         """The products; with blocks, the layer that fetches them."""
         kernel, y = self.kernels[bool(blocks)], np.full((ROWS, wide_row(N)), np.nan, np.float32)
         named: dict[str, Array | int] = {
@@ -73,8 +78,7 @@ class Layer:
             "y_row_bytes": y.strides[0], "panels": padded_n(N) // PANEL, "scratch": self.scratch,
             "scratch_bytes": prepared_bytes(K, self.weight), "k": self.k, "v": self.v,
             "blocks": np.array(blocks, np.int32), "num_blocks": count(len(blocks)),
-            "block_bytes": BLOCK_BYTES, "claimed": self.claimed, "claims_from": first,
-            "claims_to": last,
+            "block_bytes": BLOCK_BYTES, "fetch_from": first, "fetch_to": last,
         }  # fmt: skip
         record = np.zeros((1, abi.RECORD_WORDS), np.int64)
         words = [named[field] for field in kernel.fields]
@@ -87,55 +91,55 @@ class Layer:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize(
-    ("weight", "activation"),
-    [
-        (DType.BF16, DType.BF16),
-        (DType.Q8, DType.Q8),
-        (DType.Q8, DType.BF16),
-        (DType.Q4G64, DType.Q8),
-    ],
-)
-def test_products_are_the_same_and_all_pieces_claimed(
-    weight: DType, activation: DType, num_threads: int
-) -> None:
+@pytest.mark.parametrize(("weight", "activation"), FORMATS)
+def test_products_are_the_same(weight: DType, activation: DType, num_threads: int) -> None:
     layer = Layer(weight, activation, num_threads)
     assert_same_bits(layer.run(BLOCKS), layer.run(()), "products")
-    claimed = int(layer.claimed[0])
-    # Threads that see the last piece together claim one beyond it, and fetch nothing for it.
-    assert 2 * len(BLOCKS) <= claimed < 2 * len(BLOCKS) + num_threads
-    layer.run(BLOCKS)
-    assert layer.claimed[0] == claimed, "nothing is left to claim"
 
 
-def test_a_layer_claims_its_part_and_a_later_one_the_rest() -> None:
-    layer = Layer(DType.BF16, DType.BF16, 1)
-    layer.run(BLOCKS, 0, ALL_CLAIMS // 2)
-    assert layer.claimed[0] == 3
-    layer.run(BLOCKS, ALL_CLAIMS // 2, ALL_CLAIMS)
-    assert layer.claimed[0] == 6
+class AskedFor:
+    """The cache lines that code emitted from now on prefetches, marked as it runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._lines = np.zeros(1 << 16, np.int64)
+
+        def mark(
+            pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
+        ) -> None:
+            f = pointer.f
+            line = (pointer.to_address() + offset_bytes) // CACHE_LINE_BYTES & len(self._lines) - 1
+            f.constant(address_of(self._lines), I64).as_pointer(I64).put(line, f.constant(1, I64))
+
+        monkeypatch.setattr(Pointer, "prefetch", mark)
+
+    def of(self, cache: Array) -> npt.NDArray[np.bool_]:
+        """Which lines of each block."""
+        first = address_of(cache) // CACHE_LINE_BYTES
+        lines = np.arange(first, first + cache.size // CACHE_LINE_BYTES)
+        asked: npt.NDArray[np.bool_] = self._lines[lines & len(self._lines) - 1] > 0
+        return asked.reshape(len(cache), -1)
 
 
-@pytest.mark.parametrize("activation", [DType.BF16, DType.Q8])
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(("weight", "activation"), FORMATS[:2])
 def test_every_line_of_the_listed_blocks_is_asked_for_and_no_other(
-    activation: DType, monkeypatch: pytest.MonkeyPatch
+    weight: DType, activation: DType, num_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = np.zeros(1 << 16, np.int64)
-
-    def mark(
-        pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
-    ) -> None:
-        f = pointer.f
-        line = (pointer.to_address() + offset_bytes) // CACHE_LINE_BYTES & (len(lines) - 1)
-        f.constant(address_of(lines), I64).as_pointer(I64).put(line, f.constant(1, I64))
-
-    monkeypatch.setattr(Pointer, "prefetch", mark)
-    layer = Layer(DType.Q8 if activation is DType.Q8 else DType.BF16, activation, 1)
+    asked_for = AskedFor(monkeypatch)
+    layer = Layer(weight, activation, num_threads)
     layer.run(BLOCKS)
     for cache in (layer.k, layer.v):
-        first = address_of(cache) // CACHE_LINE_BYTES
-        of_block = np.arange(first, first + cache.size // CACHE_LINE_BYTES).reshape(len(cache), -1)
-        asked = lines[of_block & (len(lines) - 1)]
+        asked = asked_for.of(cache)
         assert asked[list(BLOCKS)].all()
         # The line behind a block's last may be asked for, too.
         assert not asked[[0, 2, 4, 5, 7], 1:].any()
+
+
+def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for = AskedFor(monkeypatch)
+    layer = Layer(DType.BF16, DType.BF16, 1)
+    layer.run(BLOCKS, ALL_PIECES // 2, ALL_PIECES)
+    # Six pieces, keys and values in turns: the last three are block 1's values and both of block 6.
+    keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in (layer.k, layer.v))
+    assert [block for block, is_asked in enumerate(keys) if is_asked] == [6]
+    assert [block for block, is_asked in enumerate(values) if is_asked] == [1, 6]

@@ -131,5 +131,5 @@ def test_a_step_of_many_tokens_lists_the_blocks_that_it_reads() -> None:
     chunk = PlanEntry(2, tuple(range(15)), 8, [6, 3, 5], 0, SamplingParams())
     inputs.fill(StepPlan((decode, chunk)))
     assert header[abi.HEADER_CACHED_BLOCKS] == 4
-    # Numbers in memory are one more: block 0 is the null block.
-    assert listed[:4].tolist() == [5, 3, 10, 7]
+    # The last sequence comes first; numbers are one more, as block 0 is the null block.
+    assert listed[:4].tolist() == [7, 5, 3, 10]

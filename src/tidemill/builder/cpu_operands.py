@@ -88,9 +88,9 @@ class OperandPlaces:
         index = 2 * self._layers.index(layer)
         return Operand("k", "kv", index), Operand("v", "kv", index + 1)
 
-    def shared_scratch(self, name: str, offset_bytes: int = 0) -> Operand:
+    def shared_scratch(self, name: str) -> Operand:
         """Memory that threads work in together."""
-        return Operand(name, "scratch", offset_bytes)
+        return Operand(name, "scratch", 0)
 
     def own_scratch(self, name: str) -> Operand:
         """Memory of each thread, one after the other, behind what they share."""

@@ -24,7 +24,6 @@ from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up, wide_row
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import TacticTable
-from tidemill.ops.paged_attention.cpu import CLAIMED
 from tidemill.ops.row import StepSizes
 from tidemill.ops.table import OPS
 
@@ -122,9 +121,8 @@ def _fetched_ahead(errand: Errand, at: OperandPlaces, kv: KvLayout) -> list[Oper
         at.header("num_blocks", abi.HEADER_CACHED_BLOCKS),
         *at.cache(errand.layer),
         Operand("block_bytes", "immediate", kv.block_bytes_per_layer),
-        at.shared_scratch("claimed", 8 * CLAIMED),
-        Operand("claims_from", "immediate", errand.claims_from),
-        Operand("claims_to", "immediate", errand.claims_to),
+        Operand("fetch_from", "immediate", errand.fetch_from),
+        Operand("fetch_to", "immediate", errand.fetch_to),
     ]
 
 

@@ -14,21 +14,21 @@ from dataclasses import dataclass
 
 from tidemill.builder.tactics import LINEAR_KINDS
 from tidemill.ir.graph import Op
-from tidemill.ops.linear.fetch_ahead import ALL_CLAIMS
+from tidemill.ops.linear.fetch_ahead import ALL_PIECES
 
 MOST_WEIGHT_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Errand:
-    """Fetch for the attention of `layer`, from one part of `ALL_CLAIMS` to another.
+    """Fetch for the attention of `layer`, from one part of `ALL_PIECES` to another.
 
     All linear layers share their code: one that has nothing to fetch is told so by empty parts.
     """
 
     layer: int
-    claims_from: int = 0
-    claims_to: int = 0
+    fetch_from: int = 0
+    fetch_to: int = 0
 
 
 def plan_errands(ops: Sequence[Op]) -> dict[str, Errand]:
@@ -45,7 +45,7 @@ def plan_errands(ops: Sequence[Op]) -> dict[str, Errand]:
             total, done = sum(map(_num_outputs, layers)), 0
             for each in layers:
                 first, done = done, done + _num_outputs(each)
-                bounds = [ALL_CLAIMS * part // total for part in (first, done)]
+                bounds = [ALL_PIECES * part // total for part in (first, done)]
                 errands[each.outputs[0].name] = Errand(op.layer, *bounds)
     return errands
 

@@ -10,7 +10,7 @@ from tidemill.base.dtypes import DType
 from tidemill.builder import fetch_ahead
 from tidemill.builder.fetch_ahead import Errand, plan_errands
 from tidemill.ir.graph import Op, TensorType, Value
-from tidemill.ops.linear.fetch_ahead import ALL_CLAIMS
+from tidemill.ops.linear.fetch_ahead import ALL_PIECES
 
 
 def linear(name: str, outputs: int, kind: str = "linear") -> Op:
@@ -34,11 +34,11 @@ LAYERS = (
 def test_layers_share_the_next_attentions_cache_by_their_outputs() -> None:
     errands = plan_errands(LAYERS)
     assert errands["head"] == Errand(0), "nothing is read after it"
-    assert errands["qkv0"] == Errand(0, 0, ALL_CLAIMS)
+    assert errands["qkv0"] == Errand(0, 0, ALL_PIECES)
     parts = [errands[name] for name in ("out0", "gated0", "down0", "qkv1")]
     assert {errand.layer for errand in parts} == {1}
-    ends = [ALL_CLAIMS * sixths // 6 for sixths in (0, 1, 4, 5, 6)]
-    assert [(e.claims_from, e.claims_to) for e in parts] == list(pairwise(ends))
+    ends = [ALL_PIECES * sixths // 6 for sixths in (0, 1, 4, 5, 6)]
+    assert [(e.fetch_from, e.fetch_to) for e in parts] == list(pairwise(ends))
 
 
 def test_layers_whose_weights_would_push_the_cache_out_fetch_nothing(
@@ -47,7 +47,7 @@ def test_layers_whose_weights_would_push_the_cache_out_fetch_nothing(
     monkeypatch.setattr(fetch_ahead, "MOST_WEIGHT_BYTES", 101 * 128)
     errands = plan_errands(LAYERS)
     assert errands["out0"] == errands["gated0"] == Errand(0)
-    assert errands["down0"].claims_to == errands["qkv1"].claims_from == ALL_CLAIMS // 2
+    assert errands["down0"].fetch_to == errands["qkv1"].fetch_from == ALL_PIECES // 2
 
 
 def test_nothing_is_fetched_for_a_window() -> None:

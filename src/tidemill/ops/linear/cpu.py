@@ -28,7 +28,7 @@ from tidemill.ops.layout import (
 )
 from tidemill.ops.linear.epilogue import Epilogue
 from tidemill.ops.linear.fetch_ahead import FIELDS as AHEAD_FIELDS
-from tidemill.ops.linear.fetch_ahead import STEP_BITS, UnitOfThread, claim_piece
+from tidemill.ops.linear.fetch_ahead import STEP_BITS, ThreadUnits
 from tidemill.ops.linear.formats import Format
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
@@ -130,7 +130,7 @@ class UnitLoop:
             ahead = w, f.constant(0, I64)
             if tiles.fetches_ahead:
                 step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
-                ahead = claim_piece(frame, UnitOfThread(unit, first, part.last_unit), w, step)
+                ahead = ThreadUnits.of(frame, first, part.last_unit).piece(frame, unit, w, step)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
                     args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL))

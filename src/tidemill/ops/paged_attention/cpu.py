@@ -33,10 +33,12 @@ from tidemill.ops.paged_attention.tile import TilePart
 from tidemill.ops.paged_attention.tile_state import MAX_SPARE_ROWS, TileShape
 
 FIELDS = ("tiles", "num_tiles", "tables", "table_row", "q", "k", "v", "y", "work")
-# Work memory: words for the items taken, the threads that are done and the pieces of the cache that
-# layers before have claimed to fetch, a line each, then a count of finished partitions for each
-# item that may be split, then those items' partial results.
-_TAKEN, _LEFT, CLAIMED, _FINISHED = 0, 8, 16, 24
+# Work memory: a word for the threads that are done and one for the items taken of each share, a
+# line each, then a count of finished partitions for each item that may be split, then those items'
+# partial results.
+_MOST_SHARES = 64
+_LEFT, _TAKEN, _LINE = 0, 8, 8
+_FINISHED = _TAKEN + _LINE * _MOST_SHARES
 MAX_SPLIT_ITEMS = 32
 _HEADER_BYTES = round_up(8 * (_FINISHED + MAX_SPLIT_ITEMS), 64)
 _ENOUGH_ITEMS_A_THREAD = 4
@@ -143,45 +145,56 @@ class _Dealer:
         is_split = (num_items <= MAX_SPLIT_ITEMS) & (
             num_items < frame.num_threads * _ENOUGH_ITEMS_A_THREAD
         )
-        parts, taken = f.registers(I64), f.registers(I64)
+        parts = f.registers(I64)
         parts[0] = 1
         with f.when(is_split & (frame.num_threads > 1)), f.loop(0, self.num_tiles) as t:
             parts[0] = parts[0].max(self._item(t).num_parts)
         num_parts = parts[0]
-        total = num_items * num_parts
-        taken[0] = self.work.at(_TAKEN).atomic_add(1)
-        with f.repeat_until() as until:
-            with f.when(taken[0] < total):
-                following = self.work.at(_TAKEN).atomic_add(1)
-                self._serve(taken[0], following, total, num_parts)
-                taken[0] = following
-            until(taken[0] >= total)
-        self._leave()
+        num_shares = frame.num_threads.min(_MOST_SHARES)
+        with f.loop(0, num_shares) as nth:
+            share = (frame.thread + nth) % num_shares
+            self._take_share(share, num_shares, num_items * num_parts, num_parts)
+        self._leave(num_shares)
         return self.record
 
-    def _leave(self) -> None:
+    def _take_share(self, share: Value, num_shares: Value, total: Value, num_parts: Value) -> None:
+        """Serve what is left of one of the equal shares that all items are cut into."""
+        f, first = self.f, share * total // num_shares
+        size = (share + 1) * total // num_shares - first
+        counter, taken = self.work.at(share * _LINE + _TAKEN), f.registers(I64)
+        taken[0] = counter.atomic_load("monotonic")
+        with f.when(taken[0] < size):
+            taken[0] = counter.atomic_add(1)
+        with f.repeat_until() as until:
+            with f.when(taken[0] < size):
+                following = counter.atomic_add(1)
+                after = f.select(following < size, following, taken[0])
+                self._serve(first + taken[0], first + after, num_parts)
+                taken[0] = following
+            until(taken[0] >= size)
+
+    def _leave(self, num_shares: Value) -> None:
         """The last thread to leave makes the counters ready for the next layer."""
         left = self.work.at(_LEFT)
         with self.f.when((left.atomic_add(1) + 1).eq(self.frame.num_threads)):
             left[0] = 0
-            self.work[_TAKEN] = 0
-            self.work[CLAIMED] = 0
+            with self.f.loop(0, num_shares) as share:
+                self.work.at(share * _LINE + _TAKEN)[0] = 0
 
     def _item(self, index: Value) -> _Item:
-        """Item `index`: head by head, tiles from the last, which is the longest of a prompt."""
-        last = self.num_tiles - 1
-        words = self.frame.pointer("tiles", I32).at((last - index % self.num_tiles) * TILE_WORDS)
+        """Item `index`: tile by tile, from the last, which is the longest of a prompt."""
+        num_heads = self.kernel.cache.num_kv_heads
+        tile = self.num_tiles - 1 - index // num_heads
+        words = self.frame.pointer("tiles", I32).at(tile * TILE_WORDS)
         table_row = self.frame.integer("table_row")
         row, count, position, sequence = (words[i].to(I64) for i in range(TILE_WORDS))
         table = self.frame.pointer("tables", I32).at(sequence * table_row)
         seen = self.kernel.shape(1).first_seen(position)
         first = seen // ATTENTION_PARTITION * ATTENTION_PARTITION
-        return _Item(index, row, count, position, index // self.num_tiles, table, first)
+        return _Item(index, row, count, position, index % num_heads, table, first)
 
-    def _serve(self, taken: Value, following: Value, total: Value, num_parts: Value) -> None:
-        f = self.f
-        item = self._item(taken // num_parts)
-        after = self._item(f.select(following < total, following, taken) // num_parts)
+    def _serve(self, taken: Value, following: Value, num_parts: Value) -> None:
+        f, item, after = self.f, self._item(taken // num_parts), self._item(following // num_parts)
         with f.when(num_parts.eq(1)):
             self._compute_whole(item, after)
         with f.when(num_parts > 1):

@@ -208,9 +208,12 @@ class StepInputs:
 
 
 def _list_blocks(tables: Array, counts: Array, to: Array) -> int:
-    """List the first `counts` blocks of each sequence, as many as have room; returns how many."""
-    is_listed = np.arange(tables.shape[1]) < counts[:, None]
-    blocks = tables[: len(counts)][is_listed][: len(to)]
+    """List the first `counts` blocks of each sequence, the last sequence first, as attention reads.
+
+    Returns how many there were room for.
+    """
+    is_listed = np.arange(tables.shape[1]) < counts[::-1, None]
+    blocks = tables[: len(counts)][::-1][is_listed][: len(to)]
     to[: len(blocks)] = blocks
     return len(blocks)
 
