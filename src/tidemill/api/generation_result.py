@@ -8,16 +8,19 @@ Updates come in on the thread that steps; whoever waits, in whichever loop or th
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tidemill.api.outputs import CompletionOutput, Logits, RequestOutput, extend, to_logits
 from tidemill.base.errors import TidemillError
 from tidemill.host.messages import Update
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class GenerationResult:
 
     async def aresult(self) -> RequestOutput:
         """Wait for the whole answer without holding up the event loop; cancelling it aborts."""
+        import asyncio  # its users have it; to others it costs 20 ms of a first token
+
         try:
             while not self._is_done:
                 await self._change(lambda: self._is_done)
@@ -122,6 +127,8 @@ class GenerationResult:
         return self.aresult().__await__()
 
     async def __aiter__(self) -> AsyncIterator[RequestOutput]:
+        import asyncio
+
         try:
             while self._news or not self._is_done:
                 await self._change(lambda: bool(self._news) or self._is_done)
@@ -139,6 +146,8 @@ class GenerationResult:
         self.append(Update(self._asked.request_id, [], "", "cancelled", 0, 0))
 
     async def _change(self, is_so: Callable[[], bool]) -> None:
+        import asyncio
+
         loop, event = asyncio.get_running_loop(), asyncio.Event()
         with self._changed:
             if is_so():

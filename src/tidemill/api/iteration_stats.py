@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -39,6 +38,8 @@ class StatsReader:
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Tell iterations until there has been none for a while."""
+        import asyncio
+
         while news := self.read():
             for each in news:
                 yield each
