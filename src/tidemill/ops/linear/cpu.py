@@ -78,7 +78,7 @@ class LinearKernel:
             self.module, symbol, form, self.k, tactic.prefetch, self.epilogue, self.piece_bytes
         )
         most = min(tactic.tile_rows, tiles.format.tile_rows)
-        may_own_rows = not bucket.max_rows and not tactic.is_prepared
+        may_own_rows = not bucket.max_rows
         fewest = min(above, most * OWN_TILES - 1) if may_own_rows else above
         heights = tile_heights(most, fewest, bucket.max_rows)
         for rows in heights:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tidemill.ops.linear.formats import Format
+from tidemill.ops.linear.formats_q4 import Q4Format
 from tidemill.ops.linear.prepared import prepared
 
 # Rows of a step at which tactics may change: one sequence, a few, one tile, two, several, a prompt.
@@ -87,12 +88,18 @@ def _lower(most: int) -> int:
 def default_table(form: Format) -> TacticTable:
     """The shipped table of a format, measured for 512-bit vectors (docs/LOG.md, 2026-11-28)."""
     tile, wide = form.tile_rows, prepared(form)
+    if isinstance(form, Q4Format):
+        # Two instructions take a word apart: writing it down for later tiles costs more.
+        low = _heights(tile)[-1]
+        return (
+            Bucket(low, LinearTactic(low, Prefetch.NONE)),
+            Bucket(0, LinearTactic(low, Prefetch.NEXT)),
+        )
     table = [Bucket(min(4, tile), LinearTactic(tile, Prefetch.NONE))]
     if tile > 4:
         table.append(Bucket(tile, LinearTactic(tile, Prefetch.STREAM)))
-    several = LinearTactic(_lower(tile), Prefetch.NEXT)
-    once = LinearTactic(wide.tile_rows, Prefetch.NEXT, is_prepared=True) if wide else several
-    return (*table, Bucket(0, once))
+    most = wide.tile_rows if wide else tile
+    return (*table, Bucket(0, LinearTactic(_lower(most), Prefetch.NEXT, wide is not None)))
 
 
 def tactic_for(table: TacticTable, rows: int) -> LinearTactic:

@@ -1,7 +1,7 @@
 """Register tiles of linear layers: up to `tile_rows` rows of x times one panel of 32 outputs.
 
-Legend: rows m, vectors j (two of 16 outputs), steps s of k. A tile leaves raw sums in memory; the
-kernel around it (cpu.py) turns them into outputs. Each output has one chain of sums over k, the
+Legend: rows m, vectors j (two of 16 outputs), steps s of k. A tile turns its sums into outputs
+before they leave registers. Each output has one chain of sums over k, the
 same in every tile (batch-invariant, deterministic): f32, or exact i32 where weights and activations
 are q8. While it multiplies, a tile prefetches weights that come later, from where it is told to.
 Measured: one chain loses nothing at M = 1, where memory is the limit (docs/LOG.md).
@@ -200,9 +200,10 @@ class _Tile:
     def _prefetch(self, at: Pointer) -> None:
         """Ask for as many bytes of packed weights as a step stands for, and for its part ahead."""
         tiles = self.tiles
-        if tiles.prefetch is Prefetch.NONE:
+        if tiles.prefetch is Prefetch.NONE or isinstance(self.form, GroupedFormat):
             # Without a mark, LLVM moves loads across steps until sums no longer fit registers.
             self.f.memory_mark()
+        if tiles.prefetch is Prefetch.NONE:
             return
         if tiles.prefetch is Prefetch.NEXT:
             self._fetch("next", tiles.packed_step_bytes)
