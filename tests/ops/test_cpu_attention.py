@@ -32,7 +32,7 @@ from tidemill.ops.paged_attention.cpu import tile_tokens, work_bytes
 from tidemill.ops.row import activation_dtype
 
 ROUNDED = Numerics(np.float64, round_activations=True)
-MAX_POSITIONS = 320
+MAX_POSITIONS = 576
 NUM_BLOCKS = 64
 Step = list[tuple[int, int]]
 _ANGLES = np.random.default_rng(0).uniform(-3, 3, (MAX_POSITIONS, 64))
@@ -296,6 +296,22 @@ def test_attention_has_the_same_bits_however_a_prompt_is_cut(
             _, part = model.run([(0, length)], qkv[done : done + length], threads)
             assert_same_bits(part, whole[done : done + length], f"{len(cuts)} cuts, from {done}")
             done += length
+
+
+@pytest.mark.parametrize("lengths", [(530, 300), (300, 530), (530, 300, 20)])
+def test_shared_partitions_of_sequences_of_unlike_lengths_give_the_same_bits(
+    lengths: tuple[int, ...],
+) -> None:
+    heads, rng = Heads(9, 3, 64, 64, DType.BF16), np.random.default_rng(5)
+    prompts = [(sequence, length) for sequence, length in enumerate(lengths)]
+    step = [(sequence, 1) for sequence, _ in prompts]
+    qkv = draw_stored(rng, DType.F32, sum(lengths), heads.qkv_width)
+    last = draw_stored(rng, DType.F32, len(step), heads.qkv_width)
+    alone, many = (Model(heads, HOST_TARGETS[0], seed=1) for _ in range(2))
+    for model, num_threads in ((alone, 1), (many, 5)):
+        model.run(prompts, qkv, num_threads)
+    expected = alone.run(step, last, 1)[1]
+    assert_same_bits(many.run(step, last, 5)[1], expected)
 
 
 @pytest.mark.parametrize(("target", "dtype"), CASES)

@@ -141,14 +141,15 @@ class _Dealer:
 
     def emit(self) -> Kernel:
         f, frame = self.f, self.frame
-        num_items = self.num_tiles * self.kernel.cache.num_kv_heads
+        num_heads = self.kernel.cache.num_kv_heads
+        num_items = self.num_tiles * num_heads
         is_split = (num_items <= MAX_SPLIT_ITEMS) & (
             num_items < frame.num_threads * _ENOUGH_ITEMS_A_THREAD
         )
         parts = f.registers(I64)
         parts[0] = 1
         with f.when(is_split & (frame.num_threads > 1)), f.loop(0, self.num_tiles) as t:
-            parts[0] = parts[0].max(self._item(t).num_parts)
+            parts[0] = parts[0].max(self._item(t * num_heads).num_parts)
         num_parts = parts[0]
         num_shares = frame.num_threads.min(_MOST_SHARES)
         with f.loop(0, num_shares) as nth:
