@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from tidemill.device import cpu
+from tidemill.runtime.executor import step_memory
 from tidemill.runtime.executor.step_memory import StepMemory
 
 
@@ -29,3 +33,18 @@ def test_memory_of_any_size_can_be_moved() -> None:
         each[:] = 7
     assert not memory.move(math.inf)
     assert all((each == 7).all() for each in reserved)
+
+
+def test_system_without_huge_pages_keeps_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def must_not_take(*args: object) -> None:
+        raise AssertionError("huge pages were taken although the system says never")
+
+    setting = tmp_path / "enabled"
+    setting.write_text("always madvise [never]")
+    monkeypatch.setattr(cpu, "_HUGE_PAGES", setting)
+    monkeypatch.setattr(step_memory, "take_huge_pages", must_not_take)
+    memory = StepMemory()
+    memory.reserve(4 << 20)
+    assert not memory.move(math.inf)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tidemill.device import cpu
 from tidemill.device.cpu import address_of
 from tidemill.runtime.executor import free_memory, weights_memory
 from tidemill.runtime.executor.weights_memory import WeightsMemory
@@ -64,6 +66,17 @@ def test_short_memory_keeps_the_mapping(tmp_path: Path, monkeypatch: pytest.Monk
     assert weights.address(1) == address_of(mapped) + 1
 
 
+def test_memory_that_is_refused_keeps_the_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size_bytes: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(weights_memory, "allocate", refuse)
+    mapped = np.zeros(4096, np.uint8)
+    weights = WeightsMemory(mapped, [4096], 2, must_not_forget)
+    assert not weights.move(LATER)
+    assert weights.address(1) == address_of(mapped) + 1
+
+
 def test_free_memory_is_told_where_the_kernel_does_not_reckon_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +89,7 @@ def test_system_without_huge_pages_keeps_the_mapping(
 ) -> None:
     setting = tmp_path / "enabled"
     setting.write_text("always madvise [never]")
-    monkeypatch.setattr(weights_memory, "_HUGE_PAGES", setting)
+    monkeypatch.setattr(cpu, "_HUGE_PAGES", setting)
     mapped = np.zeros(1, np.uint8)
     weights = WeightsMemory(mapped, [1], 2, must_not_forget)
     assert not weights.move(LATER)

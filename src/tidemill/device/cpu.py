@@ -11,6 +11,7 @@ import mmap
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,33 @@ from tidemill.base import abi
 from tidemill.base.cpus import allowed_cpus, keep_on, let_go, move_to, physical_cpus
 
 HUGE_PAGE_BYTES = 1 << 21
-_MADV_COLLAPSE = 25  # since Linux 6.1
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_MADV_COLLAPSE = 25  # since Linux 6.1; it does not ask for the system's setting
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 _JOIN_SECONDS = 5.0
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def allocate(size_bytes: int, has_huge_pages: bool = True) -> Bytes:
+def allocate(size_bytes: int, are_huge_allowed: bool = True) -> Bytes:
     """Reserve zeroed memory; pages are taken when first written, huge ones where allowed.
 
     Without huge pages little is taken for little that is written, until `allow_huge_pages`.
     """
     # Private, since shared anonymous memory is not given huge pages by default.
-    memory = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if has_huge_pages and size_bytes >= HUGE_PAGE_BYTES:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=np.uint8)
+    pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = np.frombuffer(pages, dtype=np.uint8)
+    if are_huge_allowed and size_bytes >= HUGE_PAGE_BYTES:
+        allow_huge_pages(memory)
+    return memory
+
+
+def has_huge_pages() -> bool:
+    """Whether this system gives huge pages to those who ask."""
+    try:
+        return "[never]" not in _HUGE_PAGES.read_text()
+    except OSError:
+        return False
 
 
 def allow_huge_pages(memory: Bytes) -> None:

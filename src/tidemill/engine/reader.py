@@ -7,6 +7,7 @@ hold them once. Knows nothing of executing code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -93,7 +94,8 @@ class EngineFile:
         start = align_up(section + first, mmap.PAGESIZE)
         end = (section + first + size) // mmap.PAGESIZE * mmap.PAGESIZE
         if start < end:
-            self._open_mapping().madvise(mmap.MADV_DONTNEED, start, end - start)
+            with contextlib.suppress(OSError):  # pages that are locked in memory stay
+                self._open_mapping().madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def close(self) -> None:
         """Let go of the mapping; closing twice does no harm."""

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import time
 
-from tidemill.device.cpu import Bytes, allocate, allow_huge_pages, take_huge_pages
+from tidemill.device.cpu import (
+    Bytes,
+    allocate,
+    allow_huge_pages,
+    has_huge_pages,
+    take_huge_pages,
+)
 
 
 class StepMemory:
@@ -22,7 +28,7 @@ class StepMemory:
 
     def reserve(self, size_bytes: int, part_bytes: int = 0, first_bytes: int = 0) -> Bytes:
         """Reserve zeroed memory; with parts, the first step writes to the beginning of each."""
-        memory = allocate(size_bytes, has_huge_pages=False)
+        memory = allocate(size_bytes, are_huge_allowed=False)
         self._memories.append(memory)
         part_bytes = part_bytes or max(size_bytes, 1)
         for start in range(0, size_bytes, part_bytes):
@@ -34,6 +40,8 @@ class StepMemory:
 
         Units: the deadline in seconds of `time.perf_counter`.
         """
+        if not has_huge_pages():
+            self._ranges.clear()
         while self._memories:
             allow_huge_pages(self._memories.pop())
         while self._ranges:

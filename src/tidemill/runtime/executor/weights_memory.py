@@ -16,19 +16,17 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tidemill.base.cpus import allowed_cpus, move_to
-from tidemill.device.cpu import address_of, allocate
+from tidemill.device.cpu import address_of, allocate, has_huge_pages
 from tidemill.runtime.executor.free_memory import free_bytes
 
 # Copies that would take more than this share of the free memory are not made.
 MAX_SHARE_OF_FREE_MEMORY = 0.25
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _PIECE_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -72,9 +70,12 @@ class WeightsMemory:
         if not self._left:
             return False
         if self._copied is None:
-            if not _has_huge_pages() or self.num_bytes > MAX_SHARE_OF_FREE_MEMORY * free_bytes():
+            if not has_huge_pages() or self.num_bytes > MAX_SHARE_OF_FREE_MEMORY * free_bytes():
                 return False
-            self._copied = allocate(self.num_bytes)
+            try:
+                self._copied = allocate(self.num_bytes)
+            except OSError:  # memory may be bounded in ways that nobody tells: `ulimit -v`, say
+                return False
         from concurrent.futures import ThreadPoolExecutor  # costs a start 3 ms
 
         # On all CPUs, not only the one that the stepping thread is kept on.
@@ -96,10 +97,3 @@ class WeightsMemory:
                 self._forget(start, piece.nbytes)
                 if time.perf_counter() > deadline:
                     break
-
-
-def _has_huge_pages() -> bool:
-    try:
-        return "[never]" not in _HUGE_PAGES.read_text()
-    except OSError:
-        return False
