@@ -22,7 +22,10 @@ class EngineTokenizer:
         self._file = Path(engine_dir) / TOKENIZER_FILE if engine_dir else None
 
     def find(self) -> Tokenizer | None:
-        """Return the tokenizer, if there is one. Raises: CheckpointError when it is broken."""
+        """Return the tokenizer, if there is one.
+
+        Raises: CheckpointError when it is broken, UnsupportedError when it cannot be streamed.
+        """
         with self._reading:
             if self._found is None and self._file is not None and self._file.exists():
                 self._found = Tokenizer.from_directory(self._file.parent)

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tidemill.base.debug import warn
-from tidemill.base.errors import CheckpointError, InvalidRequestError, RequestError, SessionError
+from tidemill.base.errors import (
+    CheckpointError,
+    InvalidRequestError,
+    RequestError,
+    SessionError,
+    UnsupportedError,
+)
 from tidemill.host.config import SessionConfig
 from tidemill.host.engine_tokenizer import EngineTokenizer
 from tidemill.host.jobs import Job, News, make_job
@@ -66,7 +72,7 @@ class Session:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, on any thread. Raises: CheckpointError when the engine's is broken."""
+        """The tokenizer, on any thread. Raises: what reading the engine's own does."""
         return self._tokenizer.find()
 
     @property
@@ -190,7 +196,8 @@ def _already_in_flight(request_id: str) -> InvalidRequestError:
 
 def _failure(request_id: str, error: Exception) -> Update:
     """Tell of a fault in one request's own work, its or ours: it ends, and the others go on."""
-    if isinstance(error, RequestError | CheckpointError):  # a tokenizer may turn out to be broken
+    # A tokenizer may turn out to be broken, or of a kind that cannot be streamed.
+    if isinstance(error, RequestError | CheckpointError | UnsupportedError):
         return Update.failed(request_id, error)
     warn("session", f"request {request_id}: {error!r}")
     fault = SessionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.host.fake_engine import open_session
-from tidemill.base.errors import CheckpointError
+from tidemill.base.errors import CheckpointError, UnsupportedError
 from tidemill.host.answer_text import AnswerText
 from tidemill.host.beam_search import BeamSettings
 from tidemill.host.messages import GenerateRequest, Update
@@ -314,10 +315,14 @@ def test_engines_own_tokenizer_is_read_when_a_request_needs_it(engine_dir: Path)
     session.submit(silent)
     updates = [update for _ in range(2) for update in session.step()]
     assert updates[-1].token_ids == donor.tokenizer.encode("ab")
-    session.submit(GenerateRequest(request_id="b", prompt=">ab"))
-    (update,) = session.step()
-    assert update.error is not None
-    with pytest.raises(CheckpointError, match="tokenizer cannot be read"):
-        raise update.error.to_exception()
+    decoder = {"type": "BPEDecoder", "suffix": "</w>"}  # cannot be streamed
+    foreign = json.dumps({**json.loads(whole), "decoder": decoder})
+    for text, error in (("{", CheckpointError), (foreign, UnsupportedError)):
+        file.write_text(text)
+        session.submit(GenerateRequest(request_id="b", prompt=">ab"))
+        (update,) = session.step()
+        assert update.error is not None
+        with pytest.raises(error, match="tokenizer"):
+            raise update.error.to_exception()
     file.write_text(whole)
     assert answer(session, ">ab").text == "ab"
