@@ -212,8 +212,9 @@ def _list_blocks(tables: Array, counts: Array, to: Array) -> int:
 
     Returns how many there were room for.
     """
-    is_listed = np.arange(tables.shape[1]) < counts[::-1, None]
-    blocks = tables[: len(counts)][::-1][is_listed][: len(to)]
+    most = counts.max()
+    is_listed = np.arange(most) < counts[::-1, None]
+    blocks = tables[: len(counts), :most][::-1][is_listed][: len(to)]
     to[: len(blocks)] = blocks
     return len(blocks)
 
