@@ -224,3 +224,8 @@ def test_engine_of_400_ops_opens_within_50_ms(tmp_path: Path) -> None:
         durations_ms.append((time.perf_counter() - start) * 1e3)
     # It takes 2 ms; the bound allows for a busy machine and catches reading the weights.
     assert min(durations_ms) < 50, durations_ms
+
+
+def test_document_of_the_format_is_of_this_version() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "ENGINE_FORMAT.md").read_text("utf-8")
+    assert f"format version {FORMAT_VERSION}\n" in document

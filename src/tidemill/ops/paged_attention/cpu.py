@@ -3,9 +3,9 @@
 Legend: a tile is up to `tile_tokens` consecutive tokens of one sequence; G query heads share a
 key-value head; a partition is 256 positions, from a multiple of 256 on.
 Formula: softmax base 2 over a partition (tile.py); partitions are joined in order (partials.py). A
-work item is a (tile, key-value head); threads take items from a counter, long tiles first. Where
-items are few, the partitions of each are items of their own, and whoever finishes the last one
-joins them.
+work item is a (tile, key-value head); each thread takes items of its own share, long tiles first,
+then helps with the others'. Where items are few, the partitions of each are items of their own, and
+whoever finishes the last one joins them.
 Promise: batch-invariant and deterministic. Chunks and partitions start at fixed positions of the
 sequence, a row's operations depend on its position alone, and positions beyond a row's own
 contribute exact zeros, so decode, prefill, any chunking and any number of threads give the same
