@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line
 from bench.parts.sample_engine import build_sample
 from tidemill.api.step_limits import Rates, op_limit
@@ -141,9 +142,7 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--engine_dir", type=Path, help="default: the sample, built in bfloat16")
     parser.add_argument("--trace", type=Path, default=TRACE)
     parser.add_argument("--max_step_ms", type=float, nargs="+", default=[100.0])
