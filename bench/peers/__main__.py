@@ -6,7 +6,7 @@
     python -m bench.peers --table FILE...     one table of everything that the files hold
 
 Engines of one precision are loaded together and take turns, A B C A B C, so that what disturbs the
-machine disturbs all alike; each has answered a prompt before it is timed. A peer that is not
+machine disturbs all alike; each has answered prompts before it is timed. A peer that is not
 installed is named in the table. Nothing else may run meanwhile. Figures: tokens per second, and
 for `cold` seconds from the start of a process to its first token.
 """
@@ -31,6 +31,8 @@ from bench.peers.table import CASES, table
 # "The capital of France is", in the sample's vocabulary.
 CHECKED_PROMPT = [504, 3575, 282, 4649, 314]
 CHECKED_TOKENS = 16
+# Answered once before anything is timed: what engines do in their first steps is not their speed.
+WARM_TOKENS = 128
 # OpenMP's threads spin for 0.2 s after their last work, and would take a core from the next engine.
 PAUSE_S = 0.3
 COLD = "cold"
@@ -99,6 +101,8 @@ def measure(options: argparse.Namespace, results: Results) -> None:
     for engine in engines:
         results.note_version(engine.row, engine.loaded["version"])
         report_loaded(engine, check(engine, engines[0]))
+    for engine in engines:
+        engine.generate([CHECKED_PROMPT] * 2, [WARM_TOKENS] * 2)
     if options.wait:
         print("loaded: a line on stdin starts the rounds", flush=True)
         sys.stdin.readline()
