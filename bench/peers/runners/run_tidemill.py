@@ -20,7 +20,7 @@ class Tidemill:
 
         self._version, self._request = __version__, GenerateRequest
         self._session_type, self._config = Session, SessionConfig
-        self._runtime = RuntimeConfig(enable_block_reuse=False)
+        self._runtime = RuntimeConfig(enable_block_reuse=False, max_step_ms=0.0)
 
     def load(self, model: str, threads: int, max_requests: int, max_tokens: int) -> None:
         config = self._config(
