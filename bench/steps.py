@@ -87,6 +87,7 @@ class Bench:
         self.measure(shapes[0])
         while self.executor.arrange_memory():
             pass
+        self.executor.write_cache()
 
     def plans(self, shape: Shape) -> Iterator[StepPlan]:
         """Give the steps of one measurement."""

@@ -4,10 +4,9 @@ Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Work is
 and one row tile, panel by panel; threads take contiguous ranges of units, so that a panel's weights
 are read once from memory (twice where two threads meet in it) and serve all row tiles; many rows
 are divided instead, and each thread reads all panels. While a panel's tiles multiply, each of them
-prefetches its share of the next panel. Which tile heights are
-used, and whether quantised words are taken apart once a panel, is the table's choice (tactics.py)
-by the number of rows; the bits of an output never depend on it (tile.py). Cost is 2*M*N*K FLOPs
-and N*K weight bytes.
+prefetches its share of the next panel. Which tile heights are used, and whether quantised words are
+taken apart once a panel, is the table's choice (tactics.py) by the number of rows; the bits of an
+output never depend on it (tile.py). Cost is 2*M*N*K FLOPs and N*K weight bytes.
 """
 
 from __future__ import annotations
@@ -116,6 +115,7 @@ class UnitLoop:
         f, tiles, part = frame.f, self.tiles, self._part(frame, num_rows)
         y_row_bytes, bias = frame.integer("y_row_bytes"), frame.pointer("bias", F32)
         num_tiles, first = part.num_tiles, part.first_unit
+        pieces = ThreadUnits.of(frame, first, part.last_unit) if tiles.fetches_ahead else None
         with f.loop(first, part.last_unit) as unit:
             panel = unit // num_tiles
             tile = unit - panel * num_tiles
@@ -128,9 +128,9 @@ class UnitLoop:
             words = self._words(frame, w, tile.eq(0) | unit.eq(first))
             fetched = self._next(w, tile, num_tiles)
             ahead = w, f.constant(0, I64)
-            if tiles.fetches_ahead:
+            if pieces:
                 step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
-                ahead = ThreadUnits.of(frame, first, part.last_unit).piece(frame, unit, w, step)
+                ahead = pieces.piece(frame, unit, w, step)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
                     args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL))

@@ -1,9 +1,9 @@
 """Register tiles of linear layers: up to `tile_rows` rows of x times one panel of 32 outputs.
 
 Legend: rows m, vectors j (two of 16 outputs), steps s of k. A tile turns its sums into outputs
-before they leave registers. Each output has one chain of sums over k, the
-same in every tile (batch-invariant, deterministic): f32, or exact i32 where weights and activations
-are q8. While it multiplies, a tile prefetches weights that come later, from where it is told to.
+before they leave registers. Each output has one chain of sums over k, the same in every tile
+(batch-invariant, deterministic): f32, or exact i32 where weights and activations are q8. While it
+multiplies, a tile prefetches weights that come later, from where it is told to.
 Measured: one chain loses nothing at M = 1, where memory is the limit (docs/LOG.md).
 """
 

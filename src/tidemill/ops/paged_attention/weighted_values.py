@@ -38,6 +38,7 @@ def add_values(
 
 def _add_chunk(tile: TileState, g: Value, chunk: Chunk, dims: range, sums: Registers) -> None:
     words, (head, following) = LANES // tile.shape.cache.step, chunk.following
+    assert tile.shape.rows_a_group <= words, "each word's products take one row's shares along"
     fetched = [head.values(following + column) for column in tile.fetched_columns(g)]
     view, first = tile.values_view(chunk.start)
     done = (chunk.start - tile.start) // LANES
