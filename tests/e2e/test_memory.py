@@ -12,7 +12,7 @@ from tests.engine_logits import run_and_read_logits
 from tidemill.runtime.executor import cpu
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.request import SamplingParams
-from tidemill.runtime.step import PlanEntry
+from tidemill.runtime.step import PlanEntry, StepPlan
 
 MOST_BESIDES_BYTES = 80 << 20  # code, inputs, arena, and pieces of the file that are being copied
 _RESET_PEAK = "5"
@@ -33,8 +33,9 @@ def test_moving_never_holds_the_weights_twice(make_sample: MakeSample) -> None:
         pytest.skip("this system does not let a process reset its own high-water mark")
     before = status_bytes("VmRSS")
     executor = NativeExecutor.load(engine, kv_cache_tokens=64, num_threads=2, is_checked=True)
+    entries = [PlanEntry(0, (504, 3575, 282, 4649, 314), 0, (0,), 1, SamplingParams())]
     while executor.arrange_memory():
-        pass
+        executor.execute(StepPlan((*entries,)))
     weights = executor.engine.weights.nbytes
     peak, after = status_bytes("VmHWM") - before, status_bytes("VmRSS") - before
     executor.close()

@@ -46,7 +46,7 @@ def test_a_weight_is_read_in_the_file_until_all_of_it_is_moved() -> None:
     weights = WeightsMemory(mapped, reversed(ends), 1, lambda first, size: None)
     before = [weights.address(end - 1) for end in ends]
     assert before == [address_of(mapped) + end - 1 for end in ends]
-    for num_moved in (1, 3, 4):
+    for num_moved in (1, 2, 3, 4):
         assert weights.move(NOW) == (num_moved < 4)
         now = [weights.address(end - 1) for end in ends]
         assert now[num_moved:] == before[num_moved:]
@@ -54,6 +54,18 @@ def test_a_weight_is_read_in_the_file_until_all_of_it_is_moved() -> None:
         for address, end in zip(now, ends, strict=True):
             assert ctypes.string_at(address, 1) == mapped[end - 1].tobytes()
     assert not weights.move(NOW)
+
+
+def test_a_large_weight_is_moved_at_once_and_small_ones_together() -> None:
+    ends = [100, 200, 300, 300 + 3 * PIECE, 300 + 3 * PIECE + 64]
+    mapped, forgotten = random_bytes(ends[-1]), list[int]()
+    weights = WeightsMemory(mapped, ends, 2, lambda first, size: forgotten.append(first))
+    moved: list[int] = []
+    while weights.move(NOW):
+        moved.append(sum(weights.address(end - 1) != address_of(mapped) + end - 1 for end in ends))
+    # Two threads: each takes one piece at least, and all of a weight that it began.
+    assert set(moved) <= {3, 4}
+    assert sorted(forgotten) == [0, 300, 300 + PIECE, 300 + 2 * PIECE, 300 + 3 * PIECE]
 
 
 def test_short_memory_keeps_the_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,10 @@ bounding itself expensive.
 
 from __future__ import annotations
 
-import numpy as np
-
 MAX_MEMBERS = 4096
 MAX_VALUES = 1 << 20
 PIECE_BYTES = 1 << 20
 QUOTE, COLON, COMMA = ord('"'), ord(":"), ord(",")
-BYTE_TO_STEP = np.zeros(256, dtype=np.int8)
-BYTE_TO_STEP[[ord("["), ord("{")]] = 1
-BYTE_TO_STEP[[ord("]"), ord("}")]] = -1
 
 DEEPER = "the JSON body nests deeper than {} levels"
 LONGER = "the JSON body has more than {} members"
@@ -31,6 +26,10 @@ def find_excess(body: bytes, max_depth: int, max_members: int = MAX_MEMBERS) -> 
     is_short = num_brackets + body.count(b",") < MAX_VALUES and body.count(b":") <= max_members
     if is_short and num_brackets <= max_depth:
         return None
+    import numpy as np  # costs serve 12 MB and a twentieth of a second, for bodies of this kind
+
+    byte_to_step = np.zeros(256, dtype=np.int8)
+    byte_to_step[[*b"[{"]], byte_to_step[[*b"]}"]] = 1, -1
     if b"\\" in body:
         # Escaped backslashes first, so that what is left before a quote escapes it.
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -42,7 +41,7 @@ def find_excess(body: bytes, max_depth: int, max_members: int = MAX_MEMBERS) -> 
         is_inside = np.bitwise_xor.accumulate(quotes) ^ is_in_string
         is_in_string = is_inside[-1]
         is_outside = is_inside == 0
-        steps = BYTE_TO_STEP[piece] * is_outside
+        steps = byte_to_step[piece] * is_outside
         depths = depth + np.cumsum(steps[steps != 0], dtype=np.int64)
         num_members += int(np.count_nonzero(is_outside & (piece == COLON)))
         if depths.size:

@@ -5,7 +5,8 @@ sample model 17 % of a decode step. File mappings have small pages on most syste
 memory has huge ones where the system allows them. An engine computes on the mapping at once, so
 that its first token does not wait, and the weights move between steps, by several threads, where
 that memory is easily there; otherwise they stay mapped and shared. What has been copied is
-forgotten piece by piece, so that the weights never count twice. Knows nothing of steps.
+forgotten piece by piece, and no step comes in the middle of a weight, which would read it in the
+file again: so the weights never count twice. Knows nothing of steps.
 Source: decision 030.
 """
 
@@ -15,8 +16,8 @@ import contextlib
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,14 @@ MAX_SHARE_OF_FREE_MEMORY = 0.25
 _PIECE_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
+
+
+class _Piece(NamedTuple):
+    """Bytes [start, end); between pieces that begin a weight, there may be a step."""
+
+    start: int
+    end: int
+    begins_weight: bool
 
 
 class WeightsMemory:
@@ -49,20 +58,20 @@ class WeightsMemory:
         self._mapped, self._ends, self._forget = mapped, sorted(ends), forget
         self._num_threads, self._cpus = num_threads, allowed_cpus()
         self._copied: Bytes | None = None
-        self._left = deque(range(0, mapped.nbytes, _PIECE_BYTES))  # where pieces to copy begin
+        self._left = deque(_pieces(self._ends, mapped.nbytes))
 
     @property
     def num_bytes(self) -> int:
         return self._mapped.nbytes
 
     def address(self, offset: int) -> int:
-        """Return the address of a byte: in the copy once its whole weight is there."""
+        """Return the address of a byte: in the copy once its weight is there."""
         end = self._ends[bisect_right(self._ends, offset)]
         memory = self._mapped if end > self._num_moved or self._copied is None else self._copied
         return address_of(memory) + offset
 
     def move(self, deadline: float) -> bool:
-        """Copy pieces until the deadline, at least one a thread; returns whether some are left.
+        """Copy whole weights until the deadline, some at least; returns whether some are left.
 
         Units: the deadline in seconds of `time.perf_counter`. Addresses given before stay readable,
         but whoever reads there has the file's pages back.
@@ -85,15 +94,31 @@ class WeightsMemory:
 
     @property
     def _num_moved(self) -> int:
-        return self._left[0] if self._left else self.num_bytes
+        return self._left[0].start if self._left else self.num_bytes
 
     def _copy_until(self, deadline: float) -> None:
         assert self._copied is not None
         with contextlib.suppress(IndexError):  # the other threads took the last ones
-            while self._left:
-                start = self._left.popleft()
-                piece = self._mapped[start : start + _PIECE_BYTES]
-                np.copyto(self._copied[start : start + piece.nbytes], piece)
-                self._forget(start, piece.nbytes)
-                if time.perf_counter() > deadline:
+            while True:
+                piece = self._left.popleft()
+                part = slice(piece.start, piece.end)
+                np.copyto(self._copied[part], self._mapped[part])
+                self._forget(piece.start, piece.end - piece.start)
+                if time.perf_counter() > deadline and self._left[0].begins_weight:
                     break
+
+
+def _pieces(ends: Sequence[int], num_bytes: int) -> Iterator[_Piece]:
+    """Cut weights, in order, into pieces: several small ones together, large ones in parts."""
+    start = last = 0
+    for end in [*ends[:-1], num_bytes]:
+        if end - start > _PIECE_BYTES and last > start:
+            yield _Piece(start, last, True)
+            start = last
+        if end - start > _PIECE_BYTES:
+            for at in range(start, end, _PIECE_BYTES):
+                yield _Piece(at, min(at + _PIECE_BYTES, end), at == start)
+            start = end
+        last = end
+    if last > start:
+        yield _Piece(start, last, True)
