@@ -87,7 +87,7 @@ class Bench:
         self.measure(shapes[0])
         while self.executor.arrange_memory():
             pass
-        self.executor.write_cache()
+        self.executor.cache.write()
 
     def plans(self, shape: Shape) -> Iterator[StepPlan]:
         """Give the steps of one measurement."""

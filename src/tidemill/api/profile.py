@@ -147,7 +147,7 @@ def profile_engine(request: ProfileRequest, progress: Progress | None = None) ->
         executor.execute(_plan(request, executor.limits.tokens_per_block))
         while executor.arrange_memory():
             pass
-        executor.write_cache()
+        executor.cache.write()
         rounds = list(_rounds(request.num_rounds, executor, limits, progress))
         return _report(request, num_threads, executor, rounds)
     finally:

@@ -2,7 +2,6 @@
 
 In: a `StepPlan`. Out: a `StepResult`. Owns the engine's memory: mapped weights, the arena, the
 paged cache and the team. Decides nothing: who advances and where blocks lie is the scheduler's.
-Block 0 of the cache is nobody's: unused table entries point to it.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ import numpy.typing as npt
 
 from tidemill.base.cpus import num_physical_cores, physical_cpus
 from tidemill.base.debug import Level, say
-from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
+from tidemill.device.cpu import LoadedCode, Team, address_of
 from tidemill.engine.manifest import PlanOp
 from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
+from tidemill.runtime.executor.cache_blocks import CacheBlocks
 from tidemill.runtime.executor.cache_size import (
     DEFAULT_CACHE_MEMORY,
     CacheMemory,
@@ -52,26 +52,13 @@ class NativeExecutor:
         manifest = engine.manifest
         self.engine, self.manifest = engine, manifest
         self.limits = _limits(engine, kv_cache_tokens, host_cache_bytes)
-        self._num_blocks = self.limits.num_blocks + 1
         ends = [weight.offset_bytes + weight.size_bytes for weight in manifest.weights]
         self._weights = WeightsMemory(engine.weights, ends, num_threads, engine.forget_weights)
         self._memory = StepMemory()
         self._arena = self._memory.reserve(manifest.arena_bytes)
         own_scratch_bytes = manifest.scratch_bytes_per_thread * num_threads
         self._scratch = self._memory.reserve(manifest.shared_scratch_bytes + own_scratch_bytes)
-        self._block_bytes = self._num_blocks * manifest.kv.block_bytes_per_layer
-        num_parts = 2 * manifest.kv.num_layers
-        # What one step can fill: whole blocks, and one more for each request.
-        most_blocks = self.limits.max_num_tokens // manifest.kv.tokens_per_block
-        most_blocks += self.limits.max_batch_size
-        self._cache = self._memory.reserve(
-            num_parts * self._block_bytes,
-            self._block_bytes,
-            most_blocks * manifest.kv.block_bytes_per_layer,
-        )
-        # By block and layer as the cache has them, so that a copy is one assignment.
-        block_bytes = num_parts * manifest.kv.block_bytes_per_layer
-        self._host_cache = allocate(self.limits.num_host_blocks * block_bytes)
+        self.cache = CacheBlocks(manifest.kv, self.limits, self._memory)
         self.inputs = StepInputs(manifest, self.limits)
         self._has_stepped = False
         native = find_native_code(engine)
@@ -81,11 +68,11 @@ class NativeExecutor:
             "arena": address_of(self._arena),
             "input": address_of(self.inputs.memory),
             "scratch": address_of(self._scratch),
-            "kv": address_of(self._cache),
+            "kv": self.cache.address,
             "immediate": 0,
         }
         self._records = PlanRecords(
-            manifest.plan, code, self._weights, space_to_address, self._block_bytes
+            manifest.plan, code, self._weights, space_to_address, self.cache.part_bytes
         )
         self.team = Team(code, self._records.table, num_threads, cpus)
         self._specs = {spec.name: spec for spec in manifest.buffers}
@@ -152,13 +139,6 @@ class NativeExecutor:
         self._records.follow_weights()
         return is_more
 
-    def write_cache(self) -> None:
-        """Fill the cache, for whoever times steps: what was never written is one page of zeros.
-
-        Call it when memory is arranged. The bytes are numbers near one in all of the cache's types.
-        """
-        self._cache[:] = 0x3F
-
     def close(self) -> None:
         """End the team and release the engine."""
         self.team.close()
@@ -170,28 +150,14 @@ class NativeExecutor:
     def _prepare(self, plan: StepPlan) -> int:
         """Copy cache blocks, then fill the inputs; returns the number of rows that draw."""
         self._has_stepped = True
-        for source, destination in plan.copies:
-            self._region(destination)[:] = self._region(source)
+        self.cache.copy(plan.copies)
         return self.inputs.fill(plan)
-
-    def _region(self, block: int) -> Array:
-        """View a block of all layers, or a slot of the host tier, whose numbers follow."""
-        num_parts, num_blocks = 2 * self.manifest.kv.num_layers, self.limits.num_blocks
-        if block >= num_blocks:
-            slots = self._host_cache.reshape(self.limits.num_host_blocks, num_parts, -1)
-            region: Array = slots[block - num_blocks]
-        else:  # block 0 of the memory is the null block
-            region = self._cache.reshape(num_parts, num_blocks + 1, -1)[:, block + 1]
-        return region
 
     def _describe(self, target: str, num_threads: int) -> str:
         return (
             f"{num_threads} thread(s), {target}; "
             f"weights {self._weights.num_bytes / 1e6:.0f} MB, arena up to "
-            f"{self._arena.nbytes / 1e6:.0f} MB, key-value cache "
-            f"{self._cache.nbytes / 1e6:.0f} MB for "
-            f"{self.limits.num_blocks * self.limits.tokens_per_block} tokens, host tier "
-            f"{self._host_cache.nbytes / 1e6:.0f} MB"
+            f"{self._arena.nbytes / 1e6:.0f} MB, {self.cache}"
         )
 
 
