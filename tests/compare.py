@@ -52,7 +52,7 @@ TOLERANCES: dict[tuple[str, DType], Tolerance] = {
         for kind in ("linear", "linear_residual", "linear_gated")
         for dtype in _GROUPED
     },
-    ("linear_gated", DType.BF16): _BF16_STORE,
+    **{("linear_gated", dtype): _BF16_STORE for dtype in (DType.BF16, DType.BF12)},
     **{("rms_norm", dtype): _F32_MATH for dtype in (DType.F32, DType.F16)},
     ("rms_norm", DType.BF16): _BF16_STORE,
     **{("rope_cache", dtype): _F32_MATH for dtype in (DType.F32, DType.F16)},

@@ -45,6 +45,7 @@ GROUPED_FORMATS += [
 # (inputs, outputs): odd, one over a panel, exact multiples, a single output, a prime.
 SHAPES = ((37, 33), (64, 96), (101, 1))
 FORMATS = [(dtype, activation_dtype(dtype)) for dtype in WEIGHT_DTYPES]
+FORMATS += [(DType.BF12, DType.BF16)]
 FORMATS += [(DType.Q8, activation) for activation in (DType.Q8, DType.BF16, DType.F32)]
 FORMATS += [(DType.F8, activation) for activation in (DType.BF16, DType.F32)]
 
@@ -149,8 +150,8 @@ def test_grouped_linear_layers_equal_their_references_and_their_crowd(
 
 
 def scratch(k: int, dtype: DType) -> dict[str, Array | int]:
-    """What a quantised layer's record has besides: memory for each of two threads."""
-    if not dtype.is_quantized:
+    """What a coded layer's record has besides: memory for each of two threads."""
+    if not dtype.is_coded:
         return {}
     size = prepared_bytes(k, dtype)
     return {"scratch": np.zeros(2 * size, np.uint8), "scratch_bytes": size}

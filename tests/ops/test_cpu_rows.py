@@ -35,7 +35,7 @@ EXACT = Numerics(np.float64)
 COLUMNS = (1, 15, 32, 33, 101)
 
 
-@pytest.mark.parametrize("dtype", (*WEIGHT_DTYPES, DType.Q8, DType.F8))
+@pytest.mark.parametrize("dtype", (*WEIGHT_DTYPES, DType.BF12, DType.Q8, DType.F8))
 @pytest.mark.parametrize("target", HOST_TARGETS)
 def test_embedding_gathers_exact_rows_from_packed_panels(target: str, dtype: DType) -> None:
     for columns in COLUMNS:

@@ -37,6 +37,7 @@ BLOCKS = (3, 1, 6)
 FORMATS = (
     (DType.BF16, DType.BF16),
     (DType.Q8, DType.Q8),
+    (DType.BF12, DType.BF16),
     (DType.Q8, DType.BF16),
     (DType.Q4G64, DType.Q8),
 )

@@ -4,7 +4,8 @@ Knows nothing of arrays or files. bf16 and fp8 have no NumPy type; they are carr
 and uint8 bits, and widened where they are computed with. A quantised type carries the scales of
 each row beside the row's elements, as raw bytes: q8 is a row of int8 and one f32 scale, f8 the
 same of fp8 e4m3; q4g64 has groups of 64 nibbles, each after its f16 scale and f16 offset (value =
-scale * nibble - offset); q4s64 has a scale alone (value = scale * (nibble - 8)).
+scale * nibble - offset); q4s64 has a scale alone (value = scale * (nibble - 8)). bf12 is bf16,
+whose weights an engine keeps in 12 bits each without loss (ops/layout.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class DType(Enum):
     F32 = "f32"
     F16 = "f16"
     BF16 = "bf16"
+    BF12 = "bf12"
     I8 = "i8"
     U8 = "u8"
     I32 = "i32"
@@ -46,6 +48,11 @@ class DType(Enum):
         return self in _SCALED_ROWS or self.group_size > 0
 
     @property
+    def is_coded(self) -> bool:
+        """Whether an engine's weights are taken apart before they multiply."""
+        return self.is_quantized or self is DType.BF12
+
+    @property
     def group_size(self) -> int:
         """Elements of a row that share a scale; 0 where nothing is grouped."""
         return _GROUP_SIZE.get(self, 0)
@@ -64,18 +71,20 @@ class DType(Enum):
         """Bytes of a stored row of so many elements, scales included."""
         if self.group_size:
             return columns // self.group_size * (self.group_header_bytes + self.group_size // 2)
+        if self is DType.BF12:
+            return columns * 3 // 2
         scales = SCALE_BYTES if self in _SCALED_ROWS else 0
         return columns * self.itemsize_bytes + scales
 
 
 _ITEMSIZE_BYTES = {
-    DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I8: 1, DType.U8: 1, DType.I32: 4, DType.I64: 8,
-    DType.Q8: 1, DType.F8: 1, DType.Q4G32: 1, DType.Q4G64: 1, DType.Q4G128: 1, DType.Q4S32: 1,
-    DType.Q4S64: 1, DType.Q4S128: 1,
+    DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.BF12: 2, DType.I8: 1, DType.U8: 1,
+    DType.I32: 4, DType.I64: 8, DType.Q8: 1, DType.F8: 1, DType.Q4G32: 1, DType.Q4G64: 1,
+    DType.Q4G128: 1, DType.Q4S32: 1, DType.Q4S64: 1, DType.Q4S128: 1,
 }  # fmt: skip
 _STORAGE_NAME = {
-    DType.F32: "float32", DType.F16: "float16", DType.BF16: "uint16", DType.I8: "int8",
-    DType.U8: "uint8", DType.I32: "int32", DType.I64: "int64",
+    DType.F32: "float32", DType.F16: "float16", DType.BF16: "uint16", DType.BF12: "uint16",
+    DType.I8: "int8", DType.U8: "uint8", DType.I32: "int32", DType.I64: "int64",
     DType.Q8: "uint8", DType.F8: "uint8", DType.Q4G32: "uint8", DType.Q4G64: "uint8",
     DType.Q4G128: "uint8", DType.Q4S32: "uint8", DType.Q4S64: "uint8", DType.Q4S128: "uint8",
 }  # fmt: skip

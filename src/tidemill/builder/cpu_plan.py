@@ -204,7 +204,7 @@ def _scratch(op: Op, at: OperandPlaces) -> list[Operand]:
 
 
 def _scratch_bytes(op: Op) -> int:
-    """A row of f32 logits for sampling, a panel of prepared words for a quantised layer."""
+    """A row of f32 logits for sampling, a panel of prepared words for a coded layer."""
     if op.kind == "sample":
         return 4 * wide_row(int(op.inputs[0].type.shape[1]))
     if op.kind in LINEAR_KINDS:
@@ -230,7 +230,7 @@ def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
         at.buffer("y", op.outputs[0]),
         Operand("y_row_bytes", "immediate", at.buffer_row_bytes(op.outputs[0])),
         Operand("panels", "immediate", padded_n(num_outputs) // PANEL),
-        *(_scratch(op, at) if weights[0].type.dtype.is_quantized else ()),
+        *(_scratch(op, at) if weights[0].type.dtype.is_coded else ()),
     ]
 
 

@@ -1,8 +1,8 @@
 """Element types as NumPy carries them: storage arrays to float and back.
 
-In: arrays in storage type (bf16 as raw uint16 bits; q8 and f8 as bytes, each row followed by its
-f32 scale). Out: float32, exactly; or the reverse, rounded to nearest, ties to even. Knows nothing
-of graphs or files.
+In: arrays in storage type (bf16 and bf12 as raw uint16 bits; q8 and f8 as bytes, each row followed
+by its f32 scale). Out: float32, exactly; or the reverse, rounded to nearest, ties to even. Knows
+nothing of graphs or files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tidemill.ir.e4m3 import E4M3_MAX, narrow_e4m3, widen_e4m3
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
+_BF16 = (DType.BF16, DType.BF12)
 
 
 def widen(array: Array, dtype: DType) -> npt.NDArray[np.float32]:
@@ -32,7 +33,7 @@ def widen(array: Array, dtype: DType) -> npt.NDArray[np.float32]:
         nibbles, scales, offsets = split_q4(array, dtype)
         values = scales[..., None] * nibbles - offsets[..., None]
         return np.asarray(values.reshape(*array.shape[:-1], -1), np.float32)
-    if dtype is DType.BF16:
+    if dtype in _BF16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)
 
@@ -48,7 +49,7 @@ def narrow(values: FloatArray, dtype: DType) -> Array:
         return _narrow_f8(values.astype(np.float32, copy=False))
     if dtype.group_size:
         return _narrow_q4(values.astype(np.float32, copy=False), dtype)
-    if dtype is not DType.BF16:
+    if dtype not in _BF16:
         with np.errstate(over="ignore"):
             return values.astype(dtype.storage_name)
     single = np.ascontiguousarray(values, dtype=np.float32)

@@ -9,6 +9,13 @@ Weights     panels of 32 outputs: [N/32][K/step][2][16][step]; one contiguous st
             32 f16 scales, 32 f16 offsets where the type has them, and words of 8 inputs a output:
             nibble 2t is input t, nibble 2t + 1 is input 4 + t, so that both halves of the bytes
             are 4 inputs in order.
+            A panel of bf12 begins with its 32 f32 scales, powers of two. 8 inputs of an output are
+            three words, [N/32][K/8][2][3][16]: 12 bits an input, which are sign, 4 bits of exponent
+            and 7 of mantissa of value / scale, whose exponents are -15 to 0; zeros stand for 0.
+            Pairs 0 to 2 keep sign (bit 15) and the rest (bits 10..0) in their own words; pair 3
+            lies in bits 14..11 of all three: exponent; high mantissa; sign and low mantissa.
+            Behind the words come the weights that do not fit, which are zeros there: how many, and
+            from the next cache line on (input * 32 + output, value / scale) as i32 and f32.
 Activations plain rows whose stride is an odd number of cache lines, so that the rows of a register
             tile fall into different cache sets. A q8 row is bytes of level + 128, then its f32
             scale, then for every 32 columns the sum of their bytes as f32, exactly.
@@ -30,8 +37,9 @@ K_UNROLL = 2  # steps of k that a kernel takes at once
 CACHE_LINE_BYTES = 64
 ATTENTION_CHUNK = 64  # cached positions that attention takes at once
 ATTENTION_PARTITION = 256  # positions that are summed up apart from others, and then joined
-_K_STEP = {DType.BF16: 2, DType.Q8: 4, DType.F8: 4}
-_PANEL_HEADER_BYTES = {DType.Q8: 8 * PANEL, DType.F8: 4 * PANEL}
+BF12_BIAS = 112  # from a bf12 exponent to that of bf16
+_K_STEP = {DType.BF16: 2, DType.BF12: 8, DType.Q8: 4, DType.F8: 4}
+_PANEL_HEADER_BYTES = {DType.Q8: 8 * PANEL, DType.F8: 4 * PANEL, DType.BF12: 4 * PANEL}
 
 
 def round_up(count: int, unit: int) -> int:
@@ -60,7 +68,19 @@ def panel_bytes(k: int, weight: DType) -> int:
     """Bytes of one packed panel of a weight with k inputs."""
     if weight.group_size:
         return panel_header_bytes(weight) + k // weight.group_size * group_bytes(weight)
+    if weight is DType.BF12:
+        return listed_at(k) + CACHE_LINE_BYTES + 8 * most_listed(k)
     return panel_header_bytes(weight) + padded_k(k, weight) * PANEL * weight.itemsize_bytes
+
+
+def listed_at(k: int) -> int:
+    """Byte of a bf12 panel where the weights that do not fit are listed."""
+    return panel_header_bytes(DType.BF12) + PANEL * DType.BF12.row_bytes(padded_k(k, DType.BF12))
+
+
+def most_listed(k: int) -> int:
+    """Weights that a bf12 panel lists at most: one in 2,048, in whole cache lines."""
+    return round_up(k // 64, CACHE_LINE_BYTES // 8) or CACHE_LINE_BYTES // 8
 
 
 def padded_k(k: int, weight: DType) -> int:

@@ -101,4 +101,4 @@ def activation_dtype(weight: DType) -> DType:
     weights meet whatever the graph has, or quantised activations.
     """
     assert not weight.is_quantized
-    return DType.BF16 if weight is DType.BF16 else DType.F32
+    return DType.BF16 if weight in (DType.BF16, DType.BF12) else DType.F32

@@ -56,7 +56,7 @@ class _Rewrite:
             self.ops.append(op)
             return
         x, weight, *bias = op.inputs
-        if not self.now(weight).type.dtype.is_quantized:
+        if not self.now(weight).type.dtype.is_coded:
             self.constants[weight.name] = _quantized(self.constants[weight.name], scheme.weight)
         if scheme.activation is not None and op.kind == "linear":
             x = self._copy_of(x, op.layer)
@@ -78,6 +78,14 @@ def _quantized(constant: Constant, dtype: DType) -> Constant:
     """Return the constant in a quantised type, quantised when it is loaded."""
     source = constant.value.type
     columns = int(source.shape[1])
+    if dtype is DType.BF12 and source.dtype is not DType.BF16:
+        raise UnsupportedError(
+            "only bf16 weights are kept in 12 bits",
+            where=f"{constant.value}, --quant",
+            expected="bf16",
+            got=source.dtype.value,
+            hint="convert with --dtype bfloat16, or choose another scheme",
+        )
     if dtype.group_size and columns % dtype.group_size:
         raise UnsupportedError(
             "groups do not divide a matrix's inputs",

@@ -2,27 +2,29 @@
 
 One packed copy serves both, so tied weights are stored and mapped once. A row's words lie one
 panel row apart; the gather costs about as many cache lines as the row has words, for the step's
-tokens only. Exact: elements are widened to f32, those of q8 and f8 times their scale.
+tokens only. Exact: elements are widened to f32, those of q8, f8 and bf12 times their scale.
 """
 
 from __future__ import annotations
 
 from tidemill.base.dtypes import DType
+from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I8, I32, I64
 from tidemill.ops.cpu_elements import load_f32, widen_e4m3
 from tidemill.ops.layout import PANEL, k_step, padded_k, panel_bytes, panel_header_bytes, wide_row
+from tidemill.ops.linear.formats_bf12 import for_each_listed, pair_of_words
 
 FIELDS = ("rows", "tokens", "table", "y")
+_HIGH_HALF = -65536
 
 
 def emit(module: Module, symbol: str, weight: DType, columns: int) -> Kernel:
     """Emit the gather for tables of `columns` inputs."""
     kernel, frame = open_kernel(module, symbol, FIELDS)
-    f, step, row = frame.f, k_step(weight), wide_row(columns)
-    steps = padded_k(columns, weight) // step
+    f, row = frame.f, wide_row(columns)
     first, last = frame.share(frame.count("rows"))
     with f.loop(first, last) as t:
         token = frame.pointer("tokens", I32)[t].to(I64)
@@ -31,16 +33,43 @@ def emit(module: Module, symbol: str, weight: DType, columns: int) -> Kernel:
             y.put(c, f.zero(F32.x(LANES)))
         panel = frame.pointer("table", F32).bytes((token // PANEL) * panel_bytes(columns, weight))
         in_panel = token % PANEL
-        table = panel.bytes(panel_header_bytes(weight)).bytes(
-            in_panel * step * weight.itemsize_bytes
-        )
-        with f.loop(0, steps) as s:
-            at = table.bytes(s * (PANEL * step * weight.itemsize_bytes))
-            if weight is DType.Q8:
-                words = at.of(I8).vec(0, step).to(F32) * panel[in_panel]
-            elif weight is DType.F8:
-                words = widen_e4m3(at.of(I8).vec(0, step).to(I32) << 24) * panel[in_panel]
-            else:
-                words = load_f32(at, 0, step, weight)
-            y.put(s * step, words)
+        if weight is DType.BF12:
+            _gather_bf12(panel, in_panel, columns, y)
+        else:
+            _gather(panel, in_panel, weight, columns, y)
     return kernel
+
+
+def _gather(panel: Pointer, in_panel: Value, weight: DType, columns: int, y: Pointer) -> None:
+    f, step = panel.f, k_step(weight)
+    table = panel.bytes(panel_header_bytes(weight)).bytes(in_panel * step * weight.itemsize_bytes)
+    with f.loop(0, padded_k(columns, weight) // step) as s:
+        at = table.bytes(s * (PANEL * step * weight.itemsize_bytes))
+        if weight is DType.Q8:
+            words = at.of(I8).vec(0, step).to(F32) * panel[in_panel]
+        elif weight is DType.F8:
+            words = widen_e4m3(at.of(I8).vec(0, step).to(I32) << 24) * panel[in_panel]
+        else:
+            words = load_f32(at, 0, step, weight)
+        y.put(s * step, words)
+
+
+def _gather_bf12(panel: Pointer, in_panel: Value, columns: int, y: Pointer) -> None:
+    """Take one output's words apart, and put in their places the weights that are listed."""
+    f, scale, step = panel.f, panel[in_panel], k_step(DType.BF12)
+    step_bytes = PANEL * DType.BF12.row_bytes(step)
+    vector, lane = in_panel // LANES, in_panel % LANES
+    table = panel.bytes(panel_header_bytes(DType.BF12)).bytes(vector * (step_bytes // 2))
+    with f.loop(0, padded_k(columns, DType.BF12) // step) as s:
+        at = table.bytes(s * step_bytes).of(I32).at(lane)
+        words = tuple(at[i * LANES] for i in range(3))
+        for part in range(step // 2):
+            pair = pair_of_words(words, part)
+            for i, bits in enumerate((pair << 16, pair & _HIGH_HALF)):
+                y[s * step + 2 * part + i] = bits.bits_as(F32) * scale
+
+    def put(k: Value, output: Value, weight: Value) -> None:
+        with f.when(output.eq(in_panel)):
+            y[k] = weight * scale
+
+    for_each_listed(panel, columns, put)

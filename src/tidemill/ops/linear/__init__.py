@@ -2,9 +2,9 @@
 
     out[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]
 
-Legend: T rows, K inputs, N outputs. bf16 weights meet bf16 activations, f16 and f32 weights meet
-f32 activations, quantised weights meet any of f32, bf16 and q8; the result is f32. `product` and
-`linear_type` also serve the fused forms.
+Legend: T rows, K inputs, N outputs. bf16 and bf12 weights meet bf16 activations, f16 and f32
+weights meet f32 activations, quantised weights meet any of f32, bf16 and q8; the result is f32.
+`product` and `linear_type` also serve the fused forms.
 """
 
 from __future__ import annotations

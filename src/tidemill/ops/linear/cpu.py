@@ -4,7 +4,7 @@ Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Work is
 and one row tile, panel by panel; threads take contiguous ranges of units, so that a panel's weights
 are read once from memory (twice where two threads meet in it) and serve all row tiles; many rows
 are divided instead, and each thread reads all panels. While a panel's tiles multiply, each of them
-prefetches its share of the next panel. Which tile heights are used, and whether quantised words are
+prefetches its share of the next panel. Which tile heights are used, and whether coded words are
 taken apart once a panel, is the table's choice (tactics.py) by the number of rows; the bits of an
 output never depend on it (tile.py). Cost is 2*M*N*K FLOPs and N*K weight bytes.
 """
@@ -35,7 +35,7 @@ from tidemill.ops.linear.tile import Tiles
 
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
 OWN_TILES = 4  # so many row tiles for each thread, and it keeps to its rows
-SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
+SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are coded
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LinearKernel:
 
     def emit(self, symbol: str, table: TacticTable) -> Kernel:
         """Emit the kernel: this thread's units, by the tactic of the number of rows."""
-        has_scratch = self.format.weight.is_quantized
+        has_scratch = self.format.weight.is_coded
         fields = FIELDS + (SCRATCH_FIELDS if has_scratch else ())
         fields += AHEAD_FIELDS if self.piece_bytes else ()
         kernel, frame = open_kernel(self.module, symbol, fields)

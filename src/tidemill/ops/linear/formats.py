@@ -1,9 +1,9 @@
 """How the words of each pair of weight and activation types multiply, for linear layers.
 
-A word is what a packed row holds for one output: `k_step` inputs. A `Format` loads 16 words of w
-and the matching inputs of x, multiplies them in one or more parts (in order of k), and turns raw
-sums into f32. Each output has one chain of sums, whatever the tile around it. Knows nothing of
-tiles, panels' order or epilogues.
+A word is what a packed row holds for one output: `k_step` inputs. A `Format` loads 16 words of w,
+in one vector or several, and the matching inputs of x, multiplies them in one or more parts (in
+order of k), and turns raw sums into f32. Each output has one chain of sums, whatever the tile
+around it. Knows nothing of tiles, panels' order or epilogues.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F32, I32, Type
 from tidemill.ops.cpu_elements import PairMath, widen_e4m3
 from tidemill.ops.layout import PANEL, k_step
+from tidemill.ops.linear.formats_bf12 import Bf12Format
 from tidemill.ops.linear.formats_q4 import Q4Format, Q4WidenedFormat
 from tidemill.ops.linear.widened import WidenedFormat, pair_of
 
@@ -26,7 +27,8 @@ _SUMS = I32.x(LANES)
 class Format(Protocol):
     """One weight type against one activation type.
 
-    `num_parts` multiplications take one word; `tile_rows` is the most rows of a register tile.
+    `num_parts` multiplications take one word; `tile_rows` is the most rows of a register tile;
+    `has_listed` says that a panel lists weights to be added one by one.
     """
 
     @property
@@ -58,9 +60,12 @@ class Format(Protocol):
 
     def start(self, panel: Pointer, j: int) -> Value: ...
 
-    def load_w(self, pointer: Pointer) -> Value: ...
+    @property
+    def has_listed(self) -> bool: ...
 
-    def part_of_w(self, word: Value, part: int) -> Value: ...
+    def load_w(self, pointer: Pointer) -> tuple[Value, ...]: ...
+
+    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value: ...
 
     def load_x(self, pointer: Pointer, part: int) -> Value: ...
 
@@ -97,6 +102,7 @@ class PlainFormat:
     num_parts: int = 1
     sum_type: Type = V
     x_step_bytes: int = 4
+    has_listed: bool = False
 
     @property
     def math(self) -> PairMath:
@@ -121,11 +127,11 @@ class PlainFormat:
     def start(self, panel: Pointer, j: int) -> Value:
         return panel.f.zero(V)
 
-    def load_w(self, pointer: Pointer) -> Value:
-        return self.math.load_w(pointer)
+    def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
+        return (self.math.load_w(pointer),)
 
-    def part_of_w(self, word: Value, part: int) -> Value:
-        return word
+    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
+        return words[0]
 
     def load_x(self, pointer: Pointer, part: int) -> Value:
         return self.math.load_x(pointer)
@@ -149,6 +155,7 @@ class Q8Format:
     sum_type: Type = _SUMS
     vector_bytes: int = 4 * LANES
     x_step_bytes: int = 4
+    has_listed: bool = False
 
     @property
     def tile_rows(self) -> int:
@@ -157,11 +164,11 @@ class Q8Format:
     def start(self, panel: Pointer, j: int) -> Value:
         return panel.of(I32).vec(PANEL + j * LANES, LANES)
 
-    def load_w(self, pointer: Pointer) -> Value:
-        return pointer.of(I32).vec(0, LANES)
+    def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
+        return (pointer.of(I32).vec(0, LANES),)
 
-    def part_of_w(self, word: Value, part: int) -> Value:
-        return word
+    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
+        return words[0]
 
     def load_x(self, pointer: Pointer, part: int) -> Value:
         return pointer.of(I32)[0].splat(LANES)
@@ -198,10 +205,10 @@ class ByteFormat(WidenedFormat):
     def x_step_bytes(self) -> int:
         return k_step(self.weight) * self.activation.itemsize_bytes
 
-    def part_of_w(self, word: Value, part: int) -> Value:
+    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
         if not self.takes_pairs:
-            return self._byte(word, part)
-        return pair_of(*(self._byte(word, 2 * part + i) for i in range(2)))
+            return self._byte(words[0], part)
+        return pair_of(*(self._byte(words[0], 2 * part + i) for i in range(2)))
 
     def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
         return total * panel.vec(j * LANES, LANES)
@@ -221,6 +228,8 @@ def format_for(isa: Isa, weight: DType, activation: DType) -> Format:
         return Q4Format(isa, weight) if is_leveled else Q4WidenedFormat(isa, weight, activation)
     if weight is DType.Q8 and activation is DType.Q8:
         return Q8Format(isa)
+    if weight is DType.BF12:
+        return Bf12Format(isa)
     if weight.is_quantized:
         return ByteFormat(isa, weight, activation)
     plain = PlainFormat(isa, weight)

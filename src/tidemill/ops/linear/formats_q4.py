@@ -45,6 +45,7 @@ class Q4Format:
     sum_type: Type = _SUMS
     vector_bytes: int = 4 * LANES
     x_step_bytes: int = 8
+    has_listed: bool = False
 
     @property
     def name(self) -> str:
@@ -58,11 +59,11 @@ class Q4Format:
     def start(self, panel: Pointer, j: int) -> Value:
         return panel.vec(j * LANES, LANES)
 
-    def load_w(self, pointer: Pointer) -> Value:
-        return pointer.of(I32).vec(0, LANES)
+    def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
+        return (pointer.of(I32).vec(0, LANES),)
 
-    def part_of_w(self, word: Value, part: int) -> Value:
-        return (word >> (4 * part)) & _NIBBLES
+    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
+        return (words[0] >> (4 * part)) & _NIBBLES
 
     def load_x(self, pointer: Pointer, part: int) -> Value:
         return pointer.of(I32)[part].splat(LANES)
@@ -131,7 +132,8 @@ class Q4WidenedFormat(WidenedFormat):
     def x_step_bytes(self) -> int:
         return 8 * self.activation.itemsize_bytes
 
-    def part_of_w(self, word: Value, part: int) -> Value:
+    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
+        (word,) = words
         if not self.takes_pairs:
             return self._nibble(word, part)
         if self.isa.target.arch != "x86_64":

@@ -25,7 +25,7 @@ _LANE_BYTES = 4
 
 @dataclass(frozen=True)
 class PreparedFormat:
-    """A quantised format over prepared words."""
+    """A coded format over prepared words."""
 
     inner: Format
     num_parts: int = 1
@@ -69,11 +69,15 @@ class PreparedFormat:
     def start(self, panel: Pointer, j: int) -> Value:
         return self.inner.start(panel, j)
 
-    def load_w(self, pointer: Pointer) -> Value:
-        return pointer.of(self.lane_type).vec(0, LANES)
+    @property
+    def has_listed(self) -> bool:
+        return self.inner.has_listed
 
-    def part_of_w(self, word: Value, part: int) -> Value:
-        return word
+    def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
+        return (pointer.of(self.lane_type).vec(0, LANES),)
+
+    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
+        return words[0]
 
     def load_x(self, pointer: Pointer, part: int) -> Value:
         return self.inner.load_x(pointer, 0)
@@ -105,14 +109,14 @@ class PreparedGroups(PreparedFormat):
 
 def prepared(form: Format) -> PreparedFormat | None:
     """The format's prepared form, where its words are worth taking apart."""
-    if not form.weight.is_quantized or form.num_parts == 1:
+    if not form.weight.is_coded or form.num_parts == 1:
         return None
     return PreparedGroups(form) if isinstance(form, GroupedFormat) else PreparedFormat(form)
 
 
 def prepared_bytes(k: int, weight: DType) -> int:
     """Most bytes that a prepared panel takes on any target, so that plans do not differ."""
-    return padded_k(k, weight) * PANEL * _LANE_BYTES if weight.is_quantized else 0
+    return padded_k(k, weight) * PANEL * _LANE_BYTES if weight.is_coded else 0
 
 
 def emit_prepare(f: Function, form: PreparedFormat, words: Pointer, to: Pointer, num: int) -> None:
@@ -125,5 +129,5 @@ def emit_prepare(f: Function, form: PreparedFormat, words: Pointer, to: Pointer,
         loaded = [inner.load_w(at.bytes(j * inner.vector_bytes)) for j in range(2)]
         out = to.of(form.lane_type).at(s * (inner.num_parts * PANEL))
         for part in range(inner.num_parts):
-            for j, word in enumerate(loaded):
-                out.put(part * PANEL + j * LANES, inner.part_of_w(word, part))
+            for j, words_of_j in enumerate(loaded):
+                out.put(part * PANEL + j * LANES, inner.part_of_w(words_of_j, part))

@@ -17,6 +17,7 @@ from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I64, PTR
+from tidemill.ops.cpu_elements import load_f32
 from tidemill.ops.layout import (
     CACHE_LINE_BYTES,
     K_UNROLL,
@@ -33,6 +34,7 @@ from tidemill.ops.layout import (
 from tidemill.ops.linear.epilogue import Epilogue
 from tidemill.ops.linear.fetch_ahead import STEP_BITS
 from tidemill.ops.linear.formats import Format, GroupedFormat
+from tidemill.ops.linear.formats_bf12 import for_each_listed
 from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
@@ -125,6 +127,8 @@ class _Tile:
         for m, j in self.outputs:
             self.acc[m, j] = self.form.start(self.panel, j)
         self._emit_steps(self.tiles.all_steps, self.x, self.words)
+        if self.form.has_listed:
+            self._emit_listed()
         self._finish(lambda m, j: self.acc[m, j])
 
     def _claim_outputs(self) -> None:
@@ -145,6 +149,24 @@ class _Tile:
                 vectors = [v + self.bias.vec(j * LANES, LANES) for j, v in enumerate(vectors)]
             epilogue.write(form.isa, y, vectors)
             x, y = x.bytes(self.tiles.x_row_bytes), y.bytes(self.y_row_bytes)
+
+    def _emit_listed(self) -> None:
+        """acc[m, j] += the products of the weights that the panel lists, in their order."""
+        _f, sums = self.f, self.f.stack(F32, self.rows * PANEL)
+        for m, j in self.outputs:
+            sums.put(m * PANEL + j * LANES, self.acc[m, j])
+        for_each_listed(self.panel, self.tiles.k, self._add_listed(sums))
+        for m, j in self.outputs:
+            self.acc[m, j] = sums.vec(m * PANEL + j * LANES, LANES)
+
+    def _add_listed(self, sums: Pointer) -> Callable[[Value, Value, Value], None]:
+        def add(k: Value, output: Value, weight: Value) -> None:
+            for m in range(self.rows):
+                x = load_f32(self.x.bytes(m * self.tiles.x_row_bytes), k, 1, DType.BF16)
+                to = sums.at(output + m * PANEL)
+                to[0] = x.fma(weight, to[0])
+
+        return add
 
     def _emit_groups(self, form: GroupedFormat) -> Pointer:
         """Each group's sums are scaled and added to sums[rows][32] in memory."""
@@ -181,10 +203,10 @@ class _Tile:
         with f.loop(0, num_steps, K_UNROLL) as s:
             for u in range(K_UNROLL):
                 at = first.bytes((s + u) * tiles.step_bytes)
-                words = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
+                loaded = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
                 self._prefetch(at)
                 for part in range(form.num_parts):
-                    vectors = [form.part_of_w(word, part) for word in words]
+                    vectors = [form.part_of_w(words, part) for words in loaded]
                     self._emit_part(x.bytes((s + u) * form.x_step_bytes), vectors, part)
 
     def _emit_part(self, x: Pointer, vectors: list[Value], part: int) -> None:

@@ -32,6 +32,7 @@ class WidenedFormat:
     activation: DType
     sum_type: Type = V
     vector_bytes: int = 4 * LANES
+    has_listed: bool = False
 
     @property
     def takes_pairs(self) -> bool:
@@ -40,8 +41,8 @@ class WidenedFormat:
     def start(self, panel: Pointer, j: int) -> Value:
         return panel.f.zero(V)
 
-    def load_w(self, pointer: Pointer) -> Value:
-        return pointer.of(I32).vec(0, LANES)
+    def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
+        return (pointer.of(I32).vec(0, LANES),)
 
     def load_x(self, pointer: Pointer, part: int) -> Value:
         if self.activation is DType.F32:
