@@ -11,7 +11,7 @@ output never depend on it (tile.py). Cost is 2*M*N*K FLOPs and N*K weight bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.kernel import Frame, Kernel, open_kernel
@@ -21,14 +21,13 @@ from tidemill.ops.layout import (
     PANEL,
     group_bytes,
     k_step,
-    padded_k,
     panel_bytes,
     panel_header_bytes,
 )
 from tidemill.ops.linear.epilogue import Epilogue
 from tidemill.ops.linear.fetch_ahead import FIELDS as AHEAD_FIELDS
 from tidemill.ops.linear.fetch_ahead import STEP_BITS, ThreadUnits
-from tidemill.ops.linear.formats import Format
+from tidemill.ops.linear.formats import Format, GroupedFormat
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
 from tidemill.ops.linear.tile import Tiles
@@ -79,11 +78,15 @@ class LinearKernel:
         most = min(tactic.tile_rows, tiles.format.tile_rows)
         may_own_rows = not bucket.max_rows
         fewest = min(above, most * OWN_TILES - 1) if may_own_rows else above
-        heights = tile_heights(most, fewest, bucket.max_rows)
-        for rows in heights:
-            if (tiles, rows) not in functions:
-                functions[tiles, rows] = tiles.emit(rows)
-        own = {rows: functions[tiles, rows] for rows in heights}
+        kinds = {False: tiles}
+        if wide and not isinstance(wide, GroupedFormat):
+            kinds[True] = replace(tiles, format=self.format, keeps_words=True)
+        own: dict[tuple[bool, int], Function] = {}
+        for rows in tile_heights(most, fewest, bucket.max_rows):
+            for keeps_words, kind in kinds.items():
+                if (kind, rows) not in functions:
+                    functions[kind, rows] = kind.emit(rows)
+                own[keeps_words, rows] = functions[kind, rows]
         return UnitLoop(tiles, most, own, may_own_rows)
 
 
@@ -100,11 +103,15 @@ class _Part:
 
 @dataclass(frozen=True)
 class UnitLoop:
-    """One bucket's loop over this thread's units of (panel, row tile)."""
+    """One bucket's loop over this thread's units of (panel, row tile).
+
+    Functions are those of tiles by whether they keep words, which a panel's first ones do, and by
+    their rows.
+    """
 
     tiles: Tiles
     tile_rows: int
-    functions: dict[int, Function]
+    functions: dict[tuple[bool, int], Function]
     may_own_rows: bool
 
     @property
@@ -125,14 +132,17 @@ class UnitLoop:
             x = frame.pointer("x", F32).bytes(start * tiles.x_row_bytes)
             y_at = start * y_row_bytes + panel * tiles.epilogue.panel_bytes
             y = frame.pointer("y", F32).bytes(y_at)
-            words = self._words(frame, w, tile.eq(0) | unit.eq(first))
+            is_new = tile.eq(0) | unit.eq(first)
+            words = self._words(frame, w, is_new)
             fetched = self._next(w, tile, num_tiles)
             ahead = w, f.constant(0, I64)
             if pieces:
                 step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
                 ahead = pieces.piece(frame, unit, w, step)
-            for height, function in self.functions.items():
-                with f.when(rows.eq(height)):
+            are_two = any(keeps_words for keeps_words, _ in self.functions)
+            for (keeps_words, height), function in self.functions.items():
+                is_one = rows.eq(height)
+                with f.when(is_one & is_new.eq(keeps_words) if are_two else is_one):
                     args = (x, w, words, y, y_row_bytes, bias.at(panel * PANEL))
                     f.call(function, *args, *fetched, *ahead)
 
@@ -158,7 +168,10 @@ class UnitLoop:
         return _Part(first_row, num_rows, num_tiles, first, last)
 
     def _words(self, frame: Frame, w: Pointer, is_new: Value) -> Pointer:
-        """The words that tiles multiply: the panel's own, or prepared when the panel is new."""
+        """The words that tiles multiply: the panel's own, or prepared when the panel is new.
+
+        Words of groups are prepared here, others by the panel's first tile.
+        """
         form, f = self.tiles.format, frame.f
         packed = w.bytes(panel_header_bytes(form.weight))
         if not isinstance(form, PreparedFormat):
@@ -166,11 +179,10 @@ class UnitLoop:
         scratch = frame.pointer("scratch", F32)
         to = scratch.bytes(frame.thread * frame.integer("scratch_bytes"))
         size, k = form.weight.group_size, self.tiles.k
-        num_words = (size or padded_k(k, form.weight)) // k_step(form.weight)
+        if not size:
+            return to
+        num_words = size // k_step(form.weight)
         with f.when(is_new):
-            if not size:
-                emit_prepare(f, form, packed, to, num_words)
-                return to
             prepared_bytes = self.tiles.num_steps(size) * self.tiles.step_bytes
             with f.loop(0, k // size) as g:
                 header = packed.bytes(g * group_bytes(form.weight))

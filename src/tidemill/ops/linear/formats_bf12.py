@@ -40,8 +40,8 @@ class Bf12Format:
 
     @property
     def tile_rows(self) -> int:
-        """Fewer rows than plain weights: six words stay in registers beside their parts."""
-        return max(2, self.isa.tile_rows - 4)
+        """Two rows fewer than plain weights: three words stay in registers beside their parts."""
+        return max(2, self.isa.tile_rows - 2)
 
     def start(self, panel: Pointer, j: int) -> Value:
         return panel.f.zero(V)

@@ -42,7 +42,10 @@ from tidemill.ops.linear.tactics import Prefetch
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of one kernel and tactic; each fetches `piece_bytes` of the cache ahead."""
+    """The tiles of one kernel and tactic; each fetches `piece_bytes` of the cache ahead.
+
+    One that keeps words takes the panel's apart, and leaves the parts in `words`.
+    """
 
     module: Module
     symbol: str
@@ -51,6 +54,7 @@ class Tiles:
     prefetch: Prefetch
     epilogue: Epilogue
     piece_bytes: int = 0
+    keeps_words: bool = False
 
     @property
     def is_prepared(self) -> bool:
@@ -92,10 +96,12 @@ class Tiles:
         part of the first row lies. With `Prefetch.NEXT`, `next_share` is what to prefetch first,
         `next_step` how much further each step does so, with `STEP_BITS` of fraction: where many
         tiles share a panel, a step's part is under a byte. A tile that fetches ahead does the same
-        from `ahead` on, by `ahead_step` (fetch_ahead.py).
+        from `ahead` on, by `ahead_step` (fetch_ahead.py). Steps are those of the tile's format; of
+        the prepared one where it keeps words.
         """
+        kind = ("keeping",) if self.keeps_words else ()
         f = self.module.function(
-            f"{self.symbol}_{self.format.name}_{self.prefetch.value}_m{rows}",
+            "_".join((self.symbol, self.format.name, *kind, self.prefetch.value, f"m{rows}")),
             x=PTR, panel=PTR, words=PTR, y=PTR, y_row_bytes=I64, bias=PTR,
             next_share=PTR, next_step=I64, ahead=PTR, ahead_step=I64,
         )  # fmt: skip
@@ -112,7 +118,8 @@ class _Tile:
         self.x, self.panel, self.words, self.y, self.bias = (
             each.as_pointer(F32) for each in (x, panel, words, y, bias)
         )
-        self.fetched, self.strides = f.registers(I64), {"next": share_step, "ahead": ahead_step}
+        self.fetched, per_step = f.registers(I64), self.form.num_parts if tiles.keeps_words else 1
+        self.strides = {"next": share_step * per_step, "ahead": ahead_step * per_step}
         for name, first in (("next", share), ("ahead", ahead)):
             self.fetched[name] = first.as_pointer(F32).to_address() << STEP_BITS
         self.acc = f.registers(self.form.sum_type)
@@ -126,7 +133,10 @@ class _Tile:
             return
         for m, j in self.outputs:
             self.acc[m, j] = self.form.start(self.panel, j)
-        self._emit_steps(self.tiles.all_steps, self.x, self.words)
+        words = self.words
+        if self.tiles.keeps_words:
+            words = self.panel.bytes(panel_header_bytes(self.form.weight))
+        self._emit_steps(self.tiles.all_steps, self.x, words)
         if self.form.has_listed:
             self._emit_listed()
         self._finish(lambda m, j: self.acc[m, j])
@@ -200,24 +210,37 @@ class _Tile:
     def _emit_steps(self, num_steps: int, x: Pointer, first: Pointer) -> None:
         """acc[m, j] += the products of `num_steps` steps of words from `first` on."""
         f, form, tiles = self.f, self.form, self.tiles
+        # A word's parts follow each other, so that only one vector's words are in registers.
+        turns = [(0, 1)] if form.num_parts == 1 else [(0,), (1,)]
         with f.loop(0, num_steps, K_UNROLL) as s:
             for u in range(K_UNROLL):
-                at = first.bytes((s + u) * tiles.step_bytes)
-                loaded = [form.load_w(at.bytes(j * form.vector_bytes)) for j in range(2)]
+                at, x_at = first.bytes((s + u) * tiles.step_bytes), (s + u) * form.x_step_bytes
                 self._prefetch(at)
-                for part in range(form.num_parts):
-                    vectors = [form.part_of_w(words, part) for words in loaded]
-                    self._emit_part(x.bytes((s + u) * form.x_step_bytes), vectors, part)
+                for vectors in turns:
+                    if len(turns) > 1:
+                        self.f.memory_mark()
+                    loaded = {j: form.load_w(at.bytes(j * form.vector_bytes)) for j in vectors}
+                    for part in range(form.num_parts):
+                        parts = {j: form.part_of_w(words, part) for j, words in loaded.items()}
+                        if tiles.keeps_words:
+                            self._keep(s + u, part, parts)
+                        self._emit_part(x.bytes(x_at), parts, part)
 
-    def _emit_part(self, x: Pointer, vectors: list[Value], part: int) -> None:
+    def _keep(self, step: Value, part: int, parts: dict[int, Value]) -> None:
+        """Leave what was taken apart for the tiles that follow."""
+        kept = self.words.at((step * self.form.num_parts + part) * PANEL)
+        for j, value in parts.items():
+            kept.put(j * LANES, value)
+
+    def _emit_part(self, x: Pointer, vectors: dict[int, Value], part: int) -> None:
         form, acc = self.form, self.acc
-        ones = form.ones(self.f) if isinstance(form, GroupedFormat) else None
+        ones = form.ones(self.f) if isinstance(form, GroupedFormat) and 0 in vectors else None
         for m in range(self.rows):
             broadcast = form.load_x(x.bytes(m * self.tiles.x_row_bytes), part)
             if ones is not None:
                 acc["x", m] = form.dot(acc["x", m], ones, broadcast)
-            for j in range(2):
-                acc[m, j] = form.dot(acc[m, j], vectors[j], broadcast)
+            for j, vector in vectors.items():
+                acc[m, j] = form.dot(acc[m, j], vector, broadcast)
 
     def _prefetch(self, at: Pointer) -> None:
         """Ask for as many bytes of packed weights as a step stands for, and for its part ahead."""
