@@ -36,6 +36,7 @@ class EngineRow:
 
 ROWS = (
     EngineRow("tidemill bf16", "bf16", OURS, "tidemill-none", "none"),
+    EngineRow("tidemill w12a16", "bf16", OURS, "tidemill-w12a16", "w12a16"),
     EngineRow("llama.cpp BF16", "bf16", "llama_cpp", "bf16.gguf"),
     EngineRow("vLLM bf16", "bf16", "vllm", "hf"),
     EngineRow("OpenVINO bf16", "bf16", "openvino", "openvino-fp16"),

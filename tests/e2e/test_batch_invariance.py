@@ -58,7 +58,10 @@ TYPES = (
 BEST, *LESSER = TARGETS
 CORNER = {
     *((BEST, *types) for types in TYPES[:3]),
-    *((BEST, "bfloat16", name) for name in ("w8a8", "fp8", "w4a8_g32", "w4a16_g32_sym", "kv_int8")),
+    *(
+        (BEST, "bfloat16", name)
+        for name in ("w12a16", "w8a8", "fp8", "w4a8_g32", "w4a16_g32_sym", "kv_int8")
+    ),
     (BEST, "float16", "kv_fp8"),
     *((target, "bfloat16", name) for target in LESSER for name in ("none", "w8a8")),
 }

@@ -24,9 +24,10 @@ from tidemill.ops.layout import (
 )
 
 Array = npt.NDArray[Any]
-_EXPONENTS = 16
+_EXPONENTS, _INFINITY = 16, 255
 _WEIGHTS_AT_ONCE = 1 << 17
-_SIGN, _MANTISSA, _MAGNITUDE = 0x8000, 0x007F, 0x7FFF
+_SIGN, _MAGNITUDE = 0x8000, 0x7FFF
+_NIBBLES, _LOW_BITS = np.uint32(0x000F000F), np.uint32(0x00070007)
 
 
 def pack_bf12(weight_NK: Array) -> Array:
@@ -48,21 +49,18 @@ def pack_bf12(weight_NK: Array) -> Array:
 
 def _pack(bits: Array, to: Array, columns: int, first_panel: int) -> None:
     """Pack some panels."""
-    exponents = (bits >> 7).astype(np.uint8)
-    mantissa = bits & _MANTISSA
-    is_number = (bits & _MAGNITUDE) != 0
-    tops = _choose_tops(exponents, mantissa == 0)
-    field = exponents - (tops[:, None] - (_EXPONENTS - 1))
-    # Exponent and mantissa 0 stand for zero, not for the least number.
-    fits = is_number & (field >= 0) & (field < _EXPONENTS) & ((field > 0) | (mantissa > 0))
-    codes = ((bits & _SIGN) | (field.astype(np.uint16) << 7) | mantissa) * fits
+    magnitudes = bits & _MAGNITUDE
+    tops = _choose_tops(magnitudes)
+    # What lies below the sixteen exponents wraps around. Code 0 is zero's, not the least number's.
+    codes = magnitudes - ((tops - (_EXPONENTS - 1)) << 7)[:, None]
+    fits = (codes < _EXPONENTS << 7) & (codes != 0)
+    words = _words((codes | bits & _SIGN) * fits)
     scales = (tops.astype(np.uint32) << 23).view(np.float32)
-    words = _words(codes)
     header_bytes = 4 * PANEL
     listed_at = header_bytes + words.shape[1]
     to[:, :header_bytes] = scales.reshape(-1, PANEL).view(np.uint8)
     to[:, header_bytes:listed_at] = words
-    outputs, inputs = np.nonzero(is_number & ~fits)
+    outputs, inputs = np.divmod(np.flatnonzero(~fits & (magnitudes != 0)), bits.shape[1])
     values = (bits[outputs, inputs].astype(np.uint32) << 16).view(np.float32) / scales[outputs]
     for panel, tail in enumerate(to[:, listed_at:]):
         is_here = outputs // PANEL == panel
@@ -75,33 +73,33 @@ def _pack(bits: Array, to: Array, columns: int, first_panel: int) -> None:
         tail[CACHE_LINE_BYTES:][: entries.nbytes] = entries.reshape(-1).view(np.uint8)
 
 
-def _choose_tops(exponents: Array, is_power: Array) -> npt.NDArray[np.int16]:
+def _choose_tops(magnitudes: Array) -> npt.NDArray[np.uint16]:
     """The highest exponent of each output's sixteen: those that leave the fewest weights outside.
 
-    `is_power` are the weights of mantissa 0, which the least exponent has no code for.
+    Less one, a power of two counts to the exponent below, which alone has a code for it where it is
+    the least; zero counts to none that is looked at. Of equal choices the highest leaves room.
     """
-    num_outputs, codes = len(exponents), 256
-    place = exponents + np.arange(0, num_outputs * codes, codes, dtype=np.int32)[:, None]
-    counts, powers = (
-        np.bincount(each, minlength=num_outputs * codes).reshape(num_outputs, codes)
-        for each in (place.reshape(-1), place[is_power])
-    )
-    up_to = counts.cumsum(axis=1)
-    covered = up_to[:, _EXPONENTS:-1] - up_to[:, : -1 - _EXPONENTS] - powers[:, 1:-_EXPONENTS]
-    tops: npt.NDArray[np.int16] = (covered.argmax(axis=1) + _EXPONENTS).astype(np.int16)
+    rows, bins = len(magnitudes), 1 << 9
+    place = ((magnitudes - np.uint16(1)) >> 7).astype(np.int64)
+    place += np.arange(0, rows * bins, bins)[:, None]
+    counts = np.bincount(place.reshape(-1), minlength=rows * bins).reshape(rows, bins)
+    up_to = counts[:, :_INFINITY].cumsum(axis=1)
+    covered = up_to[:, _EXPONENTS:] - up_to[:, :-_EXPONENTS]
+    highest = _INFINITY - 1 - covered[:, ::-1].argmax(axis=1)
+    tops: npt.NDArray[np.uint16] = highest.astype(np.uint16)
     return tops
 
 
 def _words(codes_NK: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
     """Three words of each 8 inputs. Shapes: (N, K) codes -> (N / 32, bytes)."""
-    pairs = codes_NK.reshape(len(codes_NK), -1, 4, 2)
-    last = pairs[:, :, 3]
-    words: Array = pairs[:, :, :3].copy()
-    words[:, :, 0] |= ((last >> 7) & 0xF) << 11
-    words[:, :, 1] |= ((last >> 3) & 0xF) << 11
-    words[:, :, 2] |= ((last & _SIGN) >> 1) | ((last & 7) << 11)
-    panels = words.reshape(-1, 2, LANES, words.shape[1], 3, 2).transpose(0, 3, 1, 4, 2, 5)
-    return np.ascontiguousarray(panels).reshape(len(panels), -1).view(np.uint8)
+    pairs = codes_NK.view(np.uint32).reshape(len(codes_NK), -1, 4)  # two codes in each
+    last = pairs[..., 3].copy()
+    pieces = (last >> 7, last >> 3, (last & _LOW_BITS) | ((last >> 12) & ~_LOW_BITS))
+    words = np.empty((len(codes_NK) // PANEL, pairs.shape[1], 2, 3, LANES), np.uint32)
+    for i, piece in enumerate(pieces):
+        of_outputs = pairs[..., i] | ((piece & _NIBBLES) << 11)
+        words[:, :, :, i] = of_outputs.reshape(-1, 2, LANES, pairs.shape[1]).transpose(0, 3, 1, 2)
+    return words.reshape(len(words), -1).view(np.uint8)
 
 
 def _too_many(num: int, columns: int, panel: int) -> BuildError:

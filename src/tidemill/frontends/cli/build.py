@@ -20,8 +20,8 @@ from tidemill.frontends.cli.shell import given, print_json, say, say_notes
 DEFAULT_MAX_INPUT_LEN = 1024
 # Spelled out here, so that help imports nothing; a test holds them against quant/schemes.py.
 SCHEMES = (
-    "none", "w8a16", "w8a8", "fp8", "w4a16_g32", "w4a16_g64", "w4a16_g128", "w4a8_g32", "w4a8_g64",
-    "w4a8_g128", "w4a16_g32_sym", "w4a16_g64_sym", "w4a16_g128_sym", "w4a8_g32_sym",
+    "none", "w12a16", "w8a16", "w8a8", "fp8", "w4a16_g32", "w4a16_g64", "w4a16_g128", "w4a8_g32",
+    "w4a8_g64", "w4a8_g128", "w4a16_g32_sym", "w4a16_g64_sym", "w4a16_g128_sym", "w4a8_g32_sym",
     "w4a8_g64_sym", "w4a8_g128_sym",
 )  # fmt: skip
 
