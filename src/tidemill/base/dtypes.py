@@ -43,6 +43,11 @@ class DType(Enum):
         return _STORAGE_NAME[self]
 
     @property
+    def is_float(self) -> bool:
+        """Whether elements stand for real numbers, as they are or with scales."""
+        return self in (DType.F32, DType.F16, DType.BF16, DType.BF12) or self.is_quantized
+
+    @property
     def is_quantized(self) -> bool:
         """Whether rows carry scales of their own."""
         return self in _SCALED_ROWS or self.group_size > 0

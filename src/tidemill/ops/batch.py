@@ -30,7 +30,7 @@ class Numerics:
 
     def settle(self, values: Array, dtype: DType) -> Array:
         """Return values as an op's output of this declared type holds them."""
-        if dtype not in (DType.F32, DType.F16, DType.BF16) and not dtype.is_quantized:
+        if not dtype.is_float:
             return values.astype(dtype.storage_name, copy=False)
         values = values.astype(self.precision, copy=False)
         if self.round_activations and dtype is not DType.F32:

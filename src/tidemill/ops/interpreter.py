@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError
 from tidemill.ir.graph import Constant, Graph, Op
 from tidemill.ir.storage import Array, storage_shape, widen
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.table import OPS
 
-_FLOATS = (DType.F32, DType.F16, DType.BF16, *(d for d in DType if d.is_quantized))
 DEFAULT_NUMERICS = Numerics()
 
 
@@ -82,7 +80,7 @@ def run_op(
 ) -> tuple[Array, ...]:
     """Run one op through its reference; outputs hold what their declared types can."""
     operands = [
-        operand.astype(numerics.precision, copy=False) if value.type.dtype in _FLOATS else operand
+        operand.astype(numerics.precision, copy=False) if value.type.dtype.is_float else operand
         for value, operand in zip(op.inputs, operands, strict=True)
     ]
     outputs = OPS[op.kind].reference(op, operands, batch, numerics)
@@ -121,6 +119,6 @@ def load_constant(constant: Constant, numerics: Numerics = DEFAULT_NUMERICS) -> 
             got=f"{stored.dtype.name}{list(stored.shape)}",
             hint="convert the checkpoint again; if it stays, please report the model",
         )
-    if expected.dtype not in _FLOATS:
+    if not expected.dtype.is_float:
         return stored
     return widen(stored, expected.dtype).astype(numerics.precision, copy=False)
