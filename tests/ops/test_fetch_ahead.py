@@ -98,26 +98,33 @@ def test_products_are_the_same(weight: DType, activation: DType, num_threads: in
 
 
 class AskedFor:
-    """The cache lines that code emitted from now on prefetches, marked as it runs."""
+    """The lines of a layer's cache that code emitted from now on prefetches, marked as it runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._lines = np.zeros(1 << 16, np.int64)
+        self.caches = np.zeros((2, 8, BLOCK_BYTES), np.uint8)
+        num_lines = self.caches.size // CACHE_LINE_BYTES
+        self._lines = np.zeros(num_lines + 1, np.int64)  # the last one is of all other memory
 
         def mark(
             pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
         ) -> None:
             f = pointer.f
-            line = (pointer.to_address() + offset_bytes) // CACHE_LINE_BYTES & len(self._lines) - 1
+            offset = pointer.to_address() + (offset_bytes - address_of(self.caches))
+            line = offset // CACHE_LINE_BYTES  # unsigned: what lies before is far behind
+            line = f.select(line < num_lines, line, f.constant(num_lines, I64))
             f.constant(address_of(self._lines), I64).as_pointer(I64).put(line, f.constant(1, I64))
 
         monkeypatch.setattr(Pointer, "prefetch", mark)
 
-    def of(self, cache: Array) -> npt.NDArray[np.bool_]:
-        """Which lines of each block."""
-        first = address_of(cache) // CACHE_LINE_BYTES
-        lines = np.arange(first, first + cache.size // CACHE_LINE_BYTES)
-        asked: npt.NDArray[np.bool_] = self._lines[lines & len(self._lines) - 1] > 0
-        return asked.reshape(len(cache), -1)
+    def layer(self, weight: DType, activation: DType, num_threads: int) -> Layer:
+        layer = Layer(weight, activation, num_threads)
+        layer.k, layer.v = self.caches
+        return layer
+
+    def of(self, cache: int) -> npt.NDArray[np.bool_]:
+        """Which lines of each block of the keys (0) or values (1)."""
+        asked: npt.NDArray[np.bool_] = self._lines[:-1].reshape(2, 8, -1)[cache] > 0
+        return asked
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -126,9 +133,8 @@ def test_every_line_of_the_listed_blocks_is_asked_for_and_no_other(
     weight: DType, activation: DType, num_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_for = AskedFor(monkeypatch)
-    layer = Layer(weight, activation, num_threads)
-    layer.run(BLOCKS)
-    for cache in (layer.k, layer.v):
+    asked_for.layer(weight, activation, num_threads).run(BLOCKS)
+    for cache in range(2):
         asked = asked_for.of(cache)
         assert asked[list(BLOCKS)].all()
         # The line behind a block's last may be asked for, too.
@@ -137,9 +143,8 @@ def test_every_line_of_the_listed_blocks_is_asked_for_and_no_other(
 
 def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for = AskedFor(monkeypatch)
-    layer = Layer(DType.BF16, DType.BF16, 1)
-    layer.run(BLOCKS, ALL_PIECES // 2, ALL_PIECES)
+    asked_for.layer(DType.BF16, DType.BF16, 1).run(BLOCKS, ALL_PIECES // 2, ALL_PIECES)
     # Six pieces, keys and values in turns: the last three are block 1's values and both of block 6.
-    keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in (layer.k, layer.v))
+    keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in range(2))
     assert [block for block, is_asked in enumerate(keys) if is_asked] == [6]
     assert [block for block, is_asked in enumerate(values) if is_asked] == [1, 6]

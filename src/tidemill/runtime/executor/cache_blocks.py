@@ -32,7 +32,8 @@ class CacheBlocks:
         num_bytes = self._num_parts * self.part_bytes
         self._cache = memory.reserve(num_bytes, self.part_bytes, first_bytes)
         # By block and layer as the cache has them, so that a copy is one assignment.
-        self._host = allocate(num_slots * self._num_parts * kv.block_bytes_per_layer)
+        host_bytes = num_slots * self._num_parts * kv.block_bytes_per_layer
+        self._host = allocate(host_bytes)[:host_bytes]  # memory of no bytes has one all the same
         self._slots = self._host.reshape(num_slots, self._num_parts, kv.block_bytes_per_layer)
         self._text = (
             f"key-value cache {num_bytes / 1e6:.0f} MB for "
