@@ -92,6 +92,16 @@ def test_tiny_cache_and_other_threads_change_no_token(
         assert tokens(crowded.generate(prompts, params)) == tokens_alone
 
 
+def test_blocks_longer_than_a_sequence_change_no_token_and_serve_the_whole_batch(
+    engine_dir: Path, tokens_alone: list[list[int]], tmp_path: Path
+) -> None:
+    limits = {"max_batch_size": 7, "max_seq_len": 256, "tokens_per_block": 1024}
+    build(BuildRequest(engine_dir.parent / "checkpoint", tmp_path / "engine", **limits))
+    with LLM(tmp_path / "engine", num_threads=2) as wide:
+        assert wide.limits.num_blocks == 7
+        assert tokens(wide.generate(*workload())) == tokens_alone
+
+
 def test_cancelled_neighbours_change_no_token(llm: LLM, tokens_alone: list[list[int]]) -> None:
     prompts, params = workload()
     streams = [llm.generate_stream(prompt, SamplingParams(40)) for prompt in prompts[:5]]

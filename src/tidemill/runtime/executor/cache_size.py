@@ -41,7 +41,7 @@ def choose_cache_tokens(engine: EngineFile, fraction: float | None = None) -> in
     span = BlockSpan(kv.tokens_per_block, kv.attention_window)
     reading = min(length, int(built["max_num_tokens"]))
     first, other = (
-        min(length, span.most_blocks(length, 0, step_tokens) * kv.tokens_per_block)
+        span.most_blocks(length, 0, step_tokens) * kv.tokens_per_block
         for step_tokens in (reading, 1)
     )
     return max(first, min(first + (int(built["max_batch_size"]) - 1) * other, affordable))
