@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,8 @@ def test_tiny_cache_and_other_threads_change_no_token(
 def test_blocks_longer_than_a_sequence_change_no_token_and_serve_the_whole_batch(
     engine_dir: Path, tokens_alone: list[list[int]], tmp_path: Path
 ) -> None:
-    limits = {"max_batch_size": 7, "max_seq_len": 256, "tokens_per_block": 1024}
-    build(BuildRequest(engine_dir.parent / "checkpoint", tmp_path / "engine", **limits))
+    request = BuildRequest(engine_dir.parent / "checkpoint", tmp_path / "engine", 7)
+    build(replace(request, max_seq_len=256, tokens_per_block=1024))
     with LLM(tmp_path / "engine", num_threads=2) as wide:
         assert wide.limits.num_blocks == 7
         assert tokens(wide.generate(*workload())) == tokens_alone
