@@ -149,3 +149,19 @@ def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch)
     keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in range(2))
     assert [block for block, is_asked in enumerate(keys) if is_asked] == [6]
     assert [block for block, is_asked in enumerate(values) if is_asked] == [1, 6]
+
+
+@pytest.mark.parametrize(("weight", "activation"), FORMATS)
+def test_of_a_huge_piece_the_first_part_is_fetched_by_no_more_code(
+    weight: DType, activation: DType
+) -> None:
+    isa = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]])
+    form = format_for(isa, weight, activation)
+
+    def num_prefetches(piece_bytes: int) -> int:
+        module, machine = Module(), isa.target
+        LinearKernel(module, form, K, store(), piece_bytes).emit("layer", default_table(form))
+        text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
+        return text.count("@llvm.prefetch")
+
+    assert num_prefetches(64) < num_prefetches(1 << 20) == num_prefetches(1 << 30)

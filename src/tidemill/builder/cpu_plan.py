@@ -1,8 +1,9 @@
 """Lowering for the CPU: a graph of fused ops becomes a plan of kernel calls over placed memory.
 
 In: the pipeline's graph, the engine's limits, a sink that takes packed weights and says where they
-lie. Out: `CpuPlan`: records, buffers, inputs, and the module with the emitted code. A graph lowers
-to the same records for every CPU target; only the emitted code differs.
+lie. Out: first the code, so that it can be compiled while weights are packed; then `CpuPlan`:
+records, buffers, inputs. A graph lowers to the same records for every CPU target; only the emitted
+code differs.
 """
 
 from __future__ import annotations
@@ -45,22 +46,28 @@ class CpuPlan:
     kv: KvLayout
 
 
-def lower_for_cpu(
+def emit_for_cpu(
     graph: Graph,
     config: BuildConfig,
     isa: Isa,
-    sink: WeightSink,
     tables: Mapping[Width, TacticTable] | None = None,
-) -> CpuPlan:
-    """Lower a graph of ops that have CPU kernels, with the shipped tactics unless told others.
+) -> KernelLibrary:
+    """Emit the kernels of a graph, with the shipped tactics unless told others: all its code.
 
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    places = OperandPlaces(graph, config, sink)
-    attentions = [op for op in graph.ops if op.kind == "paged_attention"]
-    kv = kv_layout(attentions, places.num_layers, config)
-    library = KernelLibrary(isa, config, tables, kv.block_bytes_per_layer)
+    library = KernelLibrary(isa, config, tables, kv_layout(graph.ops, config).block_bytes_per_layer)
+    for op in graph.ops:
+        library.kernel(op)
+    return library
+
+
+def lower_for_cpu(
+    graph: Graph, config: BuildConfig, library: KernelLibrary, sink: WeightSink
+) -> CpuPlan:
+    """Lower a graph of ops to records that call the library's kernels."""
+    places, kv = OperandPlaces(graph, config, sink), kv_layout(graph.ops, config)
     errands = plan_errands(graph.ops)
     plan = []
     for op in graph.ops:

@@ -122,7 +122,7 @@ class UnitLoop:
         f, tiles, part = frame.f, self.tiles, self._part(frame, num_rows)
         y_row_bytes, bias = frame.integer("y_row_bytes"), frame.pointer("bias", F32)
         num_tiles, first = part.num_tiles, part.first_unit
-        pieces = ThreadUnits.of(frame, first, part.last_unit) if tiles.fetches_ahead else None
+        pieces = ThreadUnits.of(frame, first, part.last_unit) if tiles.fetched_bytes else None
         with f.loop(first, part.last_unit) as unit:
             panel = unit // num_tiles
             tile = unit - panel * num_tiles
@@ -137,7 +137,7 @@ class UnitLoop:
             fetched = self._next(w, tile, num_tiles)
             ahead = w, f.constant(0, I64)
             if pieces:
-                step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
+                step = (tiles.fetched_bytes << STEP_BITS) // tiles.all_steps
                 ahead = pieces.piece(frame, unit, w, step)
             are_two = any(keeps_words for keeps_words, _ in self.functions)
             for (keeps_words, height), function in self.functions.items():
