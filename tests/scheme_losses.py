@@ -59,6 +59,7 @@ def build_flags(scheme: str) -> dict[str, Any]:
 
 
 LOSSES: dict[str, Loss] = {
+    "w12a16": Loss(0.0, 0.0, 1.0, 0.0, 0.0),
     "w8a16": Loss(0.033, 0.07, 0.956, 0.004, 0.01),
     "w8a8": Loss(0.107, 0.22, 0.877, 0.031, 0.06),
     "fp8": Loss(0.079, 0.16, 0.898, 0.027, 0.06),

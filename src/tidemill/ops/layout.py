@@ -14,8 +14,9 @@ Weights     panels of 32 outputs: [N/32][K/step][2][16][step]; one contiguous st
             and 7 of mantissa of value / scale, whose exponents are -15 to 0; zeros stand for 0.
             Pairs 0 to 2 keep sign (bit 15) and the rest (bits 10..0) in their own words; pair 3
             lies in bits 14..11 of all three: exponent; high mantissa; sign and low mantissa.
-            Behind the words come the weights that do not fit, which are zeros there: how many, and
-            from the next cache line on (input * 32 + output, value / scale) as i32 and f32.
+            Where one of the 8 inputs does not fit, all are zeros there and are listed behind the
+            words: i32 places (step * 32 + output), in order and with a last one that no step has;
+            then, from a cache line on, each place's 8 inputs in bf16, value / scale.
 Activations plain rows whose stride is an odd number of cache lines, so that the rows of a register
             tile fall into different cache sets. A q8 row is bytes of level + 128, then its f32
             scale, then for every 32 columns the sum of their bytes as f32, exactly.
@@ -38,6 +39,7 @@ CACHE_LINE_BYTES = 64
 ATTENTION_CHUNK = 64  # cached positions that attention takes at once
 ATTENTION_PARTITION = 256  # positions that are summed up apart from others, and then joined
 BF12_BIAS = 112  # from a bf12 exponent to that of bf16
+NOWHERE = 0x7FFFFFFF  # the place behind a list's last
 _K_STEP = {DType.BF16: 2, DType.BF12: 8, DType.Q8: 4, DType.F8: 4}
 _PANEL_HEADER_BYTES = {DType.Q8: 8 * PANEL, DType.F8: 4 * PANEL, DType.BF12: 4 * PANEL}
 
@@ -69,18 +71,23 @@ def panel_bytes(k: int, weight: DType) -> int:
     if weight.group_size:
         return panel_header_bytes(weight) + k // weight.group_size * group_bytes(weight)
     if weight is DType.BF12:
-        return listed_at(k) + CACHE_LINE_BYTES + 8 * most_listed(k)
+        return listed_inputs_at(k) + 8 * DType.BF16.itemsize_bytes * most_listed(k)
     return panel_header_bytes(weight) + padded_k(k, weight) * PANEL * weight.itemsize_bytes
 
 
 def listed_at(k: int) -> int:
-    """Byte of a bf12 panel where the weights that do not fit are listed."""
+    """Byte of a bf12 panel where the places that do not fit are listed."""
     return panel_header_bytes(DType.BF12) + PANEL * DType.BF12.row_bytes(padded_k(k, DType.BF12))
 
 
+def listed_inputs_at(k: int) -> int:
+    """Byte of a bf12 panel where the inputs of the listed places begin."""
+    return round_up(listed_at(k) + 4 * (most_listed(k) + 1), CACHE_LINE_BYTES)
+
+
 def most_listed(k: int) -> int:
-    """Weights that a bf12 panel lists at most: one in 2,048, in whole cache lines."""
-    return round_up(k // 64, CACHE_LINE_BYTES // 8) or CACHE_LINE_BYTES // 8
+    """Places that a bf12 panel lists at most: about one for 2,048 weights."""
+    return round_up(k // 64 + 4, 4)
 
 
 def padded_k(k: int, weight: DType) -> int:

@@ -13,10 +13,13 @@ import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError
+from tidemill.ir.storage import narrow, widen
 from tidemill.ops.layout import (
-    CACHE_LINE_BYTES,
     LANES,
+    NOWHERE,
     PANEL,
+    listed_at,
+    listed_inputs_at,
     most_listed,
     padded_k,
     padded_n,
@@ -25,6 +28,7 @@ from tidemill.ops.layout import (
 
 Array = npt.NDArray[Any]
 _EXPONENTS, _INFINITY = 16, 255
+_INPUTS = 8  # of a word
 _WEIGHTS_AT_ONCE = 1 << 17
 _SIGN, _MAGNITUDE = 0x8000, 0x7FFF
 _NIBBLES, _LOW_BITS = np.uint32(0x000F000F), np.uint32(0x00070007)
@@ -53,24 +57,40 @@ def _pack(bits: Array, to: Array, columns: int, first_panel: int) -> None:
     tops = _choose_tops(magnitudes)
     # What lies below the sixteen exponents wraps around. Code 0 is zero's, not the least number's.
     codes = magnitudes - ((tops - (_EXPONENTS - 1)) << 7)[:, None]
-    fits = (codes < _EXPONENTS << 7) & (codes != 0)
-    words = _words((codes | bits & _SIGN) * fits)
+    fits = (codes < _EXPONENTS << 7) & (codes != 0) | (magnitudes == 0)
+    words_fit = fits.reshape(len(bits), -1, _INPUTS).all(axis=-1)
+    is_kept = words_fit[:, :, None] & (magnitudes != 0).reshape(*words_fit.shape, _INPUTS)
+    words = _words((codes | bits & _SIGN) * is_kept.reshape(bits.shape))
     scales = (tops.astype(np.uint32) << 23).view(np.float32)
     header_bytes = 4 * PANEL
-    listed_at = header_bytes + words.shape[1]
     to[:, :header_bytes] = scales.reshape(-1, PANEL).view(np.uint8)
-    to[:, header_bytes:listed_at] = words
-    outputs, inputs = np.divmod(np.flatnonzero(~fits & (magnitudes != 0)), bits.shape[1])
-    values = (bits[outputs, inputs].astype(np.uint32) << 16).view(np.float32) / scales[outputs]
-    for panel, tail in enumerate(to[:, listed_at:]):
-        is_here = outputs // PANEL == panel
-        entries = np.empty((is_here.sum(), 2), np.uint32)
-        if len(entries) > most_listed(columns):
-            raise _too_many(len(entries), columns, first_panel + panel)
-        entries[:, 0] = inputs[is_here] * PANEL + outputs[is_here] % PANEL
-        entries[:, 1] = values[is_here].view(np.uint32)
-        tail[:4] = np.array([len(entries)], np.int32).view(np.uint8)
-        tail[CACHE_LINE_BYTES:][: entries.nbytes] = entries.reshape(-1).view(np.uint8)
+    to[:, header_bytes : listed_at(columns)] = words
+    places = to[:, listed_at(columns) : listed_inputs_at(columns)].view(np.int32)
+    listed = to[:, listed_inputs_at(columns) :].view(np.uint16).reshape(len(to), -1, _INPUTS)
+    places[:] = NOWHERE
+    for panel, is_listed in enumerate(~words_fit.reshape(len(to), PANEL, -1)):
+        steps, outputs = np.nonzero(is_listed.T)
+        if len(steps) > most_listed(columns):
+            raise _too_many(len(steps), columns, first_panel + panel)
+        places[panel, : len(steps)] = steps * PANEL + outputs
+        rows = panel * PANEL + outputs
+        inputs = bits.reshape(len(bits), -1, _INPUTS)[rows, steps]
+        listed[panel, : len(steps)] = _over_scale(inputs, scales[rows])
+
+
+def _over_scale(inputs: Array, scales: npt.NDArray[np.float32]) -> Array:
+    """bf16 inputs over their outputs' scales, exactly as far as the type reaches."""
+    with np.errstate(over="ignore"):
+        scaled = widen(inputs, DType.BF16) / scales[:, None]
+    if np.isinf(scaled).any():
+        raise BuildError(
+            "a weight is too far above its output's others to be kept in 12 bits",
+            where="--quant w12a16",
+            expected="finite numbers, less than 2^127 times as large as the others",
+            got=f"{widen(inputs, DType.BF16)[np.isinf(scaled)][0]:.3g}",
+            hint="build with --quant none, and look at the checkpoint: such a weight is odd",
+        )
+    return narrow(scaled, DType.BF16)
 
 
 def _choose_tops(magnitudes: Array) -> npt.NDArray[np.uint16]:
@@ -106,7 +126,8 @@ def _too_many(num: int, columns: int, panel: int) -> BuildError:
     return BuildError(
         "too many weights do not fit 12 bits",
         where=f"--quant w12a16, outputs {PANEL * panel} to {PANEL * panel + PANEL - 1} of a matrix",
-        expected=f"at most {most_listed(columns)} of {PANEL * columns} outside of 16 exponents",
+        expected=f"at most {most_listed(columns)} of {PANEL * columns // _INPUTS} groups of 8 with "
+        "exponents outside of 16",
         got=str(num),
         hint="build with --quant none: these weights are spread more widely than most",
     )

@@ -14,8 +14,19 @@ from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I8, I32, I64
 from tidemill.ops.cpu_elements import load_f32, widen_e4m3
-from tidemill.ops.layout import PANEL, k_step, padded_k, panel_bytes, panel_header_bytes, wide_row
-from tidemill.ops.linear.formats_bf12 import for_each_listed, pair_of_words
+from tidemill.ops.layout import (
+    NOWHERE,
+    PANEL,
+    k_step,
+    listed_at,
+    listed_inputs_at,
+    most_listed,
+    padded_k,
+    panel_bytes,
+    panel_header_bytes,
+    wide_row,
+)
+from tidemill.ops.linear.formats_bf12 import pair_of_words
 
 FIELDS = ("rows", "tokens", "table", "y")
 _HIGH_HALF = -65536
@@ -55,7 +66,7 @@ def _gather(panel: Pointer, in_panel: Value, weight: DType, columns: int, y: Poi
 
 
 def _gather_bf12(panel: Pointer, in_panel: Value, columns: int, y: Pointer) -> None:
-    """Take one output's words apart, and put in their places the weights that are listed."""
+    """Take one output's words apart, and put listed inputs in their places."""
     f, scale, step = panel.f, panel[in_panel], k_step(DType.BF12)
     step_bytes = PANEL * DType.BF12.row_bytes(step)
     vector, lane = in_panel // LANES, in_panel % LANES
@@ -68,8 +79,10 @@ def _gather_bf12(panel: Pointer, in_panel: Value, columns: int, y: Pointer) -> N
             for i, bits in enumerate((pair << 16, pair & _HIGH_HALF)):
                 y[s * step + 2 * part + i] = bits.bits_as(F32) * scale
 
-    def put(k: Value, output: Value, weight: Value) -> None:
-        with f.when(output.eq(in_panel)):
-            y[k] = weight * scale
-
-    for_each_listed(panel, columns, put)
+    places = panel.bytes(listed_at(columns)).of(I32)
+    listed = panel.bytes(listed_inputs_at(columns))
+    with f.loop(0, most_listed(columns)) as entry:
+        place = places[entry].to(I64)
+        with f.when((place % PANEL).eq(in_panel) & place.ne(NOWHERE)):
+            values = load_f32(listed, entry * step, step, DType.BF16)
+            y.put((place // PANEL) * step, values * scale)

@@ -28,7 +28,7 @@ class Format(Protocol):
     """One weight type against one activation type.
 
     `num_parts` multiplications take one word; `tile_rows` is the most rows of a register tile;
-    `has_listed` says that a panel lists weights to be added one by one.
+    `has_listed` says that a panel lists what its words do not hold (formats_bf12.py).
     """
 
     @property

@@ -1,23 +1,25 @@
 """bf12: bf16 weights in 12 bits each, without loss, against bf16 activations.
 
-Nearly all weights of an output have one of the 16 exponents that end at its largest's: sign, 4 bits
-of exponent and 7 of mantissa say what 16 bits say. Zeros stand for themselves; the few weights that
-do not fit are zeros as well, and are listed behind their panel and added at the end, in order.
-Layout and numbers: ops/layout.py. Twelve bits are taken apart in registers, two inputs at a time,
-or once a panel (prepared.py). Where memory is the limit, three quarters of the bytes are a third
-more speed (docs/decisions/099).
+Nearly all weights of an output have one of 16 exponents near its largest's: sign, 4 bits of
+exponent and 7 of mantissa say what 16 bits say, and zeros stand for themselves. Where one of the 8
+inputs of a word does not fit, the word is zeros and its inputs are listed behind their panel; a
+tile multiplies them when it comes by. So sums are those of bf16 weights, bit for bit, but for the
+scale, a power of two. Layout and numbers: ops/layout.py. Twelve bits are taken apart in registers,
+two inputs at a time, or once a panel (prepared.py). Where memory is the limit, three quarters of
+the bytes are a third more speed (docs/decisions/099).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import I16, I32, I64, Type
-from tidemill.ops.layout import BF12_BIAS, CACHE_LINE_BYTES, PANEL, listed_at
+from tidemill.ops.layout import BF12_BIAS, PANEL, listed_at, listed_inputs_at
 
 _SIGN, _MAGNITUDE = -0x8000, 0x07FF  # of an i16 lane
 # Pair 3, by word: how far its bits move to the right, and where they then are.
@@ -79,10 +81,27 @@ def pair_of_words(words: tuple[Value, ...], part: int) -> Value:
     return f.select(magnitude.ne(0), number, f.zero(number.type)).bits_as(lanes)
 
 
-def for_each_listed(panel: Pointer, k: int, take: Callable[[Value, Value, Value], None]) -> None:
-    """Run `take` for the input, the output in the panel and the weight / scale of each listed."""
-    f, listed = panel.f, panel.bytes(listed_at(k))
-    with f.loop(0, listed.of(I32)[0].to(I64)) as i:
-        entry = listed.bytes(CACHE_LINE_BYTES).at(i * 2)
-        place = entry.of(I32)[0].to(I64)
-        take(place // PANEL, place % PANEL, entry[1])
+class ListedInputs:
+    """A panel's list, read along with its steps."""
+
+    def __init__(self, panel: Pointer, k: int) -> None:
+        self._f = panel.f
+        self._places = panel.bytes(listed_at(k)).of(I32)
+        self._pairs = panel.bytes(listed_inputs_at(k)).of(I32)
+        self._index, self._place = (self._f.registers(I32) for _ in range(2))
+        self._index[0], self._place[0] = 0, self._places[0]
+
+    @contextmanager
+    def of_step(self, step: Value) -> Iterator[tuple[Value, list[Value]]]:
+        """Run the body for each output listed for a step, with four pairs, value / scale in bf16.
+
+        Units: the output is an i32 in the panel, from 0 to 31.
+        """
+        f, step = self._f, step.to(I32)
+        with f.when((self._place[0] // PANEL).eq(step)), f.repeat_until() as until:
+            index = self._index[0]
+            at = self._pairs.at(index.to(I64) * 4)
+            yield self._place[0] % PANEL, [at[i] for i in range(4)]
+            self._index[0] = index + 1
+            self._place[0] = self._places[(index + 1).to(I64)]
+            until((self._place[0] // PANEL).ne(step))

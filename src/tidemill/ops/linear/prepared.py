@@ -30,6 +30,7 @@ class PreparedFormat:
     inner: Format
     num_parts: int = 1
     vector_bytes: int = _LANE_BYTES * LANES
+    has_listed: bool = False
 
     @property
     def isa(self) -> Isa:
@@ -68,10 +69,6 @@ class PreparedFormat:
 
     def start(self, panel: Pointer, j: int) -> Value:
         return self.inner.start(panel, j)
-
-    @property
-    def has_listed(self) -> bool:
-        return self.inner.has_listed
 
     def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
         return (pointer.of(self.lane_type).vec(0, LANES),)

@@ -16,8 +16,7 @@ from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.module import Module
-from tidemill.codegen.types import F32, I64, PTR
-from tidemill.ops.cpu_elements import load_f32
+from tidemill.codegen.types import F32, I32, I64, PTR
 from tidemill.ops.layout import (
     CACHE_LINE_BYTES,
     K_UNROLL,
@@ -34,7 +33,7 @@ from tidemill.ops.layout import (
 from tidemill.ops.linear.epilogue import Epilogue
 from tidemill.ops.linear.fetch_ahead import STEP_BITS
 from tidemill.ops.linear.formats import Format, GroupedFormat
-from tidemill.ops.linear.formats_bf12 import for_each_listed
+from tidemill.ops.linear.formats_bf12 import ListedInputs
 from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
@@ -143,8 +142,6 @@ class _Tile:
         if self.tiles.keeps_words:
             words = self.panel.bytes(panel_header_bytes(self.form.weight))
         self._emit_steps(self.tiles.all_steps, self.x, words)
-        if self.form.has_listed:
-            self._emit_listed()
         self._finish(lambda m, j: self.acc[m, j])
 
     def _claim_outputs(self) -> None:
@@ -165,24 +162,6 @@ class _Tile:
                 vectors = [v + self.bias.vec(j * LANES, LANES) for j, v in enumerate(vectors)]
             epilogue.write(form.isa, y, vectors)
             x, y = x.bytes(self.tiles.x_row_bytes), y.bytes(self.y_row_bytes)
-
-    def _emit_listed(self) -> None:
-        """acc[m, j] += the products of the weights that the panel lists, in their order."""
-        _f, sums = self.f, self.f.stack(F32, self.rows * PANEL)
-        for m, j in self.outputs:
-            sums.put(m * PANEL + j * LANES, self.acc[m, j])
-        for_each_listed(self.panel, self.tiles.k, self._add_listed(sums))
-        for m, j in self.outputs:
-            self.acc[m, j] = sums.vec(m * PANEL + j * LANES, LANES)
-
-    def _add_listed(self, sums: Pointer) -> Callable[[Value, Value, Value], None]:
-        def add(k: Value, output: Value, weight: Value) -> None:
-            for m in range(self.rows):
-                x = load_f32(self.x.bytes(m * self.tiles.x_row_bytes), k, 1, DType.BF16)
-                to = sums.at(output + m * PANEL)
-                to[0] = x.fma(weight, to[0])
-
-        return add
 
     def _emit_groups(self, form: GroupedFormat) -> Pointer:
         """Each group's sums are scaled and added to sums[rows][32] in memory."""
@@ -218,8 +197,10 @@ class _Tile:
         f, form, tiles = self.f, self.form, self.tiles
         # A word's parts follow each other, so that only one vector's words are in registers.
         turns = [(0, 1)] if form.num_parts == 1 else [(0,), (1,)]
-        with f.loop(0, num_steps, K_UNROLL) as s:
-            for u in range(K_UNROLL):
+        listed = ListedInputs(self.panel, tiles.k) if form.has_listed else None
+        at_once = 1 if listed else K_UNROLL
+        with f.loop(0, num_steps, at_once) as s:
+            for u in range(at_once):
                 at, x_at = first.bytes((s + u) * tiles.step_bytes), (s + u) * form.x_step_bytes
                 self._prefetch(at)
                 for vectors in turns:
@@ -231,6 +212,24 @@ class _Tile:
                         if tiles.keeps_words:
                             self._keep(s + u, part, parts)
                         self._emit_part(x.bytes(x_at), parts, part)
+            if listed:
+                self._add_listed(listed, s, x.bytes(s * form.x_step_bytes))
+
+    def _add_listed(self, listed: ListedInputs, step: Value, x: Pointer) -> None:
+        """acc[m, j] += the products that the step's words left out: in their place of the chain."""
+        f = self.f
+        lanes = f.table(range(LANES), I32)
+        with listed.of_step(step) as (output, pairs):
+            for part, pair in enumerate(pairs):
+                f.memory_mark()
+                parts = {
+                    j: f.select(lanes.eq(output - j * LANES), pair.splat(LANES), f.zero(lanes.type))
+                    for j in range(2)
+                }
+                if self.tiles.keeps_words:
+                    kept = self.words.of(I32).at((step * len(pairs) + part) * PANEL)
+                    kept[output.to(I64)] = pair
+                self._emit_part(x, parts, part)
 
     def _keep(self, step: Value, part: int, parts: dict[int, Value]) -> None:
         """Leave what was taken apart for the tiles that follow."""
