@@ -11,7 +11,14 @@ from tests.ops.native_op import HOST_TARGETS, count, draw_stored, run_native, wi
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError
 from tidemill.ir.storage import Array, narrow, widen
-from tidemill.ops.layout import NOWHERE, PANEL, listed_at, listed_inputs_at, most_listed, padded_n
+from tidemill.ops.layout import (
+    NOWHERE,
+    PANEL,
+    listed_inputs_at,
+    most_listed,
+    padded_n,
+    panel_header_bytes,
+)
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.quant.packing import pack_activations, pack_panels
 
@@ -19,7 +26,7 @@ from tidemill.quant.packing import pack_activations, pack_panels
 def unpack(panel: Array, k: int) -> Array:
     """The values of one panel by the words of ops/layout.py, input by input. Shape: (32, k)."""
     scales = panel[:128].view(np.float32).astype(np.float64)
-    words = panel[128 : listed_at(k)].view(np.uint16).reshape(-1, 2, 3, 16, 2)
+    words = panel[panel_header_bytes(DType.BF12, k) :].view(np.uint16).reshape(-1, 2, 3, 16, 2)
     values = np.zeros((32, 8 * len(words)))
     for step, vector, lane, half in np.ndindex(len(words), 2, 16, 2):
         a, b, c = (int(word) for word in words[step, vector, :, lane, half])
@@ -30,8 +37,9 @@ def unpack(panel: Array, k: int) -> Array:
             number = 2.0 ** (exponent - 15) * (1 + mantissa / 128) if exponent or mantissa else 0.0
             sign = -1 if code >> 15 else 1
             values[16 * vector + lane, 8 * step + 2 * pair + half] = sign * number
-    places = panel[listed_at(k) : listed_inputs_at(k)].view(np.int32)
-    listed = widen(panel[listed_inputs_at(k) :].view(np.uint16), DType.BF16).reshape(-1, 8)
+    first, inputs_at = panel_header_bytes(DType.BF12, k), listed_inputs_at(k)
+    places = panel[128:inputs_at].view(np.int32)
+    listed = widen(panel[inputs_at:first].view(np.uint16), DType.BF16).reshape(-1, 8)
     assert places[most_listed(k)] == NOWHERE
     for place, inputs in zip(places, listed, strict=False):
         if place != NOWHERE:

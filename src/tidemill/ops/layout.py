@@ -14,7 +14,7 @@ Weights     panels of 32 outputs: [N/32][K/step][2][16][step]; one contiguous st
             and 7 of mantissa of value / scale, whose exponents are -15 to 0; zeros stand for 0.
             Pairs 0 to 2 keep sign (bit 15) and the rest (bits 10..0) in their own words; pair 3
             lies in bits 14..11 of all three: exponent; high mantissa; sign and low mantissa.
-            Where one of the 8 inputs does not fit, all are zeros there and are listed behind the
+            Where one of the 8 inputs does not fit, all are zeros there and are listed before the
             words: i32 places (step * 32 + output), in order and with a last one that no step has;
             then, from a cache line on, each place's 8 inputs in bf16, value / scale.
 Activations plain rows whose stride is an odd number of cache lines, so that the rows of a register
@@ -41,7 +41,8 @@ ATTENTION_PARTITION = 256  # positions that are summed up apart from others, and
 BF12_BIAS = 112  # from a bf12 exponent to that of bf16
 NOWHERE = 0x7FFFFFFF  # the place behind a list's last
 _K_STEP = {DType.BF16: 2, DType.BF12: 8, DType.Q8: 4, DType.F8: 4}
-_PANEL_HEADER_BYTES = {DType.Q8: 8 * PANEL, DType.F8: 4 * PANEL, DType.BF12: 4 * PANEL}
+_PANEL_HEADER_BYTES = {DType.Q8: 8 * PANEL, DType.F8: 4 * PANEL}
+LISTED_AT = 4 * PANEL  # byte of a bf12 panel where places are listed, behind the scales
 
 
 def round_up(count: int, unit: int) -> int:
@@ -54,10 +55,12 @@ def k_step(weight: DType) -> int:
     return 8 if weight.group_size else _K_STEP.get(weight, 1)
 
 
-def panel_header_bytes(weight: DType) -> int:
-    """Bytes of scales and starts before a panel's rows."""
+def panel_header_bytes(weight: DType, k: int) -> int:
+    """Bytes of scales, starts and lists before the words of a panel with k inputs."""
     if weight.group_size:
         return 4 * PANEL
+    if weight is DType.BF12:
+        return listed_inputs_at(k) + 8 * DType.BF16.itemsize_bytes * most_listed(k)
     return _PANEL_HEADER_BYTES.get(weight, 0)
 
 
@@ -69,20 +72,15 @@ def group_bytes(weight: DType) -> int:
 def panel_bytes(k: int, weight: DType) -> int:
     """Bytes of one packed panel of a weight with k inputs."""
     if weight.group_size:
-        return panel_header_bytes(weight) + k // weight.group_size * group_bytes(weight)
+        return panel_header_bytes(weight, k) + k // weight.group_size * group_bytes(weight)
     if weight is DType.BF12:
-        return listed_inputs_at(k) + 8 * DType.BF16.itemsize_bytes * most_listed(k)
-    return panel_header_bytes(weight) + padded_k(k, weight) * PANEL * weight.itemsize_bytes
-
-
-def listed_at(k: int) -> int:
-    """Byte of a bf12 panel where the places that do not fit are listed."""
-    return panel_header_bytes(DType.BF12) + PANEL * DType.BF12.row_bytes(padded_k(k, DType.BF12))
+        return panel_header_bytes(weight, k) + PANEL * weight.row_bytes(padded_k(k, weight))
+    return panel_header_bytes(weight, k) + padded_k(k, weight) * PANEL * weight.itemsize_bytes
 
 
 def listed_inputs_at(k: int) -> int:
     """Byte of a bf12 panel where the inputs of the listed places begin."""
-    return round_up(listed_at(k) + 4 * (most_listed(k) + 1), CACHE_LINE_BYTES)
+    return round_up(LISTED_AT + 4 * (most_listed(k) + 1), CACHE_LINE_BYTES)
 
 
 def most_listed(k: int) -> int:

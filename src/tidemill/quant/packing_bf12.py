@@ -16,14 +16,15 @@ from tidemill.base.errors import BuildError
 from tidemill.ir.storage import narrow, widen
 from tidemill.ops.layout import (
     LANES,
+    LISTED_AT,
     NOWHERE,
     PANEL,
-    listed_at,
     listed_inputs_at,
     most_listed,
     padded_k,
     padded_n,
     panel_bytes,
+    panel_header_bytes,
 )
 
 Array = npt.NDArray[Any]
@@ -62,11 +63,11 @@ def _pack(bits: Array, to: Array, columns: int, first_panel: int) -> None:
     is_kept = words_fit[:, :, None] & (magnitudes != 0).reshape(*words_fit.shape, _INPUTS)
     words = _words((codes | bits & _SIGN) * is_kept.reshape(bits.shape))
     scales = (tops.astype(np.uint32) << 23).view(np.float32)
-    header_bytes = 4 * PANEL
-    to[:, :header_bytes] = scales.reshape(-1, PANEL).view(np.uint8)
-    to[:, header_bytes : listed_at(columns)] = words
-    places = to[:, listed_at(columns) : listed_inputs_at(columns)].view(np.int32)
-    listed = to[:, listed_inputs_at(columns) :].view(np.uint16).reshape(len(to), -1, _INPUTS)
+    first, inputs_at = panel_header_bytes(DType.BF12, columns), listed_inputs_at(columns)
+    to[:, :LISTED_AT] = scales.reshape(-1, PANEL).view(np.uint8)
+    to[:, first:] = words
+    places = to[:, LISTED_AT:inputs_at].view(np.int32)
+    listed = to[:, inputs_at:first].view(np.uint16).reshape(len(to), -1, _INPUTS)
     places[:] = NOWHERE
     for panel, is_listed in enumerate(~words_fit.reshape(len(to), PANEL, -1)):
         steps, outputs = np.nonzero(is_listed.T)

@@ -15,10 +15,10 @@ from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I8, I32, I64
 from tidemill.ops.cpu_elements import load_f32, widen_e4m3
 from tidemill.ops.layout import (
+    LISTED_AT,
     NOWHERE,
     PANEL,
     k_step,
-    listed_at,
     listed_inputs_at,
     most_listed,
     padded_k,
@@ -53,7 +53,8 @@ def emit(module: Module, symbol: str, weight: DType, columns: int) -> Kernel:
 
 def _gather(panel: Pointer, in_panel: Value, weight: DType, columns: int, y: Pointer) -> None:
     f, step = panel.f, k_step(weight)
-    table = panel.bytes(panel_header_bytes(weight)).bytes(in_panel * step * weight.itemsize_bytes)
+    table = panel.bytes(panel_header_bytes(weight, columns))
+    table = table.bytes(in_panel * step * weight.itemsize_bytes)
     with f.loop(0, padded_k(columns, weight) // step) as s:
         at = table.bytes(s * (PANEL * step * weight.itemsize_bytes))
         if weight is DType.Q8:
@@ -70,7 +71,7 @@ def _gather_bf12(panel: Pointer, in_panel: Value, columns: int, y: Pointer) -> N
     f, scale, step = panel.f, panel[in_panel], k_step(DType.BF12)
     step_bytes = PANEL * DType.BF12.row_bytes(step)
     vector, lane = in_panel // LANES, in_panel % LANES
-    table = panel.bytes(panel_header_bytes(DType.BF12)).bytes(vector * (step_bytes // 2))
+    table = panel.bytes(panel_header_bytes(DType.BF12, columns)).bytes(vector * (step_bytes // 2))
     with f.loop(0, padded_k(columns, DType.BF12) // step) as s:
         at = table.bytes(s * step_bytes).of(I32).at(lane)
         words = tuple(at[i * LANES] for i in range(3))
@@ -79,7 +80,7 @@ def _gather_bf12(panel: Pointer, in_panel: Value, columns: int, y: Pointer) -> N
             for i, bits in enumerate((pair << 16, pair & _HIGH_HALF)):
                 y[s * step + 2 * part + i] = bits.bits_as(F32) * scale
 
-    places = panel.bytes(listed_at(columns)).of(I32)
+    places = panel.bytes(LISTED_AT).of(I32)
     listed = panel.bytes(listed_inputs_at(columns))
     with f.loop(0, most_listed(columns)) as entry:
         place = places[entry].to(I64)

@@ -173,7 +173,7 @@ class UnitLoop:
         Words of groups are prepared here, others by the panel's first tile.
         """
         form, f = self.tiles.format, frame.f
-        packed = w.bytes(panel_header_bytes(form.weight))
+        packed = w.bytes(panel_header_bytes(form.weight, self.tiles.k))
         if not isinstance(form, PreparedFormat):
             return packed
         scratch = frame.pointer("scratch", F32)

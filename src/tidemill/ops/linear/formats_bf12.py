@@ -2,10 +2,11 @@
 
 Nearly all weights of an output have one of 16 exponents near its largest's: sign, 4 bits of
 exponent and 7 of mantissa say what 16 bits say, and zeros stand for themselves. Where one of the 8
-inputs of a word does not fit, the word is zeros and its inputs are listed behind their panel; a
-tile multiplies them when it comes by. So sums are those of bf16 weights, bit for bit, but for the
-scale, a power of two. Layout and numbers: ops/layout.py. Twelve bits are taken apart in registers,
-two inputs at a time, or once a panel (prepared.py). Where memory is the limit, three quarters of
+inputs of a word does not fit, the word is zeros and its inputs are in the panel's list, which lies
+before its words, as every tile begins with it; a tile multiplies them when it comes by. So sums are
+those of bf16 weights, bit for bit, but for the scale, a power of two. Layout and numbers:
+ops/layout.py. Twelve bits are taken apart in registers, two inputs at a time, or once a panel.
+Where memory is the limit, three quarters of
 the bytes are a third more speed (docs/decisions/099).
 """
 
@@ -19,7 +20,7 @@ from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import I16, I32, I64, Type
-from tidemill.ops.layout import BF12_BIAS, PANEL, listed_at, listed_inputs_at
+from tidemill.ops.layout import BF12_BIAS, LISTED_AT, PANEL, listed_inputs_at
 
 _SIGN, _MAGNITUDE = -0x8000, 0x07FF  # of an i16 lane
 # Pair 3, by word: how far its bits move to the right, and where they then are.
@@ -86,7 +87,7 @@ class ListedInputs:
 
     def __init__(self, panel: Pointer, k: int) -> None:
         self._f = panel.f
-        self._places = panel.bytes(listed_at(k)).of(I32)
+        self._places = panel.bytes(LISTED_AT).of(I32)
         self._pairs = panel.bytes(listed_inputs_at(k)).of(I32)
         self._index, self._place = (self._f.registers(I32) for _ in range(2))
         self._index[0], self._place[0] = 0, self._places[0]

@@ -1,6 +1,7 @@
 """Words that were taken apart beforehand: a panel's weights as its dot products want them.
 
-Where several row tiles meet one panel, taking its words apart once costs less than in every tile.
+Where several row tiles meet one panel, taking its words apart once costs less than in every tile:
+the panel's first tile does it beside its own products, or a loop before it where words have groups.
 Prepared words hold what `part_of_w` makes, part after part, in f32 or 32-bit lanes: [step][part][2]
 [16]. A `PreparedFormat` multiplies them as its inner format would, in the same order, so that the
 bits of a sum do not tell which of the two made it.

@@ -140,7 +140,7 @@ class _Tile:
             self.acc[m, j] = self.form.start(self.panel, j)
         words = self.words
         if self.tiles.keeps_words:
-            words = self.panel.bytes(panel_header_bytes(self.form.weight))
+            words = self.panel.bytes(panel_header_bytes(self.form.weight, self.tiles.k))
         self._emit_steps(self.tiles.all_steps, self.x, words)
         self._finish(lambda m, j: self.acc[m, j])
 
@@ -168,7 +168,7 @@ class _Tile:
         f, tiles, size = self.f, self.tiles, form.weight.group_size
         sums = f.stack(F32, self.rows * PANEL)
         steps = tiles.num_steps(size)
-        packed = self.panel.bytes(panel_header_bytes(form.weight))
+        packed = self.panel.bytes(panel_header_bytes(form.weight, tiles.k))
         for m, j in self.outputs:
             sums.put(m * PANEL + j * LANES, form.start(self.panel, j))
         with f.loop(0, tiles.k // size) as g:
