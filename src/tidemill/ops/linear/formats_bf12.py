@@ -106,3 +106,11 @@ class ListedInputs:
             self._index[0] = index + 1
             self._place[0] = self._places[(index + 1).to(I64)]
             until((self._place[0] // PANEL).ne(step))
+
+    def vectors(self, output: Value, pair: Value) -> dict[int, Value]:
+        """A pair at its output's place in the panel's two vectors, which are zero elsewhere."""
+        f, lanes = self._f, self._f.table(range(LANES), I32)
+        return {
+            j: f.select(lanes.eq(output - j * LANES), pair.splat(LANES), f.zero(lanes.type))
+            for j in range(2)
+        }

@@ -209,33 +209,24 @@ class _Tile:
                     loaded = {j: form.load_w(at.bytes(j * form.vector_bytes)) for j in vectors}
                     for part in range(form.num_parts):
                         parts = {j: form.part_of_w(words, part) for j, words in loaded.items()}
-                        if tiles.keeps_words:
-                            self._keep(s + u, part, parts)
+                        for j, value in parts.items() if tiles.keeps_words else ():
+                            self._kept(s + u, part).put(j * LANES, value)
                         self._emit_part(x.bytes(x_at), parts, part)
             if listed:
                 self._add_listed(listed, s, x.bytes(s * form.x_step_bytes))
 
     def _add_listed(self, listed: ListedInputs, step: Value, x: Pointer) -> None:
         """acc[m, j] += the products that the step's words left out: in their place of the chain."""
-        f = self.f
-        lanes = f.table(range(LANES), I32)
         with listed.of_step(step) as (output, pairs):
             for part, pair in enumerate(pairs):
-                f.memory_mark()
-                parts = {
-                    j: f.select(lanes.eq(output - j * LANES), pair.splat(LANES), f.zero(lanes.type))
-                    for j in range(2)
-                }
+                self.f.memory_mark()
                 if self.tiles.keeps_words:
-                    kept = self.words.of(I32).at((step * len(pairs) + part) * PANEL)
-                    kept[output.to(I64)] = pair
-                self._emit_part(x, parts, part)
+                    self._kept(step, part)[output.to(I64)] = pair
+                self._emit_part(x, listed.vectors(output, pair), part)
 
-    def _keep(self, step: Value, part: int, parts: dict[int, Value]) -> None:
-        """Leave what was taken apart for the tiles that follow."""
-        kept = self.words.at((step * self.form.num_parts + part) * PANEL)
-        for j, value in parts.items():
-            kept.put(j * LANES, value)
+    def _kept(self, step: Value, part: int) -> Pointer:
+        """Where a part of a step's words is left for the tiles that follow."""
+        return self.words.of(I32).at((step * self.form.num_parts + part) * PANEL)
 
     def _emit_part(self, x: Pointer, vectors: dict[int, Value], part: int) -> None:
         form, acc = self.form, self.acc
