@@ -195,8 +195,9 @@ class _Tile:
     def _emit_steps(self, num_steps: int, x: Pointer, first: Pointer) -> None:
         """acc[m, j] += the products of `num_steps` steps of words from `first` on."""
         f, form, tiles = self.f, self.form, self.tiles
-        # A word's parts follow each other, so that only one vector's words are in registers.
-        turns = [(0, 1)] if form.num_parts == 1 else [(0,), (1,)]
+        # Where many parts follow a word, only one vector's words are in registers.
+        is_plain = form.num_parts == 1 or isinstance(form, GroupedFormat)
+        turns = [(0, 1)] if is_plain else [(0,), (1,)]
         listed = ListedInputs(self.panel, tiles.k) if form.has_listed else None
         at_once = 1 if listed else K_UNROLL
         with f.loop(0, num_steps, at_once) as s:
@@ -230,7 +231,7 @@ class _Tile:
 
     def _emit_part(self, x: Pointer, vectors: dict[int, Value], part: int) -> None:
         form, acc = self.form, self.acc
-        ones = form.ones(self.f) if isinstance(form, GroupedFormat) and 0 in vectors else None
+        ones = form.ones(self.f) if isinstance(form, GroupedFormat) else None
         for m in range(self.rows):
             broadcast = form.load_x(x.bytes(m * self.tiles.x_row_bytes), part)
             if ones is not None:
