@@ -8,7 +8,7 @@ to the same records for every CPU target; only the emitted code differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidemill.base import abi
 from tidemill.base.errors import BuildError, UnsupportedError
@@ -21,7 +21,7 @@ from tidemill.codegen.isa import Isa
 from tidemill.codegen.module import Module
 from tidemill.engine.manifest import KvLayout, Operand, PlanOp, TensorSpec
 from tidemill.ir.graph import Graph, Op
-from tidemill.ops.layout import LANES, PANEL, padded_n, round_up, wide_row
+from tidemill.ops.layout import LANES, PANEL, padded_n, panel_bytes, round_up, wide_row
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import TacticTable
 from tidemill.ops.row import StepSizes
@@ -61,11 +61,13 @@ def lower_for_cpu(
     attentions = [op for op in graph.ops if op.kind == "paged_attention"]
     kv = kv_layout(attentions, places.num_layers, config)
     library = KernelLibrary(isa, config, tables, kv.block_bytes_per_layer)
-    errands = plan_errands(graph.ops)
+    errands, followers = plan_errands(graph.ops), _next_linear(graph)
     plan = []
     for op in graph.ops:
         errand = errands.get(op.outputs[0].name)
         fetched = _fetched_ahead(errand, places, kv) if errand else []
+        if op.kind in LINEAR_KINDS:
+            fetched += _fetched_next(followers[op.outputs[0].name], places)
         plan.append(_lower(op, library, places, fetched))
     return CpuPlan(
         library.module,
@@ -112,6 +114,25 @@ def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[
         tuple(operands[field] for field in kernel.fields),
         flops_per_row=row.flops, bytes_fixed=fixed.bytes,
     )  # fmt: skip
+
+
+def _next_linear(graph: Graph) -> dict[str, Op]:
+    """The linear op behind each, by its output's name; behind the last one the next step's first."""
+    ops = [op for op in graph.ops if op.kind in LINEAR_KINDS]
+    return {
+        op.outputs[0].name: after for op, after in zip(ops, ops[1:] + ops[:1], strict=True)
+    }
+
+
+def _fetched_next(op: Op, at: OperandPlaces) -> list[Operand]:
+    """What a linear layer that is done fetches of the next one."""
+    weight, num_panels = _matrix(op, at), _num_panels(op)
+    size = panel_bytes(int(op.inputs[1].type.shape[1]), op.inputs[1].type.dtype)
+    return [
+        replace(weight, name="next_w"),
+        Operand("next_panels", "immediate", num_panels),
+        Operand("next_panel_bytes", "immediate", size),
+    ]
 
 
 def _fetched_ahead(errand: Errand, at: OperandPlaces, kv: KvLayout) -> list[Operand]:
@@ -214,14 +235,11 @@ def _scratch_bytes(op: Op) -> int:
 
 def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
     x, *weights = op.inputs
-    if op.kind == "linear_gated":
-        matrix = at.joined("w", weights[0], weights[1])
-        bias = at.joined("bias", weights[2], weights[3]) if has_bias(op) else None
-        num_outputs = 2 * round_up(int(weights[0].type.shape[0]), LANES)
-    else:
-        matrix = at.matrix("w", weights[0])
-        bias = at.vector("bias", weights[1]) if has_bias(op) else None
-        num_outputs = int(weights[0].type.shape[0])
+    matrix, bias = _matrix(op, at), None
+    if has_bias(op) and op.kind == "linear_gated":
+        bias = at.joined("bias", weights[2], weights[3])
+    elif has_bias(op):
+        bias = at.vector("bias", weights[1])
     return [
         at.rows(op),
         at.buffer("x", x),
@@ -229,9 +247,21 @@ def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
         bias or Operand("bias", "immediate", 0),
         at.buffer("y", op.outputs[0]),
         Operand("y_row_bytes", "immediate", at.buffer_row_bytes(op.outputs[0])),
-        Operand("panels", "immediate", padded_n(num_outputs) // PANEL),
+        Operand("panels", "immediate", _num_panels(op)),
         *(_scratch(op, at) if weights[0].type.dtype.is_quantized else ()),
     ]
+
+
+def _matrix(op: Op, at: OperandPlaces) -> Operand:
+    is_gated = op.kind == "linear_gated"
+    return at.joined("w", *op.inputs[1:3]) if is_gated else at.matrix("w", op.inputs[1])
+
+
+def _num_panels(op: Op) -> int:
+    num_outputs = int(op.inputs[1].type.shape[0])
+    if op.kind == "linear_gated":
+        num_outputs = 2 * round_up(num_outputs, LANES)
+    return padded_n(num_outputs) // PANEL
 
 
 # How an op's record is filled, by operand name.

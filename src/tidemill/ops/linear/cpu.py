@@ -33,7 +33,8 @@ from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
 from tidemill.ops.linear.tile import Tiles
 
-FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels")
+NEXT_FIELDS = ("next_w", "next_panels", "next_panel_bytes")  # of the linear layer that follows
+FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels", *NEXT_FIELDS)
 OWN_TILES = 4  # so many row tiles for each thread, and it keeps to its rows
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
 
@@ -96,6 +97,7 @@ class _Part:
     num_tiles: Value
     first_unit: Value
     last_unit: Value
+    are_own: Value
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class UnitLoop:
         f, tiles, part = frame.f, self.tiles, self._part(frame, num_rows)
         y_row_bytes, bias = frame.integer("y_row_bytes"), frame.pointer("bias", F32)
         num_tiles, first = part.num_tiles, part.first_unit
+        last_panel = (part.last_unit - 1) // num_tiles
+        next_w = self._next_layer(frame, part)
         pieces = ThreadUnits.of(frame, first, part.last_unit) if tiles.fetches_ahead else None
         with f.loop(first, part.last_unit) as unit:
             panel = unit // num_tiles
@@ -126,7 +130,9 @@ class UnitLoop:
             y_at = start * y_row_bytes + panel * tiles.epilogue.panel_bytes
             y = frame.pointer("y", F32).bytes(y_at)
             words = self._words(frame, w, tile.eq(0) | unit.eq(first))
-            fetched = self._next(w, tile, num_tiles)
+            after = w.bytes(self.panel_bytes).to_address()
+            after = f.select(panel.eq(last_panel), next_w, after).as_pointer(F32)
+            fetched = self._next(after, tile, num_tiles)
             ahead = w, f.constant(0, I64)
             if pieces:
                 step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
@@ -142,9 +148,10 @@ class UnitLoop:
         Those are the rows that norms and the like gave it: they stay in its core's cache.
         """
         f, num_panels, none = frame.f, frame.integer("panels"), frame.f.constant(0, I64)
+        never = none.ne(0)
         if not self.may_own_rows:
             num_tiles = (num_rows + (self.tile_rows - 1)) // self.tile_rows
-            return _Part(none, num_rows, num_tiles, *frame.share(num_panels * num_tiles))
+            return _Part(none, num_rows, num_tiles, *frame.share(num_panels * num_tiles), never)
         are_own = num_rows >= frame.num_threads * (self.tile_rows * OWN_TILES)
         first_row, last_row = frame.share(num_rows)
         first_row = f.select(are_own, first_row, none)
@@ -155,7 +162,14 @@ class UnitLoop:
             f.select(are_own, none, first),
             f.select(are_own, num_panels * num_tiles, last),
         )
-        return _Part(first_row, num_rows, num_tiles, first, last)
+        return _Part(first_row, num_rows, num_tiles, first, last, are_own)
+
+    def _next_layer(self, frame: Frame, part: _Part) -> Value:
+        """Where the panel lies with which this thread will begin the next linear layer."""
+        first_panel, _ = frame.share(frame.integer("next_panels"))
+        offset = first_panel * frame.integer("next_panel_bytes")
+        offset = frame.f.select(part.are_own, frame.f.constant(0, I64), offset)
+        return frame.pointer("next_w", F32).bytes(offset).to_address()
 
     def _words(self, frame: Frame, w: Pointer, is_new: Value) -> Pointer:
         """The words that tiles multiply: the panel's own, or prepared when the panel is new."""
@@ -178,8 +192,8 @@ class UnitLoop:
                 emit_prepare(f, form, words, to.bytes(g * prepared_bytes), num_words)
         return to
 
-    def _next(self, w: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
+    def _next(self, panel: Pointer, tile: Value, num_tiles: Value) -> tuple[Pointer, Value]:
         """A tile's share of the next panel, to prefetch: `next_share` and `next_step` of tiles."""
-        share = w.f.constant(self.panel_bytes, I64) // num_tiles
-        step = w.f.constant(self.tiles.packed_step_bytes << STEP_BITS, I64) // num_tiles
-        return w.bytes(tile * share + self.panel_bytes), step
+        share = panel.f.constant(self.panel_bytes, I64) // num_tiles
+        step = panel.f.constant(self.tiles.packed_step_bytes << STEP_BITS, I64) // num_tiles
+        return panel.bytes(tile * share), step
