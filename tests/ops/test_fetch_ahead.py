@@ -20,7 +20,7 @@ from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.codegen.types import I64
-from tidemill.device.cpu import LoadedCode, Team, address_of
+from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 from tidemill.ir.storage import Array, narrow
 from tidemill.ops.layout import CACHE_LINE_BYTES, PANEL, padded_n, wide_row
 from tidemill.ops.linear.cpu import LinearKernel
@@ -34,6 +34,7 @@ from tidemill.quant.packing import pack_activations, pack_panels
 ROWS, K, N = 40, 192, 256
 BLOCK_BYTES = 3 * 1024
 BLOCKS = (3, 1, 6)
+NEXT_PANEL_BYTES = 64 * K
 FORMATS = (
     (DType.BF16, DType.BF16),
     (DType.Q8, DType.Q8),
@@ -57,7 +58,8 @@ class Layer:
         self.x = pack_activations(x, self.activation)
         self.w = pack_panels(weight, self.weight)
         self.scratch = np.zeros(2 * prepared_bytes(K, self.weight) + 64, np.uint8)
-        self.k, self.v = (np.zeros((8, BLOCK_BYTES), np.uint8) for _ in range(2))
+        self.next_w = allocate(4 * NEXT_PANEL_BYTES).reshape(4, -1)
+        self.k, self.v = (allocate(8 * BLOCK_BYTES).reshape(8, -1) for _ in range(2))
         isa, module = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]]), Module()
         emit_team(module, isa)
         form = format_for(isa, self.weight, self.activation)
@@ -79,6 +81,7 @@ class Layer:
             "scratch_bytes": prepared_bytes(K, self.weight), "k": self.k, "v": self.v,
             "blocks": np.array(blocks, np.int32), "num_blocks": count(len(blocks)),
             "block_bytes": BLOCK_BYTES, "fetch_from": first, "fetch_to": last,
+            "next_w": self.next_w, "next_panels": 4, "next_panel_bytes": NEXT_PANEL_BYTES,
         }  # fmt: skip
         record = np.zeros((1, abi.RECORD_WORDS), np.int64)
         words = [named[field] for field in kernel.fields]
@@ -101,7 +104,7 @@ class AskedFor:
     """The cache lines that code emitted from now on prefetches, marked as it runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._lines = np.zeros(1 << 16, np.int64)
+        self._lines = np.zeros(1 << 22, np.int64)  # pages of it are taken as lines are marked
 
         def mark(
             pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
@@ -143,3 +146,15 @@ def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch)
     keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in (layer.k, layer.v))
     assert [block for block, is_asked in enumerate(keys) if is_asked] == [6]
     assert [block for block, is_asked in enumerate(values) if is_asked] == [1, 6]
+
+
+def test_each_thread_asks_for_the_panel_that_it_begins_the_next_layer_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked_for = AskedFor(monkeypatch)
+    layer = Layer(DType.BF16, DType.BF16, 2)
+    layer.run(BLOCKS)
+    asked = asked_for.of(layer.next_w)
+    assert asked[0].all() and asked[2].all()
+    # The line behind a panel's last may be asked for, too.
+    assert not asked[[1, 3], 1:].any()

@@ -117,11 +117,9 @@ def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[
 
 
 def _next_linear(graph: Graph) -> dict[str, Op]:
-    """The linear op behind each, by its output's name; behind the last one the next step's first."""
+    """The linear op behind each, by its output's name; behind the last the next step's first."""
     ops = [op for op in graph.ops if op.kind in LINEAR_KINDS]
-    return {
-        op.outputs[0].name: after for op, after in zip(ops, ops[1:] + ops[:1], strict=True)
-    }
+    return {op.outputs[0].name: after for op, after in zip(ops, ops[1:] + ops[:1], strict=True)}
 
 
 def _fetched_next(op: Op, at: OperandPlaces) -> list[Operand]:

@@ -4,7 +4,8 @@ Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Work is
 and one row tile, panel by panel; threads take contiguous ranges of units, so that a panel's weights
 are read once from memory (twice where two threads meet in it) and serve all row tiles; many rows
 are divided instead, and each thread reads all panels. While a panel's tiles multiply, each of them
-prefetches its share of the next panel. Which tile heights are used, and whether quantised words are
+prefetches its share of the next panel, behind a thread's last one of the first that it will read in
+the next layer. Which tile heights are used, and whether quantised words are
 taken apart once a panel, is the table's choice (tactics.py) by the number of rows; the bits of an
 output never depend on it (tile.py). Cost is 2*M*N*K FLOPs and N*K weight bytes.
 """
@@ -35,7 +36,9 @@ from tidemill.ops.linear.tile import Tiles
 
 NEXT_FIELDS = ("next_w", "next_panels", "next_panel_bytes")  # of the linear layer that follows
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels", *NEXT_FIELDS)
-OWN_TILES = 4  # so many row tiles for each thread, and it keeps to its rows
+# So many row tiles for each thread, and it keeps to its rows: panels then come to each core. While
+# the cache is fetched ahead, too, fewer cost more than is saved; else one is enough.
+OWN_TILES = 4
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
 
 
@@ -79,7 +82,7 @@ class LinearKernel:
         )
         most = min(tactic.tile_rows, tiles.format.tile_rows)
         may_own_rows = not bucket.max_rows
-        fewest = min(above, most * OWN_TILES - 1) if may_own_rows else above
+        fewest = min(above, most - 1) if may_own_rows else above
         heights = tile_heights(most, fewest, bucket.max_rows)
         for rows in heights:
             if (tiles, rows) not in functions:
@@ -152,7 +155,8 @@ class UnitLoop:
         if not self.may_own_rows:
             num_tiles = (num_rows + (self.tile_rows - 1)) // self.tile_rows
             return _Part(none, num_rows, num_tiles, *frame.share(num_panels * num_tiles), never)
-        are_own = num_rows >= frame.num_threads * (self.tile_rows * OWN_TILES)
+        own_tiles = self._own_tiles(frame)
+        are_own = num_rows >= frame.num_threads * own_tiles * self.tile_rows
         first_row, last_row = frame.share(num_rows)
         first_row = f.select(are_own, first_row, none)
         num_rows = f.select(are_own, last_row, num_rows) - first_row
@@ -163,6 +167,15 @@ class UnitLoop:
             f.select(are_own, num_panels * num_tiles, last),
         )
         return _Part(first_row, num_rows, num_tiles, first, last, are_own)
+
+    def _own_tiles(self, frame: Frame) -> Value:
+        """The row tiles of each thread from which on it keeps to its rows."""
+        own_tiles = frame.f.constant(1, I64)
+        if self.tiles.fetches_ahead:
+            fetches = frame.integer("fetch_to") - frame.integer("fetch_from")
+            is_fetching = (frame.count("num_blocks") * fetches) > 0
+            own_tiles = frame.f.select(is_fetching, frame.f.constant(OWN_TILES, I64), own_tiles)
+        return own_tiles
 
     def _next_layer(self, frame: Frame, part: _Part) -> Value:
         """Where the panel lies with which this thread will begin the next linear layer."""

@@ -131,7 +131,9 @@ class StepInputs:
         header[abi.HEADER_TILES] = num_tiles
         header[abi.HEADER_CACHED_BLOCKS] = 0
         if row >= abi.LEAST_TOKENS_TO_FETCH_AHEAD:
-            counts = np.array([-(-entry.start // self._block) for entry in plan.entries])
+            # With the block that a sequence's next token goes to, unless it is its first.
+            ends = (entry.start and entry.start + 1 for entry in plan.entries)
+            counts = np.array([-(-end // self._block) for end in ends])
             num_listed = _list_blocks(self._tables, counts, self._cached_blocks)
             header[abi.HEADER_CACHED_BLOCKS] = num_listed
         return num_logit_rows
