@@ -34,10 +34,14 @@ HOME_TO_PACKAGES = {
 def main() -> None:
     """Make the environments that were asked for."""
     parser = parser_of(__doc__)
-    parser.add_argument("peers", nargs="*", default=["llama_cpp", *HOME_TO_PACKAGES])
+    known = ("llama_cpp", *HOME_TO_PACKAGES)
+    parser.add_argument("peers", nargs="*", default=known)  # choices would refuse this default
     parser.add_argument("--jobs", type=int, default=2, help="compilers at once")
     parser.add_argument("--python", default=sys.executable)
     options = parser.parse_args()
+    unknown = [peer for peer in options.peers if peer not in known]
+    if unknown:
+        parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(known)}")
     for peer in options.peers:
         home = peers_dir() / peer
         if not (home / "env").exists():

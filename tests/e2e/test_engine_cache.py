@@ -95,8 +95,17 @@ def test_engine_that_was_used_longest_ago_goes_and_one_in_use_stays(
             with LLM(first) as named, load(4, max_cache_bytes=0):
                 assert first in kept() and len(kept()) == 3, "all are in use"
                 assert named.generate(PROMPT, PARAMS).outputs
+    with LLM(next(first.glob("*.engine"))), load(4, max_cache_bytes=0):
+        assert first in kept() and len(kept()) == 2, "its file was named, not its directory"
+    for path in tmp_path.glob("*.use"):
+        path.unlink()  # as engines were kept before
+    (tmp_path / "own").mkdir()
+    shutil.copytree(first, tmp_path / "own" / first.name)
+    shutil.copytree(first, tmp_path / "poetry")
+    (tmp_path / "poetry.lock").touch()
     with load(4, max_cache_bytes=0):
-        assert len(kept()) == 1
+        assert first not in kept() and len(kept()) == 2, "what the user put there stays"
+    assert (tmp_path / "own" / first.name).exists()
 
 
 def test_schemes_are_those_that_were_asked_for(model_dir: Path, tmp_path: Path) -> None:

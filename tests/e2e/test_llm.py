@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,16 @@ def test_tiny_cache_and_other_threads_change_no_token(
     prompts, params = workload()
     with LLM(engine_dir, kv_cache_tokens=256, num_threads=2) as crowded:
         assert tokens(crowded.generate(prompts, params)) == tokens_alone
+
+
+def test_blocks_longer_than_a_sequence_change_no_token_and_serve_the_whole_batch(
+    engine_dir: Path, tokens_alone: list[list[int]], tmp_path: Path
+) -> None:
+    request = BuildRequest(engine_dir.parent / "checkpoint", tmp_path / "engine", 7)
+    build(replace(request, max_seq_len=256, tokens_per_block=1024))
+    with LLM(tmp_path / "engine", num_threads=2) as wide:
+        assert wide.limits.num_blocks == 7
+        assert tokens(wide.generate(*workload())) == tokens_alone
 
 
 def test_cancelled_neighbours_change_no_token(llm: LLM, tokens_alone: list[list[int]]) -> None:

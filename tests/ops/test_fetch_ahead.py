@@ -20,7 +20,7 @@ from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.codegen.types import I64
-from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
+from tidemill.device.cpu import LoadedCode, Team, address_of
 from tidemill.ir.storage import Array, narrow
 from tidemill.ops.layout import CACHE_LINE_BYTES, PANEL, padded_n, wide_row
 from tidemill.ops.linear.cpu import LinearKernel
@@ -34,7 +34,7 @@ from tidemill.quant.packing import pack_activations, pack_panels
 ROWS, K, N = 40, 192, 256
 BLOCK_BYTES = 3 * 1024
 BLOCKS = (3, 1, 6)
-NEXT_PANEL_BYTES = 64 * K
+NEXT_PANEL_BYTES = 4 * BLOCK_BYTES
 FORMATS = (
     (DType.BF16, DType.BF16),
     (DType.Q8, DType.Q8),
@@ -58,8 +58,8 @@ class Layer:
         self.x = pack_activations(x, self.activation)
         self.w = pack_panels(weight, self.weight)
         self.scratch = np.zeros(2 * prepared_bytes(K, self.weight) + 64, np.uint8)
-        self.next_w = allocate(4 * NEXT_PANEL_BYTES).reshape(4, -1)
-        self.k, self.v = (allocate(8 * BLOCK_BYTES).reshape(8, -1) for _ in range(2))
+        self.k, self.v = (np.zeros((8, BLOCK_BYTES), np.uint8) for _ in range(2))
+        self.next_w = np.zeros((4, NEXT_PANEL_BYTES), np.uint8)
         isa, module = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]]), Module()
         emit_team(module, isa)
         form = format_for(isa, self.weight, self.activation)
@@ -101,26 +101,33 @@ def test_products_are_the_same(weight: DType, activation: DType, num_threads: in
 
 
 class AskedFor:
-    """The cache lines that code emitted from now on prefetches, marked as it runs."""
+    """The lines of a layer's cache that code emitted from now on prefetches, marked as it runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._lines = np.zeros(1 << 22, np.int64)  # pages of it are taken as lines are marked
+        self.caches = np.zeros((2, 8, BLOCK_BYTES), np.uint8)
+        num_lines = self.caches.size // CACHE_LINE_BYTES
+        self._lines = np.zeros(num_lines + 1, np.int64)  # the last one is of all other memory
 
         def mark(
             pointer: Pointer, offset_bytes: int, cache_level: int = 1, is_write: bool = False
         ) -> None:
             f = pointer.f
-            line = (pointer.to_address() + offset_bytes) // CACHE_LINE_BYTES & len(self._lines) - 1
+            offset = pointer.to_address() + (offset_bytes - address_of(self.caches))
+            line = offset // CACHE_LINE_BYTES  # unsigned: what lies before is far behind
+            line = f.select(line < num_lines, line, f.constant(num_lines, I64))
             f.constant(address_of(self._lines), I64).as_pointer(I64).put(line, f.constant(1, I64))
 
         monkeypatch.setattr(Pointer, "prefetch", mark)
 
-    def of(self, cache: Array) -> npt.NDArray[np.bool_]:
-        """Which lines of each block."""
-        first = address_of(cache) // CACHE_LINE_BYTES
-        lines = np.arange(first, first + cache.size // CACHE_LINE_BYTES)
-        asked: npt.NDArray[np.bool_] = self._lines[lines & len(self._lines) - 1] > 0
-        return asked.reshape(len(cache), -1)
+    def layer(self, weight: DType, activation: DType, num_threads: int) -> Layer:
+        layer = Layer(weight, activation, num_threads)
+        layer.k, layer.v = self.caches
+        return layer
+
+    def of(self, cache: int) -> npt.NDArray[np.bool_]:
+        """Which lines of each block of the keys (0) or values (1)."""
+        asked: npt.NDArray[np.bool_] = self._lines[:-1].reshape(2, 8, -1)[cache] > 0
+        return asked
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -129,9 +136,8 @@ def test_every_line_of_the_listed_blocks_is_asked_for_and_no_other(
     weight: DType, activation: DType, num_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_for = AskedFor(monkeypatch)
-    layer = Layer(weight, activation, num_threads)
-    layer.run(BLOCKS)
-    for cache in (layer.k, layer.v):
+    asked_for.layer(weight, activation, num_threads).run(BLOCKS)
+    for cache in range(2):
         asked = asked_for.of(cache)
         assert asked[list(BLOCKS)].all()
         # The line behind a block's last may be asked for, too.
@@ -140,10 +146,9 @@ def test_every_line_of_the_listed_blocks_is_asked_for_and_no_other(
 
 def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for = AskedFor(monkeypatch)
-    layer = Layer(DType.BF16, DType.BF16, 1)
-    layer.run(BLOCKS, ALL_PIECES // 2, ALL_PIECES)
+    asked_for.layer(DType.BF16, DType.BF16, 1).run(BLOCKS, ALL_PIECES // 2, ALL_PIECES)
     # Six pieces, keys and values in turns: the last three are block 1's values and both of block 6.
-    keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in (layer.k, layer.v))
+    keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in range(2))
     assert [block for block, is_asked in enumerate(keys) if is_asked] == [6]
     assert [block for block, is_asked in enumerate(values) if is_asked] == [1, 6]
 
@@ -151,10 +156,26 @@ def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch)
 def test_each_thread_asks_for_the_panel_that_it_begins_the_next_layer_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked_for = AskedFor(monkeypatch)
-    layer = Layer(DType.BF16, DType.BF16, 2)
+    asked_for, layer = AskedFor(monkeypatch), Layer(DType.BF16, DType.BF16, 2)
+    layer.next_w = asked_for.caches.reshape(4, -1)
     layer.run(BLOCKS)
-    asked = asked_for.of(layer.next_w)
-    assert asked[0].all() and asked[2].all()
-    # The line behind a panel's last may be asked for, too.
-    assert not asked[[1, 3], 1:].any()
+    for half in range(2):  # panels 0 and 2 take four blocks each
+        asked = asked_for.of(half)
+        assert asked[:4].all()
+        assert not asked[4:, 1:].any()
+
+
+@pytest.mark.parametrize(("weight", "activation"), FORMATS)
+def test_of_a_huge_piece_the_first_part_is_fetched_by_no_more_code(
+    weight: DType, activation: DType
+) -> None:
+    isa = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]])
+    form = format_for(isa, weight, activation)
+
+    def num_prefetches(piece_bytes: int) -> int:
+        module, machine = Module(), isa.target
+        LinearKernel(module, form, K, store(), piece_bytes).emit("layer", default_table(form))
+        text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
+        return text.count("@llvm.prefetch")
+
+    assert num_prefetches(64) < num_prefetches(1 << 20) == num_prefetches(1 << 30)

@@ -9,6 +9,7 @@ import pytest
 
 from bench.peers.cases import all_cases
 from bench.peers.engines import ROWS
+from bench.peers.environments import main as make_environments
 from bench.peers.results import Absence, Results, Sample
 from bench.peers.table import table
 
@@ -57,3 +58,14 @@ def test_ratio_is_of_medians_to_the_best_peer_and_names_a_miss(tmp_path: Path) -
     assert text == table(results)
     assert "1.31 (llama.cpp, target 1.5)" in text and "0.80 (llama.cpp, target 1.0)" in text
     assert "Absent: OpenVINO bf16 on smollm2 (not installed)." in text
+
+
+def test_an_unknown_peer_is_refused_before_anything_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TIDEMILL_PEERS_DIR", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["environments", "llama_cpp", "lama"])
+    with pytest.raises(SystemExit):
+        make_environments()
+    assert "no such peer: lama; there are llama_cpp, vllm, openvino" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -99,7 +99,7 @@ def find_or_build(
     path = Path(model)
     if is_engine(path):
         _refuse_options(path, options)
-        return FoundEngine(path, hold_if_kept(path.resolve()))
+        return FoundEngine(path, hold_if_kept(path))
     cache.directory.mkdir(parents=True, exist_ok=True)
     source = _local(model)
     engine = cache.directory / _key(source, options, cache.directory)

@@ -2,7 +2,8 @@
 
 In: an engine's place in a cache. Out: two locks, on files beside it, which end with their process.
 NAME.lock is taken alone, by who builds or removes; NAME.use is shared by users, and its time says
-when the engine was used last. Both files stay. Does not know what an engine is.
+when the engine was used last. Both files stay. Engines of releases before these locks count as
+used when they were made.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from pathlib import Path
 from typing import IO
 
 Say = Callable[[str], None]
+
+_KEPT_NAME = re.compile(
+    r".+-[0-9a-f]{16}"
+)  # a source's name and the hash of what shaped the engine
 
 
 @contextmanager
@@ -37,9 +43,11 @@ def hold(engine: Path) -> IO[str]:
 
 
 def hold_if_kept(engine: Path) -> IO[str] | None:
-    """Hold an engine that is named by its place; None where no cache of this user's keeps it."""
+    """Hold an engine, a directory or its file, that is named by its place; None if none is kept."""
     with contextlib.suppress(OSError):
-        return hold(engine) if _beside(engine, ".use").exists() else None
+        place = engine.resolve()
+        directory = place.parent if place.is_file() else place
+        return hold(directory) if _is_kept(directory) else None
     return None
 
 
@@ -55,10 +63,10 @@ def remove_oldest(cache: Path, max_bytes: int, say: Say | None = None) -> None:
 
     Whatever is held stays, though the cache be too large then.
     """
-    engines = [path for path in cache.iterdir() if path.is_dir() and _beside(path, ".use").exists()]
+    engines = [path for path in cache.iterdir() if _is_kept(path)]
     engine_to_bytes = {engine: _size_bytes(engine) for engine in engines}
     total = sum(engine_to_bytes.values())
-    for engine in sorted(engines, key=lambda path: _beside(path, ".use").stat().st_mtime_ns):
+    for engine in sorted(engines, key=_last_use_ns):
         if total <= max_bytes:
             return
         if _remove_unused(engine):
@@ -68,7 +76,7 @@ def remove_oldest(cache: Path, max_bytes: int, say: Say | None = None) -> None:
 
 
 def _remove_unused(engine: Path) -> bool:
-    with _beside(engine, ".lock").open("w") as making, _beside(engine, ".use").open("r") as use:
+    with _beside(engine, ".lock").open("w") as making, _beside(engine, ".use").open("a") as use:
         try:
             fcntl.flock(making, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,6 +88,18 @@ def _remove_unused(engine: Path) -> bool:
             engine.rename(retired)
         shutil.rmtree(retired, ignore_errors=True)
         return True
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a cache made this: whatever else lies there is never touched."""
+    return _KEPT_NAME.fullmatch(path.name) is not None and any(path.glob("*.engine"))
+
+
+def _last_use_ns(engine: Path) -> int:
+    for path in (_beside(engine, ".use"), engine):
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_mtime_ns
+    return 0  # somebody else removes it
 
 
 def _beside(engine: Path, suffix: str) -> Path:

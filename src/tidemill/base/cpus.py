@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
+from tidemill.base.control_groups import CONTROL_GROUPS, OWN_GROUPS, ControlGroup, own_groups
 
 
 @dataclass
@@ -54,36 +53,25 @@ def num_physical_cores() -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-def cpu_quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | None:
+def cpu_quota(root: Path = CONTROL_GROUPS, own: Path = OWN_GROUPS) -> float | None:
     """CPUs' worth of time that this process's control groups leave it; None without a limit."""
     return min(_quotas(root, own), default=None)
 
 
 def _quotas(root: Path, own: Path) -> Iterator[float]:
-    """The quota of each group from the process's own up to the root, of either version."""
-    for line in own.read_text().splitlines() if own.exists() else ():
-        _, controllers, name = line.split(":", 2)
-        is_v2 = not controllers
-        if not is_v2 and "cpu" not in controllers.split(","):
-            continue
-        mount = root if is_v2 else root / "cpu"
-        group = mount / name.lstrip("/")
-        # In a container the name may be the host's, while the mount's root is the process's group.
-        for path in (group, *group.parents):
-            with contextlib.suppress(OSError, ValueError):
-                quota, period = map(int, _limit(path, is_v2).split())
-                if quota > 0:
-                    yield quota / period
-            if path == mount:
-                break
+    for group in own_groups("cpu", root, own):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = map(int, _limit(group).split())
+            if quota > 0:
+                yield quota / period
 
 
-def _limit(group: Path, is_v2: bool) -> str:
+def _limit(group: ControlGroup) -> str:
     """A group's microseconds and the period they are for; the first is no number without limit."""
-    if is_v2:
-        return (group / "cpu.max").read_text()
+    if group.is_v2:
+        return (group.path / "cpu.max").read_text()
     names = "cpu.cfs_quota_us", "cpu.cfs_period_us"
-    return " ".join((group / name).read_text() for name in names)
+    return " ".join((group.path / name).read_text() for name in names)
 
 
 def keep_on(cpu: int) -> int:

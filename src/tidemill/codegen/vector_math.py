@@ -13,6 +13,7 @@ _LOG2_E = 1.44269504088896341
 _EXP2 = (1.5353362e-4, 1.3398874e-3, 9.6184373e-3, 5.5503324e-2, 2.4022648e-1, 6.9314720e-1, 1.0)
 _EXP2_ROUGH = (9.58285179e-3, 5.59064267e-2, 2.40240987e-1, 6.93124193e-1, 1.0)
 _SIXTEENTHS = 1.5 * 2.0**19  # a float less than 2^18 added to this is rounded to sixteenths
+_SILU_END = -200.0  # from here on down silu is 0 in f32
 _EXP = (
     1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
     5.0000001201e-1,
@@ -80,7 +81,7 @@ def exp(x: Value) -> Value:
 def silu(isa: Isa, x: Value, is_rough: bool = False) -> Value:
     """x * sigmoid(x); relative error 3e-7 times 1 + |x|, or 3e-6 more where it may be rough.
 
-    Far below 0 it tends to -0, on some targets from -100 on to values of about -1e-36.
+    Far below 0 it is -0, on some targets about -1e-36. Infinities are the ends; NaN stays NaN.
     """
     x_log2 = x * -_LOG2_E
     if isa.has_scale:
@@ -88,4 +89,5 @@ def silu(isa: Isa, x: Value, is_rough: bool = False) -> Value:
         power = isa.scale(_polynomial(x_log2 - whole, _EXP2_ROUGH if is_rough else _EXP2), whole)
     else:
         power = exp2(x_log2.min(126.0), is_rough)
-    return x / (power + 1.0)
+    # Bounded, as -inf / inf is NaN; the constant comes first, since `max` drops a NaN there.
+    return x.f.constant(_SILU_END, x.type).max(x) / (power + 1.0)

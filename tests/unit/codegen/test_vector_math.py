@@ -1,22 +1,25 @@
-"""Powers of two as attention takes them, against float64: the stated errors, and the exact ends."""
+"""Powers of two and silu against float64: the stated errors, and the exact ends."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tidemill.base.target import host_targets
+from tidemill.base.target import Target, host_targets
 from tidemill.codegen.compile import compile_ir
 from tidemill.codegen.emitter import Function, Value
 from tidemill.codegen.isa import LANES, Isa, isa_for
 from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I64, PTR
-from tidemill.codegen.vector_math import exp2, exp2_by_tables, exp2_tables
+from tidemill.codegen.vector_math import exp2, exp2_by_tables, exp2_tables, silu
 from tidemill.device.cpu import LoadedCode
+
+Floats = npt.NDArray[np.float32]
 
 ISA = isa_for(host_targets()[0])
 STATED_ERRORS = {"fine": 2e-7, "rough": 3.1e-6, "tables": 2.4e-4}
@@ -31,19 +34,23 @@ def power(isa: Isa, f: Function, x: Value, kind: str) -> Value:
     return exp2_by_tables(isa, x, tables)
 
 
-def powers_of(x: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.float32]:
+def powers_of(x: Floats, kind: str) -> Floats:
+    return results_of(ISA, lambda f, lanes: power(ISA, f, lanes, kind), x)
+
+
+def results_of(isa: Isa, compute: Callable[[Function, Value], Value], x: Floats) -> Floats:
     module = Module()
-    f = module.function("powers", exported=True, x=PTR, y=PTR, count=I64)
+    f = module.function("all", exported=True, x=PTR, y=PTR, count=I64)
     source, to = (arg.as_pointer(F32) for arg in f.args[:2])
     with f.loop(0, f.args[2], LANES) as i:
-        to.put(i, power(ISA, f, source.vec(i, LANES), kind))
-    target = ISA.target
-    text = module.text(target.triple, target.cpu, target.features, ISA.vector_bits)
+        to.put(i, compute(f, source.vec(i, LANES)))
+    target = isa.target
+    text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
     image = link_object(compile_ir(text, target))
     code = LoadedCode(image.data, image.entry_offsets)
     y = np.empty_like(x)
     call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-    call(code.address("powers"))(x.ctypes.data, y.ctypes.data, len(x))
+    call(code.address("all"))(x.ctypes.data, y.ctypes.data, len(x))
     return y
 
 
@@ -56,3 +63,21 @@ def test_powers_of_two_keep_their_stated_error_and_end_in_zero(kind: str) -> Non
     assert np.abs(error).max() <= STATED_ERRORS[kind]
     ends = np.array([0, -1, -126, -127, -128, -3e38, -np.inf, -1e30] * 2, np.float32)
     assert powers_of(ends, kind).tolist() == [1, 0.5, 2.0**-126, 0, 0, 0, 0, 0] * 2
+
+
+@pytest.mark.parametrize("is_rough", [False, True])
+@pytest.mark.parametrize("target", host_targets(), ids=lambda target: target.name)
+def test_silu_keeps_its_stated_error_and_its_ends_are_no_nan(
+    target: Target, is_rough: bool
+) -> None:
+    isa = isa_for(target)
+    x = np.linspace(-80, 80, 1 << 14, dtype=np.float32)
+    x = np.concatenate([x, np.array([-np.inf, -3e38, -201, np.inf, np.nan, 3e38, 0, -0.0] * 2)])
+    x = x.astype(np.float32)
+    y = results_of(isa, lambda f, lanes: silu(isa, lanes, is_rough), x)
+    wide = x[:-16].astype(np.float64)
+    bound = 3e-7 * (1 + np.abs(wide)) + is_rough * 3e-6
+    assert (np.abs(y[:-16] / (wide / (1 + np.exp(-wide))) - 1) <= bound).all()
+    assert (y[-16:-13] <= 0).all()
+    assert (y[-16:-13] > -1e-35).all()
+    np.testing.assert_equal(y[-13:-8], np.array([np.inf, np.nan, 3e38, 0, -0.0], np.float32))

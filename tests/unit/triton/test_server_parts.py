@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tidemill.base.errors import ServerError
 from tidemill.frontends.triton.endpoints import choose_endpoints
 from tidemill.frontends.triton.installation import (
     Installation,
@@ -17,6 +20,7 @@ from tidemill.frontends.triton.installation import (
     server_environment,
     stage_backends,
 )
+from tidemill.frontends.triton.serve_request import PORT_FLAGS
 from tidemill.frontends.triton.server_output import ServerOutput
 from tidemill.frontends.triton.shared_memory import remove_leftovers, unique_prefix
 
@@ -53,6 +57,31 @@ def test_port_zero_picks_different_free_ports() -> None:
     for port in ports.values():
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
+
+
+def test_ipv6_is_written_as_each_part_of_tritonserver_reads_it() -> None:
+    endpoints = choose_endpoints("::", dict.fromkeys(PORT_FLAGS, 0), "127.0.0.1")
+    assert endpoints.server_flags[:3] == [
+        "--http-address=127.0.0.1",
+        "--grpc-address=[::]",
+        "--metrics-address=ipv6:::",
+    ]
+    ports = endpoints.flag_to_port
+    assert endpoints.grpc_url == f"[::1]:{ports['--grpc-port']}"
+    assert endpoints.http_url == f"http://127.0.0.1:{ports['--http-port']}"
+    assert choose_endpoints("::1", {}).server_flags[0] == "--http-address=ipv6:::1"
+
+
+def test_a_name_becomes_the_address_that_tritonserver_needs() -> None:
+    assert choose_endpoints("localhost", {}).server_flags[0] == "--http-address=127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["", "[::1]", "no such host", "\u00e9" * 70, "fe80::1%lo"])
+def test_a_host_without_an_address_is_refused(host: str) -> None:
+    with pytest.raises(
+        ServerError, match=r"(?s)no such address to listen on.*try: 127\.0\.0\.1 or"
+    ):
+        choose_endpoints(host, {"--http-port": 0})
 
 
 def test_information_and_tables_stay_quiet_and_faults_are_passed_on() -> None:

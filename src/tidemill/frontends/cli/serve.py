@@ -34,7 +34,7 @@ def serve(
     grpc_port: Annotated[int, typer.Option("--grpc_port", min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics_port", min=1, max=65535)] = 8002,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all of them.")
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 or :: is all of them.")
     ] = "127.0.0.1",
     front_door: Annotated[
         bool,

@@ -43,11 +43,8 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
     if request.settings:
         chosen = ", ".join(f"{name} {text} (user)" for name, text in request.settings.items())
         say(f"every engine is run with {chosen}")
-    public_port = request.http_port
+    public = choose_endpoints(request.host, {HTTP_FLAG: request.http_port})
     if request.front_door is not None:
-        public_port = choose_endpoints(request.host, {HTTP_FLAG: public_port}).flag_to_port[
-            HTTP_FLAG
-        ]
         request = replace(request, http_port=0, http_host=LOOPBACK)
     server = TritonServer(request, say)
     watchdog = None
@@ -55,7 +52,7 @@ def serve(request: ServeRequest, say: Callable[[str], None] = print_line) -> int
         adopt_orphans()
         watchdog = Watchdog(server, request.watchdog, say)
     try:
-        with _signals_stop(server), server, _front_door(server, watchdog, public_port) as url:
+        with _signals_stop(server), server, _front_door(server, watchdog, public) as url:
             say(f"ready after {time.perf_counter() - start:.1f} s")
             say(f"  HTTP    {url}")
             say(f"  gRPC    {server.endpoints.grpc_url}")
@@ -75,7 +72,9 @@ def _wait(server: TritonServer) -> int:
 
 
 @contextmanager
-def _front_door(server: TritonServer, watchdog: Watchdog | None, port: int) -> Iterator[str]:
+def _front_door(
+    server: TritonServer, watchdog: Watchdog | None, public: Endpoints
+) -> Iterator[str]:
     """Open the front door, if there is to be one, and give the URL that clients use."""
     request, config = server.request, server.request.front_door
     if config is None:
@@ -85,14 +84,14 @@ def _front_door(server: TritonServer, watchdog: Watchdog | None, port: int) -> I
     from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
 
     door = FrontDoor(
-        DoorAddress(request.host, port),
+        DoorAddress(public.host, public.flag_to_port[HTTP_FLAG]),
         server.endpoints.http_url,
         config,
         (lambda: True) if watchdog is None else (lambda: watchdog.is_healthy),
         request.exit_timeout_s,
     )
     with door:
-        yield f"{config.scheme}://{Endpoints(request.host, {HTTP_FLAG: port}).http_address}"
+        yield f"{config.scheme}://{public.http_address}"
 
 
 @contextmanager

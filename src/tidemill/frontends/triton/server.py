@@ -101,10 +101,7 @@ class TritonServer:
         command = [
             str(self._installation.binary),
             f"--model-repository={repository.resolve()}",
-            f"--http-address={request.http_host or request.host}",
-            f"--grpc-address={request.host}",
-            f"--metrics-address={request.host}",
-            *(f"{flag}={port}" for flag, port in self.endpoints.flag_to_port.items()),
+            *self.endpoints.server_flags,
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={request.exit_timeout_s}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",

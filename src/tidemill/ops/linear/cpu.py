@@ -4,10 +4,10 @@ Legend: M rows (a run-time number), N outputs in panels of 32, K inputs. Work is
 and one row tile, panel by panel; threads take contiguous ranges of units, so that a panel's weights
 are read once from memory (twice where two threads meet in it) and serve all row tiles; many rows
 are divided instead, and each thread reads all panels. While a panel's tiles multiply, each of them
-prefetches its share of the next panel, behind a thread's last one of the first that it will read in
-the next layer. Which tile heights are used, and whether quantised words are
-taken apart once a panel, is the table's choice (tactics.py) by the number of rows; the bits of an
-output never depend on it (tile.py). Cost is 2*M*N*K FLOPs and N*K weight bytes.
+prefetches its share of the next panel (a thread's last one: of the one that it begins the next
+layer with). Which tile heights are used, and whether quantised words are taken apart once a panel,
+is the table's choice (tactics.py) by the number of rows; the bits of an output never depend on it
+(tile.py). Cost is 2*M*N*K FLOPs and N*K weight bytes.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class UnitLoop:
         num_tiles, first = part.num_tiles, part.first_unit
         last_panel = (part.last_unit - 1) // num_tiles
         next_w = self._next_layer(frame, part)
-        pieces = ThreadUnits.of(frame, first, part.last_unit) if tiles.fetches_ahead else None
+        pieces = ThreadUnits.of(frame, first, part.last_unit) if tiles.fetched_bytes else None
         with f.loop(first, part.last_unit) as unit:
             panel = unit // num_tiles
             tile = unit - panel * num_tiles
@@ -138,7 +138,7 @@ class UnitLoop:
             fetched = self._next(after, tile, num_tiles)
             ahead = w, f.constant(0, I64)
             if pieces:
-                step = (tiles.piece_bytes << STEP_BITS) // tiles.all_steps
+                step = (tiles.fetched_bytes << STEP_BITS) // tiles.all_steps
                 ahead = pieces.piece(frame, unit, w, step)
             for height, function in self.functions.items():
                 with f.when(rows.eq(height)):
@@ -171,7 +171,7 @@ class UnitLoop:
     def _own_tiles(self, frame: Frame) -> Value:
         """The row tiles of each thread from which on it keeps to its rows."""
         own_tiles = frame.f.constant(1, I64)
-        if self.tiles.fetches_ahead:
+        if self.tiles.fetched_bytes:
             fetches = frame.integer("fetch_to") - frame.integer("fetch_from")
             is_fetching = (frame.count("num_blocks") * fetches) > 0
             own_tiles = frame.f.select(is_fetching, frame.f.constant(OWN_TILES, I64), own_tiles)

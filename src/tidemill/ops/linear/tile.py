@@ -37,10 +37,15 @@ from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
 
+_MOST_LINES_AHEAD = 4  # a step's, of the cache
+
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of one kernel and tactic; each fetches `piece_bytes` of the cache ahead."""
+    """The tiles of one kernel and tactic; each fetches a piece of the cache ahead.
+
+    Of a huge piece it fetches the first part: what a step may ask for is code, too.
+    """
 
     module: Module
     symbol: str
@@ -80,8 +85,11 @@ class Tiles:
         return panel_bytes(self.k, self.format.weight) // self.all_steps
 
     @property
-    def fetches_ahead(self) -> bool:
-        return self.piece_bytes > 0 and self.prefetch is not Prefetch.NONE
+    def fetched_bytes(self) -> int:
+        """What a tile fetches ahead; 0: nothing."""
+        if self.prefetch is Prefetch.NONE:
+            return 0
+        return min(self.piece_bytes, self.all_steps * _MOST_LINES_AHEAD * CACHE_LINE_BYTES)
 
     def emit(self, rows: int) -> Function:
         """y[rows] = the epilogue of the products of `rows` rows of x with one panel.
@@ -209,8 +217,8 @@ class _Tile:
             self._fetch("next", tiles.packed_step_bytes)
         else:
             _ask_for(at.bytes(PREFETCH_BYTES), tiles.packed_step_bytes)
-        if tiles.fetches_ahead:
-            lines_bytes = round_up(tiles.piece_bytes, tiles.all_steps * CACHE_LINE_BYTES)
+        if tiles.fetched_bytes:
+            lines_bytes = round_up(tiles.fetched_bytes, tiles.all_steps * CACHE_LINE_BYTES)
             self._fetch("ahead", lines_bytes // tiles.all_steps)
 
     def _fetch(self, name: str, num_bytes: int) -> None:

@@ -26,6 +26,8 @@ from tidemill.runtime.token_history import TokenHistory
 
 Array = npt.NDArray[Any]
 
+_TABLES = {"tiles", "tables", "edits"}  # the inputs of several columns, or of one all the same
+
 
 @dataclass(frozen=True, slots=True)
 class WatchedEntry:
@@ -67,7 +69,7 @@ class StepInputs:
         for spec in manifest.inputs:
             raw = self.memory[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]
             view = raw.view(spec.dtype.storage_name)
-            views[spec.name] = view.reshape(-1, spec.row_elements) if spec.columns > 1 else view
+            views[spec.name] = view.reshape(-1, spec.row_elements) if spec.name in _TABLES else view
         self._tokens, self._positions = views["tokens"], views["positions"]
         self._slots, self._tiles, self._tables = views["slots"], views["tiles"], views["tables"]
         self._cached_blocks, self._logit_rows = views["cached_blocks"], views["logit_rows"]
