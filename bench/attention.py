@@ -186,7 +186,7 @@ def _compile(
     text = library.module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
     image = link_object(compile_ir(text, machine))
     code = LoadedCode(image.data, image.entry_offsets)
-    found = op, kv_layout([op], 1, config), code, (kernel.symbol, kernel.fields)
+    found = op, kv_layout([op], config), code, (kernel.symbol, kernel.fields)
     _compiled[model, dtype] = found
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
@@ -23,7 +24,7 @@ from tidemill.base.debug import Level, say
 from tidemill.base.errors import ConfigError
 from tidemill.base.target import host_targets
 from tidemill.base.version import __version__
-from tidemill.builder.cpu_plan import CpuPlan, lower_for_cpu
+from tidemill.builder.cpu_plan import CpuPlan, emit_for_cpu, lower_for_cpu
 from tidemill.builder.pass_contract import PassResult
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
 from tidemill.builder.tactics import ChosenTactics, measure_tactics, shipped_tactics
@@ -31,6 +32,7 @@ from tidemill.checkpoint.checkpoint import Checkpoint
 from tidemill.codegen.compile import compile_ir, compiler_version
 from tidemill.codegen.isa import Isa, isa_for
 from tidemill.codegen.link import CodeImage, link_object
+from tidemill.codegen.module import Module
 from tidemill.engine.manifest import CodeSection, Manifest
 from tidemill.engine.writer import EngineWriter
 from tidemill.ir.graph import Graph, TensorType
@@ -118,10 +120,14 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         tactics = _choose_tactics(request, graph, isa, progress)
     with EngineWriter(request.output_dir) as writer:
         sink = _PackingSink(writer, graph, progress)
-        with stages.time("pack"):
-            plan = lower_for_cpu(graph, resolved.config, isa, sink, tactics.tables)
-        with stages.time("compile"):
-            code = _compile(plan, isa)
+        with stages.time("emit"):
+            kernels = emit_for_cpu(graph, resolved.config, isa, tactics.tables)
+        with ThreadPoolExecutor(1) as compiler:  # the compiler does not hold the interpreter
+            compiling = compiler.submit(_compile, kernels.module, isa)
+            with stages.time("pack"):
+                plan = lower_for_cpu(graph, resolved.config, kernels, sink)
+            with stages.time("compile"):
+                code = compiling.result()
         with stages.time("write"):
             manifest = _manifest(checkpoint, resolved, graph, plan, code, isa)
             manifest = replace(manifest, tactics=tactics.records)
@@ -218,9 +224,9 @@ def _stored_bytes(value_type: TensorType) -> int:
     return prod(rows) * value_type.dtype.row_bytes(columns)
 
 
-def _compile(plan: CpuPlan, isa: Isa) -> CodeImage:
+def _compile(module: Module, isa: Isa) -> CodeImage:
     target = isa.target
-    text = plan.module.text(target.triple, target.cpu, target.features, isa.vector_bits)
+    text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
     say(Level.CODE, "codegen", text)
     return link_object(compile_ir(text, target))
 

@@ -98,7 +98,7 @@ def compile_for(engine: EngineFile, target: Target) -> NativeCode:
 
 def _lower_again(engine: EngineFile, target: Target) -> CpuPlan:
     from tidemill.builder.build_config import BuildConfig
-    from tidemill.builder.cpu_plan import lower_for_cpu
+    from tidemill.builder.cpu_plan import emit_for_cpu, lower_for_cpu
     from tidemill.codegen.isa import isa_for
     from tidemill.ir.text import parse_graph
 
@@ -110,4 +110,5 @@ def _lower_again(engine: EngineFile, target: Target) -> CpuPlan:
         return name_to_offset.get(name, -1)
 
     graph = parse_graph(engine.manifest.graph_text)
-    return lower_for_cpu(graph, BuildConfig(**limits), isa_for(target), place_of)
+    config = BuildConfig(**limits)
+    return lower_for_cpu(graph, config, emit_for_cpu(graph, config, isa_for(target)), place_of)

@@ -142,13 +142,14 @@ class KernelLibrary:
         )
 
 
-def kv_layout(attentions: Sequence[Op], num_layers: int, config: BuildConfig) -> KvLayout:
+def kv_layout(ops: Sequence[Op], config: BuildConfig) -> KvLayout:
     """Describe the cache that the kernels of a model's attention ops use."""
+    attentions = [op for op in ops if op.kind == "paged_attention"]
     attention = attentions[0]
     windows = [int(op.attrs["window"]) for op in attentions]
     heads, kv_heads = int(attention.attrs["num_heads"]), int(attention.attrs["num_kv_heads"])
     return KvLayout(
-        num_layers=num_layers,
+        num_layers=len({op.layer for op in attentions}),
         num_kv_heads=kv_heads,
         head_size=int(attention.attrs["head_size"]),
         tokens_per_block=config.tokens_per_block,

@@ -46,11 +46,6 @@ class OperandPlaces:
         self._layers = sorted({op.layer for op in attentions})
 
     @property
-    def num_layers(self) -> int:
-        """Layers that have a cache."""
-        return len(self._layers)
-
-    @property
     def buffer_specs(self) -> tuple[TensorSpec, ...]:
         return tuple(self._buffers.values())
 

@@ -1,8 +1,9 @@
 """Lowering for the CPU: a graph of fused ops becomes a plan of kernel calls over placed memory.
 
 In: the pipeline's graph, the engine's limits, a sink that takes packed weights and says where they
-lie. Out: `CpuPlan`: records, buffers, inputs, and the module with the emitted code. A graph lowers
-to the same records for every CPU target; only the emitted code differs.
+lie. Out: first the code, so that it can be compiled while weights are packed; then `CpuPlan`:
+records, buffers, inputs. A graph lowers to the same records for every CPU target; only the emitted
+code differs.
 """
 
 from __future__ import annotations
@@ -45,30 +46,37 @@ class CpuPlan:
     kv: KvLayout
 
 
-def lower_for_cpu(
+def emit_for_cpu(
     graph: Graph,
     config: BuildConfig,
     isa: Isa,
-    sink: WeightSink,
     tables: Mapping[Width, TacticTable] | None = None,
-) -> CpuPlan:
-    """Lower a graph of ops that have CPU kernels, with the shipped tactics unless told others.
+) -> KernelLibrary:
+    """Emit the kernels of a graph, with the shipped tactics unless told others: all its code.
 
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    places = OperandPlaces(graph, config, sink)
-    attentions = [op for op in graph.ops if op.kind == "paged_attention"]
-    kv = kv_layout(attentions, places.num_layers, config)
-    library = KernelLibrary(isa, config, tables, kv.block_bytes_per_layer)
+    library = KernelLibrary(isa, config, tables, kv_layout(graph.ops, config).block_bytes_per_layer)
+    for op in graph.ops:
+        library.kernel(op)
+    return library
+
+
+def lower_for_cpu(
+    graph: Graph, config: BuildConfig, library: KernelLibrary, sink: WeightSink
+) -> CpuPlan:
+    """Lower a graph of ops to records that call the library's kernels."""
+    places, kv = OperandPlaces(graph, config, sink), kv_layout(graph.ops, config)
     errands, followers = plan_errands(graph.ops), _next_linear(graph)
     plan = []
     for op in graph.ops:
-        errand = errands.get(op.outputs[0].name)
-        fetched = _fetched_ahead(errand, places, kv) if errand else []
+        operands = _KIND_TO_OPERANDS[op.kind](op, places)
         if op.kind in LINEAR_KINDS:
-            fetched += _fetched_next(followers[op.outputs[0].name], places)
-        plan.append(_lower(op, library, places, fetched))
+            name = op.outputs[0].name
+            operands += _fetched_next(followers[name], places)
+            operands += _fetched_ahead(errands[name], places, kv)
+        plan.append(_lower(op, library, operands))
     return CpuPlan(
         library.module,
         tuple(plan),
@@ -102,9 +110,8 @@ def _check_shapes(graph: Graph, config: BuildConfig) -> None:
         )
 
 
-def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[Operand]) -> PlanOp:
+def _lower(op: Op, library: KernelLibrary, listed: list[Operand]) -> PlanOp:
     kernel = library.kernel(op)
-    listed = _KIND_TO_OPERANDS[op.kind](op, places) + fetched
     operands = {operand.name: operand for operand in listed}
     assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
     fixed = OPS[op.kind].cost(op, _NO_TOKENS)
@@ -117,18 +124,18 @@ def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[
 
 
 def _next_linear(graph: Graph) -> dict[str, Op]:
-    """The linear op behind each, by its output's name; behind the last the next step's first."""
+    """The linear op behind each, by its output's name; behind the last one the first."""
     ops = [op for op in graph.ops if op.kind in LINEAR_KINDS]
     return {op.outputs[0].name: after for op, after in zip(ops, ops[1:] + ops[:1], strict=True)}
 
 
 def _fetched_next(op: Op, at: OperandPlaces) -> list[Operand]:
     """What a linear layer that is done fetches of the next one."""
-    weight, num_panels = _matrix(op, at), _num_panels(op)
-    size = panel_bytes(int(op.inputs[1].type.shape[1]), op.inputs[1].type.dtype)
+    weight = op.inputs[1].type
+    size = panel_bytes(int(weight.shape[1]), weight.dtype)
     return [
-        replace(weight, name="next_w"),
-        Operand("next_panels", "immediate", num_panels),
+        replace(_matrix(op, at), name="next_w"),
+        Operand("next_panels", "immediate", _num_panels(op)),
         Operand("next_panel_bytes", "immediate", size),
     ]
 

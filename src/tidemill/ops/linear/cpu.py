@@ -36,9 +36,9 @@ from tidemill.ops.linear.tile import Tiles
 
 NEXT_FIELDS = ("next_w", "next_panels", "next_panel_bytes")  # of the linear layer that follows
 FIELDS = ("rows", "x", "w", "bias", "y", "y_row_bytes", "panels", *NEXT_FIELDS)
-# So many row tiles for each thread, and it keeps to its rows; then panels come to each core. Of small
-# panels one is enough, unless the cache is fetched, too: SmolLM2's head of 32 rows took 2.08 ms for
-# 2.18 (q8), 4.06 for 4.16 (bf16), one with inputs of 2,048 4 % more (2 cores, Zen 4, 2026-11-28).
+# So many row tiles for each thread, and it keeps to its rows; then panels come to each core. Where
+# panels are small one is enough, unless the cache is fetched, too: SmolLM2's head of 32 rows took
+# 2.08 ms for 2.18 (q8), 4.06 for 4.16 (bf16), one of 2,048 inputs 4 % more (Zen 4, 2026-11-28).
 OWN_TILES = 4
 SMALL_PANEL_BYTES = 40 << 10
 SCRATCH_FIELDS = ("scratch", "scratch_bytes")  # where weights are quantised
