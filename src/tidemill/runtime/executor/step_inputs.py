@@ -133,9 +133,10 @@ class StepInputs:
         header[abi.HEADER_TILES] = num_tiles
         header[abi.HEADER_CACHED_BLOCKS] = 0
         if row >= abi.LEAST_TOKENS_TO_FETCH_AHEAD:
-            # With the block that a sequence's next token goes to, unless it is its first.
-            ends = (entry.start and entry.start + 1 for entry in plan.entries)
-            counts = np.array([-(-end // self._block) for end in ends])
+            # What was begun, and the block that the next token of a sequence goes to.
+            counts = np.array(
+                [each.start // self._block + (each.start > 0) for each in plan.entries]
+            )
             num_listed = _list_blocks(self._tables, counts, self._cached_blocks)
             header[abi.HEADER_CACHED_BLOCKS] = num_listed
         return num_logit_rows
