@@ -34,6 +34,7 @@ from tidemill.quant.packing import pack_activations, pack_panels
 ROWS, K, N = 40, 192, 256
 BLOCK_BYTES = 3 * 1024
 BLOCKS = (3, 1, 6)
+NEXT_PANEL_BYTES = 4 * BLOCK_BYTES
 FORMATS = (
     (DType.BF16, DType.BF16),
     (DType.Q8, DType.Q8),
@@ -58,6 +59,7 @@ class Layer:
         self.w = pack_panels(weight, self.weight)
         self.scratch = np.zeros(2 * prepared_bytes(K, self.weight) + 64, np.uint8)
         self.k, self.v = (np.zeros((8, BLOCK_BYTES), np.uint8) for _ in range(2))
+        self.next_w = np.zeros((4, NEXT_PANEL_BYTES), np.uint8)
         isa, module = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]]), Module()
         emit_team(module, isa)
         form = format_for(isa, self.weight, self.activation)
@@ -79,6 +81,7 @@ class Layer:
             "scratch_bytes": prepared_bytes(K, self.weight), "k": self.k, "v": self.v,
             "blocks": np.array(blocks, np.int32), "num_blocks": count(len(blocks)),
             "block_bytes": BLOCK_BYTES, "fetch_from": first, "fetch_to": last,
+            "next_w": self.next_w, "next_panels": 4, "next_panel_bytes": NEXT_PANEL_BYTES,
         }  # fmt: skip
         record = np.zeros((1, abi.RECORD_WORDS), np.int64)
         words = [named[field] for field in kernel.fields]
@@ -148,6 +151,18 @@ def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch)
     keys, values = (asked_for.of(cache)[:, 1:].any(1).tolist() for cache in range(2))
     assert [block for block, is_asked in enumerate(keys) if is_asked] == [6]
     assert [block for block, is_asked in enumerate(values) if is_asked] == [1, 6]
+
+
+def test_each_thread_asks_for_the_panel_that_it_begins_the_next_layer_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked_for, layer = AskedFor(monkeypatch), Layer(DType.BF16, DType.BF16, 2)
+    layer.next_w = asked_for.caches.reshape(4, -1)
+    layer.run(BLOCKS)
+    for half in range(2):  # panels 0 and 2 take four blocks each
+        asked = asked_for.of(half)
+        assert asked[:4].all()
+        assert not asked[4:, 1:].any()
 
 
 @pytest.mark.parametrize(("weight", "activation"), FORMATS)
