@@ -57,7 +57,9 @@ def emit_for_cpu(
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    library = KernelLibrary(isa, config, tables, kv_layout(graph.ops, config).block_bytes_per_layer)
+    block_bytes = kv_layout(graph.ops, config).block_bytes_per_layer
+    has_groups = any(w.type.dtype.group_size for op in graph.ops for w in op.inputs)
+    library = KernelLibrary(isa, config, tables, block_bytes, has_groups)
     for op in graph.ops:
         library.kernel(op)
     return library
