@@ -86,7 +86,7 @@ def compile_for(engine: EngineFile, target: Target) -> NativeCode:
     isa = isa_for(target)
     lowered = _lower_again(engine, target)
     if any(getattr(lowered, name) != getattr(engine.manifest, name) for name in _SAME):
-        raise target_error(engine, "its weights are packed for that target alone; build")
+        raise target_error(engine, "its plan is for that target, or by another version; build")
     linked = compile_module(lowered.module, isa)
     section = CodeSection(
         target.name, tuple(sorted(target.required)), linked.entry_offsets, compiler_version()
