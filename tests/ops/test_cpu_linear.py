@@ -28,11 +28,13 @@ from tidemill.ir.graph import Op
 from tidemill.ir.storage import Array, widen
 from tidemill.ops.batch import Numerics
 from tidemill.ops.layout import LANES, PANEL, padded_n, round_up
+from tidemill.ops.linear.cpu import NEXT_FIELDS
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.row import activation_dtype
 from tidemill.quant.packing import interleave_gate, pack_activations, pack_panels, pad_vector
 
 EXACT = Numerics(np.float64)
+NOTHING_FOLLOWS = dict.fromkeys(NEXT_FIELDS, 0)
 VNNI = X86_64_V3_VNNI.name
 # A multiple of each group size, and one more panel than whole.
 SIZE_TO_SHAPE = {32: (96, 33), 64: (128, 96), 128: (256, 1)}
@@ -95,7 +97,7 @@ def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: in
         common: dict[str, Array | int] = {
             "rows": count(rows), "x": packed_x, "w": pack_panels(weight, dtype),
             "bias": pad_vector(bias) if has_bias else 0, "panels": padded_n(n) // PANEL,
-            "y_row_bytes": padded_n(n) * 4, **scratch(k, dtype),
+            "y_row_bytes": padded_n(n) * 4, **scratch(k, dtype), **NOTHING_FOLLOWS,
         }  # fmt: skip
         plain = make_op("linear", [x_type, w_type, *bias_types])
         nothing = wide_rows(np.zeros((rows, n), np.float32))

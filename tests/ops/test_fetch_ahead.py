@@ -13,10 +13,9 @@ from tests.ops.native_op import HOST_TARGETS, count
 from tidemill.base import abi
 from tidemill.base.dtypes import DType
 from tidemill.base.target import NAME_TO_TARGET
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.emitter import Pointer
 from tidemill.codegen.isa import isa_for
-from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.codegen.types import I64
@@ -34,6 +33,7 @@ from tidemill.quant.packing import pack_activations, pack_panels
 ROWS, K, N = 40, 192, 256
 BLOCK_BYTES = 3 * 1024
 BLOCKS = (3, 1, 6)
+NEXT_PANEL_BYTES = 4 * BLOCK_BYTES
 FORMATS = (
     (DType.BF16, DType.BF16),
     (DType.Q8, DType.Q8),
@@ -59,6 +59,7 @@ class Layer:
         self.w = pack_panels(weight, self.weight)
         self.scratch = np.zeros(2 * prepared_bytes(K, self.weight) + 64, np.uint8)
         self.k, self.v = (np.zeros((8, BLOCK_BYTES), np.uint8) for _ in range(2))
+        self.next_w = np.zeros((4, NEXT_PANEL_BYTES), np.uint8)
         isa, module = isa_for(NAME_TO_TARGET[HOST_TARGETS[0]]), Module()
         emit_team(module, isa)
         form = format_for(isa, self.weight, self.activation)
@@ -66,9 +67,7 @@ class Layer:
             LinearKernel(module, form, K, store(), piece_bytes).emit(symbol, default_table(form))
             for symbol, piece_bytes in (("plain", 0), ("ahead", BLOCK_BYTES))
         ]
-        machine = isa.target
-        text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
-        image = link_object(compile_ir(text, machine))
+        image = compile_module(module, isa)
         self.code = LoadedCode(image.data, image.entry_offsets)
 
     def run(self, blocks: tuple[int, ...], first: int = 0, last: int = ALL_PIECES) -> Array:
@@ -80,6 +79,7 @@ class Layer:
             "scratch_bytes": prepared_bytes(K, self.weight), "k": self.k, "v": self.v,
             "blocks": np.array(blocks, np.int32), "num_blocks": count(len(blocks)),
             "block_bytes": BLOCK_BYTES, "fetch_from": first, "fetch_to": last,
+            "next_w": self.next_w, "next_panels": 4, "next_panel_bytes": NEXT_PANEL_BYTES,
         }  # fmt: skip
         record = np.zeros((1, abi.RECORD_WORDS), np.int64)
         words = [named[field] for field in kernel.fields]
@@ -151,6 +151,18 @@ def test_a_layer_fetches_its_part_of_the_pieces(monkeypatch: pytest.MonkeyPatch)
     assert [block for block, is_asked in enumerate(values) if is_asked] == [1, 6]
 
 
+def test_each_thread_asks_for_the_panel_that_it_begins_the_next_layer_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked_for, layer = AskedFor(monkeypatch), Layer(DType.BF16, DType.BF16, 2)
+    layer.next_w = asked_for.caches.reshape(4, -1)
+    layer.run(BLOCKS)
+    for half in range(2):  # panels 0 and 2 take four blocks each
+        asked = asked_for.of(half)
+        assert asked[:4].all()
+        assert not asked[4:, 1:].any()
+
+
 @pytest.mark.parametrize(("weight", "activation"), FORMATS)
 def test_of_a_huge_piece_the_first_part_is_fetched_by_no_more_code(
     weight: DType, activation: DType
@@ -159,9 +171,8 @@ def test_of_a_huge_piece_the_first_part_is_fetched_by_no_more_code(
     form = format_for(isa, weight, activation)
 
     def num_prefetches(piece_bytes: int) -> int:
-        module, machine = Module(), isa.target
+        module = Module()
         LinearKernel(module, form, K, store(), piece_bytes).emit("layer", default_table(form))
-        text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
-        return text.count("@llvm.prefetch")
+        return module.text(isa).count("@llvm.prefetch")
 
     assert num_prefetches(64) < num_prefetches(1 << 20) == num_prefetches(1 << 30)

@@ -121,7 +121,7 @@ def test_inputs_that_go_on_are_those_filled_anew() -> None:
         np.testing.assert_array_equal(going_on.memory, anew.memory)
 
 
-def test_a_step_of_many_tokens_lists_the_blocks_that_it_reads() -> None:
+def test_a_step_of_many_tokens_lists_the_blocks_that_it_reads_and_writes_next() -> None:
     specs, _ = place_inputs(BuildConfig(4, 64, 64, 64, 1, 8))
     inputs = StepInputs(replace(make_manifest(), inputs=tuple(specs.values())), LIMITS)
     header, listed = inputs._at.header, inputs._cached_blocks
@@ -130,6 +130,6 @@ def test_a_step_of_many_tokens_lists_the_blocks_that_it_reads() -> None:
     assert header[abi.HEADER_CACHED_BLOCKS] == 0, "memory is the limit of small steps"
     chunk = PlanEntry(2, tuple(range(15)), 8, [6, 3, 5], 0, SamplingParams())
     inputs.fill(StepPlan((decode, chunk)))
-    assert header[abi.HEADER_CACHED_BLOCKS] == 4
+    assert header[abi.HEADER_CACHED_BLOCKS] == 5
     # The last sequence comes first; numbers are one more, as block 0 is the null block.
-    assert listed[:4].tolist() == [7, 5, 3, 10]
+    assert listed[:5].tolist() == [7, 4, 5, 3, 10]

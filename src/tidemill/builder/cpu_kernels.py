@@ -26,7 +26,7 @@ from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import TacticTable, default_table
 from tidemill.ops.paged_attention.cpu import AttentionKernel, tile_tokens
 from tidemill.ops.quantize import cpu as quantize_cpu
-from tidemill.ops.rms_norm import cpu as rms_norm_cpu
+from tidemill.ops.rms_norm.cpu import RmsNormKernel
 from tidemill.ops.rope_cache.cpu import RopeCacheKernel
 from tidemill.ops.sample import cpu as sample_cpu
 
@@ -34,7 +34,8 @@ from tidemill.ops.sample import cpu as sample_cpu
 class KernelLibrary:
     """Emits kernels into one module on demand.
 
-    `piece_bytes` of the cache are what a linear layer's tile fetches ahead for an attention.
+    `piece_bytes` of the cache are what a linear layer's tile fetches ahead for an attention. Rows
+    of 8 bits have the sums of their blocks if `has_sums`.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class KernelLibrary:
         config: BuildConfig,
         tables: Mapping[Width, TacticTable] | None = None,
         piece_bytes: int = 0,
+        has_sums: bool = True,
     ) -> None:
         self.module = Module()
         self._isa, self._config, self._tables = isa, config, tables or {}
-        self._piece_bytes = piece_bytes
+        self._piece_bytes, self._has_sums = piece_bytes, has_sums
         self._kernels: dict[str, Kernel] = {}
         self._kind_to_emit: dict[str, Callable[[Op], Kernel]] = {
             "embedding": self._embedding,
@@ -81,12 +83,11 @@ class KernelLibrary:
     def _rms_norm(self, op: Op) -> Kernel:
         activation, columns = op.outputs[0].type.dtype, _columns(op)
         epsilon = float(op.attrs["epsilon"])
+        emitter = RmsNormKernel(self._isa, activation, columns, epsilon, self._has_sums)
         # Norms of equal width may differ in epsilon: it is part of the identity.
         return self._once(
             f"rms_norm_{activation.value}_{columns}_{epsilon!r}".replace("-", "m"),
-            lambda symbol: rms_norm_cpu.emit(
-                self.module, symbol, self._isa, activation, columns, epsilon
-            ),
+            lambda symbol: emitter.emit(self.module, symbol),
         )
 
     def _linear(self, op: Op) -> Kernel:
@@ -103,7 +104,9 @@ class KernelLibrary:
         activation, columns = op.inputs[0].type.dtype, _columns(op)
         return self._once(
             f"quantize_{activation.value}_{columns}",
-            lambda symbol: quantize_cpu.emit(self.module, symbol, activation, columns),
+            lambda symbol: quantize_cpu.emit(
+                self.module, symbol, activation, columns, self._has_sums
+            ),
         )
 
     def _rope_cache(self, op: Op) -> Kernel:

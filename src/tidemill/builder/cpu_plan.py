@@ -9,7 +9,7 @@ code differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidemill.base import abi
 from tidemill.base.errors import BuildError, UnsupportedError
@@ -22,7 +22,7 @@ from tidemill.codegen.isa import Isa
 from tidemill.codegen.module import Module
 from tidemill.engine.manifest import KvLayout, Operand, PlanOp, TensorSpec
 from tidemill.ir.graph import Graph, Op
-from tidemill.ops.layout import LANES, PANEL, padded_n, round_up, wide_row
+from tidemill.ops.layout import LANES, PANEL, padded_n, panel_bytes, round_up, wide_row
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import TacticTable
 from tidemill.ops.row import StepSizes
@@ -57,7 +57,9 @@ def emit_for_cpu(
     Raises: UnsupportedError for head widths that the kernels do not take.
     """
     _check_shapes(graph, config)
-    library = KernelLibrary(isa, config, tables, kv_layout(graph.ops, config).block_bytes_per_layer)
+    block_bytes = kv_layout(graph.ops, config).block_bytes_per_layer
+    has_groups = any(w.type.dtype.group_size for op in graph.ops for w in op.inputs)
+    library = KernelLibrary(isa, config, tables, block_bytes, has_groups)
     for op in graph.ops:
         library.kernel(op)
     return library
@@ -68,12 +70,15 @@ def lower_for_cpu(
 ) -> CpuPlan:
     """Lower a graph of ops to records that call the library's kernels."""
     places, kv = OperandPlaces(graph, config, sink), kv_layout(graph.ops, config)
-    errands = plan_errands(graph.ops)
+    errands, followers = plan_errands(graph.ops), _next_linear(graph)
     plan = []
     for op in graph.ops:
-        errand = errands.get(op.outputs[0].name)
-        fetched = _fetched_ahead(errand, places, kv) if errand else []
-        plan.append(_lower(op, library, places, fetched))
+        operands = _KIND_TO_OPERANDS[op.kind](op, places)
+        if op.kind in LINEAR_KINDS:
+            name = op.outputs[0].name
+            operands += _fetched_next(followers[name], places)
+            operands += _fetched_ahead(errands[name], places, kv)
+        plan.append(_lower(op, library, operands))
     return CpuPlan(
         library.module,
         tuple(plan),
@@ -107,9 +112,8 @@ def _check_shapes(graph: Graph, config: BuildConfig) -> None:
         )
 
 
-def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[Operand]) -> PlanOp:
+def _lower(op: Op, library: KernelLibrary, listed: list[Operand]) -> PlanOp:
     kernel = library.kernel(op)
-    listed = _KIND_TO_OPERANDS[op.kind](op, places) + fetched
     operands = {operand.name: operand for operand in listed}
     assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
     fixed = OPS[op.kind].cost(op, _NO_TOKENS)
@@ -119,6 +123,23 @@ def _lower(op: Op, library: KernelLibrary, places: OperandPlaces, fetched: list[
         tuple(operands[field] for field in kernel.fields),
         flops_per_row=row.flops, bytes_fixed=fixed.bytes,
     )  # fmt: skip
+
+
+def _next_linear(graph: Graph) -> dict[str, Op]:
+    """The linear op behind each, by its output's name; behind the last one the first."""
+    ops = [op for op in graph.ops if op.kind in LINEAR_KINDS]
+    return {op.outputs[0].name: after for op, after in zip(ops, ops[1:] + ops[:1], strict=True)}
+
+
+def _fetched_next(op: Op, at: OperandPlaces) -> list[Operand]:
+    """What a linear layer that is done fetches of the next one."""
+    weight = op.inputs[1].type
+    size = panel_bytes(int(weight.shape[1]), weight.dtype)
+    return [
+        replace(_matrix(op, at), name="next_w"),
+        Operand("next_panels", "immediate", _num_panels(op)),
+        Operand("next_panel_bytes", "immediate", size),
+    ]
 
 
 def _fetched_ahead(errand: Errand, at: OperandPlaces, kv: KvLayout) -> list[Operand]:
@@ -221,14 +242,11 @@ def _scratch_bytes(op: Op) -> int:
 
 def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
     x, *weights = op.inputs
-    if op.kind == "linear_gated":
-        matrix = at.joined("w", weights[0], weights[1])
-        bias = at.joined("bias", weights[2], weights[3]) if has_bias(op) else None
-        num_outputs = 2 * round_up(int(weights[0].type.shape[0]), LANES)
-    else:
-        matrix = at.matrix("w", weights[0])
-        bias = at.vector("bias", weights[1]) if has_bias(op) else None
-        num_outputs = int(weights[0].type.shape[0])
+    matrix, bias = _matrix(op, at), None
+    if has_bias(op) and op.kind == "linear_gated":
+        bias = at.joined("bias", weights[2], weights[3])
+    elif has_bias(op):
+        bias = at.vector("bias", weights[1])
     return [
         at.rows(op),
         at.buffer("x", x),
@@ -236,9 +254,21 @@ def _linear(op: Op, at: OperandPlaces) -> list[Operand]:
         bias or Operand("bias", "immediate", 0),
         at.buffer("y", op.outputs[0]),
         Operand("y_row_bytes", "immediate", at.buffer_row_bytes(op.outputs[0])),
-        Operand("panels", "immediate", padded_n(num_outputs) // PANEL),
+        Operand("panels", "immediate", _num_panels(op)),
         *(_scratch(op, at) if weights[0].type.dtype.is_coded else ()),
     ]
+
+
+def _matrix(op: Op, at: OperandPlaces) -> Operand:
+    is_gated = op.kind == "linear_gated"
+    return at.joined("w", *op.inputs[1:3]) if is_gated else at.matrix("w", op.inputs[1])
+
+
+def _num_panels(op: Op) -> int:
+    num_outputs = int(op.inputs[1].type.shape[0])
+    if op.kind == "linear_gated":
+        num_outputs = 2 * round_up(num_outputs, LANES)
+    return padded_n(num_outputs) // PANEL
 
 
 # How an op's record is filled, by operand name.

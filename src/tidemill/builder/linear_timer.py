@@ -18,14 +18,13 @@ import numpy.typing as npt
 from tidemill.base import abi
 from tidemill.base.dtypes import DType
 from tidemill.builder.machine_limits import SETTLE_S
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import Isa
-from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.device.cpu import LoadedCode, MeasuringTeam, address_of, allocate
 from tidemill.ir.storage import Array, narrow
-from tidemill.ops.layout import PANEL, padded_n, wide_row
+from tidemill.ops.layout import PANEL, padded_n, panel_bytes, wide_row
 from tidemill.ops.linear.cpu import LinearKernel
 from tidemill.ops.linear.epilogue import store
 from tidemill.ops.linear.formats import format_for
@@ -83,15 +82,17 @@ class LinearTimer:
         scratch_bytes = prepared_bytes(shape.k, shape.weight)
         self._scratch = allocate(num_threads * scratch_bytes)
         code, symbols = _compile(shape, isa, tables)
+        num_panels = padded_n(shape.n) // PANEL
         records = np.zeros((len(symbols), len(self._weights), abi.RECORD_WORDS), np.int64)
-        records[:, :, 1:10] = (
+        records[:, :, 1:13] = (
             address_of(self._num_rows), address_of(self._x), 0, 0, address_of(self._y),
-            self._y.strides[0], padded_n(shape.n) // PANEL, address_of(self._scratch),
-            scratch_bytes,
+            self._y.strides[0], num_panels, 0, num_panels, panel_bytes(shape.k, shape.weight),
+            address_of(self._scratch), scratch_bytes,
         )  # fmt: skip
         for of_candidate, symbol in zip(records, symbols, strict=True):
             of_candidate[:, 0] = code.address(symbol)
             of_candidate[:, 3] = [address_of(copy) for copy in self._weights]
+            of_candidate[:, 8] = np.roll(of_candidate[:, 3], -1)
         self._team = MeasuringTeam(code, records.reshape(-1, abi.RECORD_WORDS), num_threads)
 
     def settle(self) -> None:
@@ -140,7 +141,5 @@ def _compile(
     symbols = [f"candidate{index}" for index in range(len(tables))]
     for symbol, table in zip(symbols, tables, strict=True):
         kernel.emit(symbol, table)
-    target = isa.target
-    text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-    image = link_object(compile_ir(text, target))
+    image = compile_module(module, isa)
     return LoadedCode(image.data, image.entry_offsets), symbols

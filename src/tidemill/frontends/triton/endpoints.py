@@ -111,7 +111,7 @@ def choose_endpoints(
             where=host,
             expected="free ports",
             got="; ".join(faults),
-            hint="other ports, or stop what listens there",
+            hint="other ports or another host, or stop what listens there",
         )
     return Endpoints(host, chosen, http_host)
 

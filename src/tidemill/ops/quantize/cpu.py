@@ -3,8 +3,8 @@
 Legend: rows over threads, K columns. Two passes over a row: the largest magnitude, then the
 levels. f32 throughout, in the reference's order of operations, so that levels agree bit for bit.
 Only whole vectors of columns are touched: what pads the last one must be zero, what lies behind it
-may be anything. Whole blocks of 32 columns also get the sum of their bytes. `quantize_row` also
-serves RMS norm.
+may be anything. With `has_sums` whole blocks of 32 columns also get the sum of their bytes, which
+weights by group want. `quantize_row` also serves RMS norm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ FIELDS = ("rows", "x", "y")
 _OFFSET = 128
 
 
-def quantize_row(f: Function, load: Callable[[Value], Value], columns: int, y: Pointer) -> None:
+def quantize_row(
+    f: Function, load: Callable[[Value], Value], columns: int, y: Pointer, has_sums: bool
+) -> None:
     """Quantise one row: `load(c)` gives the f32 lanes from column c on, and is called twice."""
     row, largest = round_up(columns, LANES), f.registers(V)
     largest[0] = f.zero(V)
@@ -40,14 +42,15 @@ def quantize_row(f: Function, load: Callable[[Value], Value], columns: int, y: P
 
     sums = y.bytes(sums_at(columns)).of(F32)
     with f.loop(0, columns // PANEL * PANEL, PANEL) as c:
-        total = (level(c) + level(c + LANES)).lanes_sum().to(F32)
-        sums[c // PANEL] = total.lane(0)
+        total = level(c) + level(c + LANES)
+        if has_sums:
+            sums[c // PANEL] = total.lanes_sum().to(F32).lane(0)
     for at in range(columns // PANEL * PANEL, row, LANES):
         level(f.constant(at, I64))
     y.bytes(scale_at(columns)).of(F32)[0] = most.lane(0) * (1 / 127)
 
 
-def emit(module: Module, symbol: str, activation: DType, columns: int) -> Kernel:
+def emit(module: Module, symbol: str, activation: DType, columns: int, has_sums: bool) -> Kernel:
     """Emit the kernel for rows of `columns` activations."""
     kernel, frame = open_kernel(module, symbol, FIELDS)
     f = frame.f
@@ -60,5 +63,5 @@ def emit(module: Module, symbol: str, activation: DType, columns: int) -> Kernel
         def load(c: Value, x: Pointer = x) -> Value:
             return load_f32(x.bytes(c * activation.itemsize_bytes), 0, LANES, activation)
 
-        quantize_row(f, load, columns, y)
+        quantize_row(f, load, columns, y, has_sums)
     return kernel

@@ -17,7 +17,7 @@ from tidemill.codegen.kernel import Frame, Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
 from tidemill.codegen.vector_math import exp
-from tidemill.ops.layout import wide_row
+from tidemill.ops.layout import PANEL, wide_row
 from tidemill.ops.sample.edits_cpu import BANNED, edit_row
 
 FIELDS = (
@@ -33,10 +33,9 @@ _ODD_BITS = 0x7FFFFFFF
 def emit(module: Module, symbol: str, vocab_size: int) -> Kernel:
     """Emit the kernel for rows of `vocab_size` logits."""
     kernel, frame = open_kernel(module, symbol, FIELDS)
-    f, rows = frame.f, frame.count("rows")
-    share = (rows - frame.thread + frame.num_threads - 1) // frame.num_threads
-    with f.loop(0, share) as n:
-        row = frame.thread + n * frame.num_threads
+    f = frame.f
+    first, last = frame.share(frame.count("rows"))  # as a head of many rows leaves them to cores
+    with f.loop(first, last) as row:
         logits = frame.pointer("logits", F32).at(row * wide_row(vocab_size))
         scratch = frame.pointer("scratch", F32).bytes(frame.thread * frame.integer("scratch_bytes"))
         edits = frame.pointer("edits", I64).at(row * EDIT_WORDS)
@@ -56,17 +55,19 @@ def emit(module: Module, symbol: str, vocab_size: int) -> Kernel:
 def _argmax(f: Function, logits: Pointer, vocab_size: int, token: Pointer) -> None:
     """The lowest index of the largest logit."""
     best, where = f.registers(V), f.registers(_I32V)
-    best[0], where[0] = f.constant(LOWEST, V), f.zero(_I32V)
+    for u in range(2):
+        best[u], where[u] = f.constant(LOWEST, V), f.zero(_I32V)
     lanes = f.table(list(range(LANES)), I32)
-    with f.loop(0, wide_row(vocab_size), LANES) as c:
-        index = lanes + c.to(I32).splat(LANES)
-        value = f.select(index < vocab_size, logits.vec(c, LANES), LOWEST)
-        is_more = value > best[0]
-        best[0] = f.select(is_more, value, best[0])
-        where[0] = f.select(is_more, index, where[0])
-    peak = best[0].lanes_max()
-    candidates = f.select(best[0].eq(peak), where[0], _ODD_BITS)
-    token[0] = candidates.butterfly(lambda a, b: a.min(b)).lane(0)
+    with f.loop(0, wide_row(vocab_size), PANEL) as c:
+        for u in range(2):
+            index = lanes + (c + u * LANES).to(I32).splat(LANES)
+            value = f.select(index < vocab_size, logits.vec(c + u * LANES, LANES), LOWEST)
+            is_more = value > best[u]
+            best[u] = f.select(is_more, value, best[u])
+            where[u] = f.select(is_more, index, where[u])
+    peak = best[0].max(best[1]).lanes_max()
+    first, second = (f.select(best[u].eq(peak), where[u], _ODD_BITS) for u in range(2))
+    token[0] = first.min(second).butterfly(lambda a, b: a.min(b)).lane(0)
 
 
 class _Row:

@@ -133,8 +133,8 @@ class StepInputs:
         header[abi.HEADER_TILES] = num_tiles
         header[abi.HEADER_CACHED_BLOCKS] = 0
         if row >= abi.LEAST_TOKENS_TO_FETCH_AHEAD:
-            counts = np.array([-(-entry.start // self._block) for entry in plan.entries])
-            num_listed = _list_blocks(self._tables, counts, self._cached_blocks)
+            counts = [entry.start and entry.start // self._block + 1 for entry in plan.entries]
+            num_listed = _list_blocks(self._tables, np.array(counts), self._cached_blocks)
             header[abi.HEADER_CACHED_BLOCKS] = num_listed
         return num_logit_rows
 
@@ -212,7 +212,8 @@ class StepInputs:
 def _list_blocks(tables: Array, counts: Array, to: Array) -> int:
     """List the first `counts` blocks of each sequence, the last sequence first, as attention reads.
 
-    Returns how many there were room for.
+    Of a sequence that has begun also the one that its next token goes to is wanted: writing to it
+    would wait for its lines. Returns how many there were room for.
     """
     most = counts.max()
     is_listed = np.arange(most) < counts[::-1, None]
