@@ -29,9 +29,8 @@ from tidemill.base.target import host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary, kv_layout
 from tidemill.builder.machine_limits import MachineLimits
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import isa_for
-from tidemill.codegen.link import link_object
 from tidemill.device.cpu import LoadedCode, Team, address_of, allocate
 from tidemill.engine.manifest import KvLayout
 from tidemill.ir.graph import Op, TensorType, Value
@@ -182,9 +181,7 @@ def _compile(
     isa = isa_for(host_targets()[0])
     library = KernelLibrary(isa, config)
     kernel = library.kernel(op)
-    machine = isa.target
-    text = library.module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
-    image = link_object(compile_ir(text, machine))
+    image = compile_module(library.module, isa)
     code = LoadedCode(image.data, image.entry_offsets)
     found = op, kv_layout([op], config), code, (kernel.symbol, kernel.fields)
     _compiled[model, dtype] = found

@@ -172,7 +172,7 @@ def test_weights_that_are_packed_for_their_target_alone_are_refused(
         return replace(lowered, **{part: other})
 
     monkeypatch.setattr(retarget, "_lower_again", lower_otherwise)
-    with pytest.raises(EngineTargetError, match="packed for that target alone"):
+    with pytest.raises(EngineTargetError, match="its plan is for that target, or by"):
         ensure_native_code(foreign)
 
 

@@ -18,10 +18,9 @@ from tidemill.base.dtypes import DType
 from tidemill.base.target import host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import isa_for
 from tidemill.codegen.kernel import Kernel
-from tidemill.codegen.link import link_object
 from tidemill.device.cpu import LoadedCode, Team, address_of
 from tidemill.ir.graph import Op
 from tidemill.ir.storage import Array, narrow
@@ -73,9 +72,7 @@ def _compile(
         isa = isa_for(TARGETS[target])
         library = KernelLibrary(isa, BuildConfig(1, 1, 1, 1, 1, tokens_per_block))
         kernels = [library.kernel(op) for op in ops]
-        machine = isa.target
-        text = library.module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
-        image = link_object(compile_ir(text, machine))
+        image = compile_module(library.module, isa)
         _compiled[key] = LoadedCode(image.data, image.entry_offsets), kernels
     return _compiled[key]
 

@@ -15,9 +15,8 @@ from tidemill.base.dtypes import DType
 from tidemill.base.target import AARCH64, AARCH64_DOTPROD, Target
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import isa_for
-from tidemill.codegen.link import link_object
 from tidemill.ir.storage import Array
 
 CODE, STACK, DATA, RETURN = 0x1000_0000, 0x2000_0000, 0x4000_0000, 0x7000_0000
@@ -72,8 +71,7 @@ def test_emulated_linear_layers_equal_their_references(
     isa = isa_for(target)
     library = KernelLibrary(isa, BuildConfig(1, 1, 1, 1, 1, 32))
     kernels = [library.kernel(case.op) for case in cases]
-    text = library.module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-    image = link_object(compile_ir(text, target))
+    image = compile_module(library.module, isa)
     for case, kernel in zip(cases, kernels, strict=True):
         machine = Machine(bytes(image.data))
         places = {

@@ -13,10 +13,9 @@ from tests.ops.native_op import HOST_TARGETS, count
 from tidemill.base import abi
 from tidemill.base.dtypes import DType
 from tidemill.base.target import NAME_TO_TARGET
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.emitter import Pointer
 from tidemill.codegen.isa import isa_for
-from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.codegen.types import I64
@@ -67,9 +66,7 @@ class Layer:
             LinearKernel(module, form, K, store(), piece_bytes).emit(symbol, default_table(form))
             for symbol, piece_bytes in (("plain", 0), ("ahead", BLOCK_BYTES))
         ]
-        machine = isa.target
-        text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
-        image = link_object(compile_ir(text, machine))
+        image = compile_module(module, isa)
         self.code = LoadedCode(image.data, image.entry_offsets)
 
     def run(self, blocks: tuple[int, ...], first: int = 0, last: int = ALL_PIECES) -> Array:
@@ -173,9 +170,8 @@ def test_of_a_huge_piece_the_first_part_is_fetched_by_no_more_code(
     form = format_for(isa, weight, activation)
 
     def num_prefetches(piece_bytes: int) -> int:
-        module, machine = Module(), isa.target
+        module = Module()
         LinearKernel(module, form, K, store(), piece_bytes).emit("layer", default_table(form))
-        text = module.text(machine.triple, machine.cpu, machine.features, isa.vector_bits)
-        return text.count("@llvm.prefetch")
+        return module.text(isa).count("@llvm.prefetch")
 
     assert num_prefetches(64) < num_prefetches(1 << 20) == num_prefetches(1 << 30)

@@ -29,10 +29,9 @@ from tidemill.builder.pass_contract import PassResult
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
 from tidemill.builder.tactics import ChosenTactics, measure_tactics, shipped_tactics
 from tidemill.checkpoint.checkpoint import Checkpoint
-from tidemill.codegen.compile import compile_ir, compiler_version
+from tidemill.codegen.compile import compile_module, compiler_version
 from tidemill.codegen.isa import Isa, isa_for
-from tidemill.codegen.link import CodeImage, link_object
-from tidemill.codegen.module import Module
+from tidemill.codegen.link import CodeImage
 from tidemill.engine.manifest import CodeSection, Manifest
 from tidemill.engine.writer import EngineWriter
 from tidemill.ir.graph import Graph, TensorType
@@ -123,7 +122,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         with stages.time("emit"):
             kernels = emit_for_cpu(graph, resolved.config, isa, tactics.tables)
         with ThreadPoolExecutor(1) as compiler:  # the compiler does not hold the interpreter
-            compiling = compiler.submit(_compile, kernels.module, isa)
+            compiling = compiler.submit(compile_module, kernels.module, isa)
             with stages.time("pack"):
                 plan = lower_for_cpu(graph, resolved.config, kernels, sink)
             with stages.time("compile"):
@@ -222,13 +221,6 @@ class _PackingSink:
 def _stored_bytes(value_type: TensorType) -> int:
     *rows, columns = map(int, value_type.shape)
     return prod(rows) * value_type.dtype.row_bytes(columns)
-
-
-def _compile(module: Module, isa: Isa) -> CodeImage:
-    target = isa.target
-    text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-    say(Level.CODE, "codegen", text)
-    return link_object(compile_ir(text, target))
 
 
 def _manifest(

@@ -80,16 +80,14 @@ def compile_for(engine: EngineFile, target: Target) -> NativeCode:
 
     Raises: EngineTargetError when that target's plan is not the engine's.
     """
-    from tidemill.codegen.compile import compile_ir, compiler_version
+    from tidemill.codegen.compile import compile_module, compiler_version
     from tidemill.codegen.isa import isa_for
-    from tidemill.codegen.link import link_object
 
     isa = isa_for(target)
     lowered = _lower_again(engine, target)
     if any(getattr(lowered, name) != getattr(engine.manifest, name) for name in _SAME):
-        raise target_error(engine, "its weights are packed for that target alone; build")
-    text = lowered.module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-    linked = link_object(compile_ir(text, target))
+        raise target_error(engine, "its plan is for that target, or by another version; build")
+    linked = compile_module(lowered.module, isa)
     section = CodeSection(
         target.name, tuple(sorted(target.required)), linked.entry_offsets, compiler_version()
     )

@@ -33,10 +33,6 @@ class Mapping:
         return self.rank // self.tp_size
 
     @property
-    def is_first_stage(self) -> bool:
-        return self.pp_rank == 0
-
-    @property
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 

@@ -18,9 +18,8 @@ import numpy.typing as npt
 from tidemill.base import abi
 from tidemill.base.dtypes import DType
 from tidemill.builder.machine_limits import SETTLE_S
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import Isa
-from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.device.cpu import LoadedCode, MeasuringTeam, address_of, allocate
@@ -142,7 +141,5 @@ def _compile(
     symbols = [f"candidate{index}" for index in range(len(tables))]
     for symbol, table in zip(symbols, tables, strict=True):
         kernel.emit(symbol, table)
-    target = isa.target
-    text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-    image = link_object(compile_ir(text, target))
+    image = compile_module(module, isa)
     return LoadedCode(image.data, image.entry_offsets), symbols

@@ -14,11 +14,10 @@ import numpy as np
 
 from tidemill.base import abi
 from tidemill.base.target import host_targets
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.emitter import Value
 from tidemill.codegen.isa import LANES, V, isa_for
 from tidemill.codegen.kernel import open_kernel
-from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.codegen.types import I32, Type
@@ -47,9 +46,7 @@ class MachineLimits:
         _emit_dots(module, "bf16_dots", V, isa.dot_pair)
         _emit_dots(module, "int8_dots", I32.x(LANES), isa.dot_quad)
         _emit_dots(module, "f32_dots", V, _multiply_add)
-        target = isa.target
-        text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-        image = link_object(compile_ir(text, target))
+        image = compile_module(module, isa)
         code = LoadedCode(image.data, image.entry_offsets)
         self._memory = allocate(READ_BYTES)
         self._memory[:] = 1

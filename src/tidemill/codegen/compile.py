@@ -1,4 +1,4 @@
-"""IR text -> object code, through llvmlite.
+"""Modules -> code images, through llvmlite.
 
 The loop and vectorising passes stay off: the emitter has unrolled and vectorised by hand. The only
 module that imports llvmlite; a machine that only serves does not need it.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-from tidemill.base.target import Target
+from tidemill.base.debug import Level, say
+from tidemill.codegen.isa import Isa
+from tidemill.codegen.link import CodeImage, link_object
+from tidemill.codegen.module import Module
 
 
 def compiler_version() -> str:
@@ -16,21 +19,22 @@ def compiler_version() -> str:
     return "LLVM " + ".".join(map(str, llvm.llvm_version_info))
 
 
-def compile_ir(text: str, target: Target) -> bytes:
-    """Compile a module to a relocatable ELF object for `target`."""
+def compile_module(module: Module, isa: Isa) -> CodeImage:
+    """Compile a module for the CPU of an instruction set, and link it."""
+    text, target = module.text(isa), isa.target
+    say(Level.CODE, "codegen", text)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="small"
     )
-    module = llvm.parse_assembly(text)
-    module.verify()
+    parsed = llvm.parse_assembly(text)
+    parsed.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = False
     options.slp_vectorization = False
     options.loop_unrolling = False
     options.loop_interleaving = False
     passes = llvm.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(module, passes)
-    code: bytes = machine.emit_object(module)
-    return code
+    passes.getModulePassManager().run(parsed, passes)
+    return link_object(machine.emit_object(parsed))

@@ -10,10 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from tidemill.base.target import Target, host_targets
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.emitter import Function, Value
 from tidemill.codegen.isa import LANES, Isa, isa_for
-from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I64, PTR
 from tidemill.codegen.vector_math import exp2, exp2_by_tables, exp2_tables, silu
@@ -44,9 +43,7 @@ def results_of(isa: Isa, compute: Callable[[Function, Value], Value], x: Floats)
     source, to = (arg.as_pointer(F32) for arg in f.args[:2])
     with f.loop(0, f.args[2], LANES) as i:
         to.put(i, compute(f, source.vec(i, LANES)))
-    target = isa.target
-    text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-    image = link_object(compile_ir(text, target))
+    image = compile_module(module, isa)
     code = LoadedCode(image.data, image.entry_offsets)
     y = np.empty_like(x)
     call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)

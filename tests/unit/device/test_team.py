@@ -12,9 +12,8 @@ import pytest
 from tidemill.base import abi
 from tidemill.base.cpus import physical_cpus
 from tidemill.base.target import host_targets
-from tidemill.codegen.compile import compile_ir
+from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import isa_for
-from tidemill.codegen.link import link_object
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.device.cpu import LoadedCode, MeasuringTeam, Team
@@ -30,9 +29,7 @@ pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="one core leaves no choic
 def code() -> LoadedCode:
     isa, module = isa_for(host_targets()[0]), Module()
     emit_team(module, isa)
-    target = isa.target
-    text = module.text(target.triple, target.cpu, target.features, isa.vector_bits)
-    image = link_object(compile_ir(text, target))
+    image = compile_module(module, isa)
     return LoadedCode(image.data, image.entry_offsets)
 
 
