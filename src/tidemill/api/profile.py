@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -144,9 +144,12 @@ def profile_engine(request: ProfileRequest, progress: Progress | None = None) ->
     )
     limits = MachineLimits(num_threads)
     try:
-        executor.execute(_plan(request, executor.limits.tokens_per_block))
+        block = executor.limits.tokens_per_block
+        # As in service, memory is arranged before high blocks are touched: they get huge pages.
+        executor.execute(_plan(replace(request, batch_size=1, position=0, num_tokens=1), block))
         while executor.arrange_memory():
             pass
+        executor.execute(_plan(request, block))
         executor.cache.write()
         rounds = list(_rounds(request.num_rounds, executor, limits, progress))
         return _report(request, num_threads, executor, rounds)
