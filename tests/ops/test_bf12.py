@@ -8,6 +8,7 @@ import pytest
 from tests.compare import assert_same_bits
 from tests.ops.judge import make_op, tensor
 from tests.ops.native_op import HOST_TARGETS, count, draw_stored, run_native, wide_rows
+from tests.ops.test_cpu_linear import NOTHING_FOLLOWS, scratch
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError
 from tidemill.ir.storage import Array, narrow, widen
@@ -19,7 +20,6 @@ from tidemill.ops.layout import (
     padded_n,
     panel_header_bytes,
 )
-from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.quant.packing import pack_activations, pack_panels
 
 
@@ -91,11 +91,8 @@ def test_products_have_the_bits_of_bf16(target: str, rows: int) -> None:
         record: dict[str, Array | int] = {
             "rows": count(rows), "x": pack_activations(x, DType.BF16), "bias": 0, "y": y,
             "w": pack_panels(weight, dtype), "panels": padded_n(n) // PANEL,
-            "y_row_bytes": y.strides[0],
+            "y_row_bytes": y.strides[0], **scratch(k, dtype), **NOTHING_FOLLOWS,
         }  # fmt: skip
-        if dtype is DType.BF12:
-            size = prepared_bytes(k, dtype)
-            record |= {"scratch": np.zeros(2 * size, np.uint8), "scratch_bytes": size}
         run_native(target, [op], [record], num_threads=1 + rows % 2)
         results.append(y)
     assert_same_bits(results[0], results[1], "products")
