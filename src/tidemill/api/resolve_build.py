@@ -97,7 +97,7 @@ def _resolve_quantization(request: BuildRequest, model: CheckpointConfig) -> Qua
         raise ConfigError(
             "the head cannot have 4-bit weights",
             where="--quant_head",
-            expected="none, w8a16, w8a8 or fp8",
+            expected="none, w12a16, w8a16, w8a8 or fp8",
             got=head.name,
             hint="it is the embedding of a tied model; leave --quant_head out for 8 bits",
         )
