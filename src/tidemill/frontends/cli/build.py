@@ -109,7 +109,8 @@ def build(
     quant_head: Annotated[
         str | None,
         typer.Option(
-            "--quant_head", help="Scheme of head and embedding; default: --quant's; 8 bits beside 4."
+            "--quant_head",
+            help="Scheme of head and embedding; default: --quant's; 8 bits beside 4.",
         ),
     ] = None,
     is_tuned: Annotated[
