@@ -53,13 +53,14 @@ def unpack(panel: Array, k: int) -> Array:
 def test_every_weight_comes_back(k: int) -> None:
     rng = np.random.default_rng(k)
     sizes = 10.0 ** rng.integers(-4, 4, (45, 1))
-    sizes[[9, 34]] = 1e-3  # whose scales are under 1, so that what is hardly a number stays one
+    sizes[9] = 1e-3  # a scale under 1, which what is hardly a number is divided by
     weights = rng.standard_normal((45, k)).astype(np.float32) * sizes
     weights[rng.random(weights.shape) < 0.1] = 0
-    weights[5] = 0
+    weights[[5, 34]] = 0
     odd = [1e-30, -1e30, 2.0**-133, 1e32, -(2.0**-126), 0.25, 2.0**100]
     weights[[1, 7, 9, 33, 34, 40, 44], [0, 3, k - 1, 5, 6, 7, 8]] = odd
-    stored = narrow(weights, DType.BF16)
+    weights[35] = np.sign(weights[35]) * 8  # powers of two, one exponent
+    stored = np.asfortranarray(narrow(weights, DType.BF16))
     expected = widen(stored, DType.BF16)
     packed = pack_panels(stored, DType.BF12)
     assert packed.shape[0] == 2
@@ -73,9 +74,17 @@ def test_weights_that_are_spread_too_widely_are_refused() -> None:
     stored = narrow(np.ones((64, k), np.float32), DType.BF16)
     stored[40:52, 8:16] = narrow(np.array([2.0**-40]), DType.BF16)
     with pytest.raises(BuildError, match="12 bits") as caught:
-        pack_panels(stored, DType.BF12)
-    assert "outputs 32 to 63" in (caught.value.where or "")
+        pack_panels(stored, DType.BF12, "layers.3.up")
+    assert "layers.3.up, outputs 32 to 63" in (caught.value.where or "")
     assert str(most_listed(k)) in (caught.value.expected or "") and caught.value.got == "12"
+
+
+@pytest.mark.parametrize("odd", [1e-36, 1e32])
+def test_a_weight_whose_bits_would_be_lost_is_refused(odd: float) -> None:
+    stored = narrow(np.full((32, 64), 1e3 if odd < 1 else 1e-12, np.float32), DType.BF16)
+    stored[3, 9] = narrow(np.array([odd]), DType.BF16)[0]
+    with pytest.raises(BuildError, match="too far from its output's others"):
+        pack_panels(stored, DType.BF12)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 12, 13, 29])

@@ -93,7 +93,8 @@ class OperandPlaces:
 
     def matrix(self, name: str, value: Value) -> Operand:
         """A weight matrix, packed into panels."""
-        return self._weight(name, (value,), lambda w: pack_panels(w[0], value.type.dtype))
+        dtype = value.type.dtype
+        return self._weight(name, (value,), lambda w: pack_panels(w[0], dtype, value.name))
 
     def joined(self, name: str, first: Value, second: Value) -> Operand:
         """A gated MLP's two matrices (or biases) as one."""
@@ -101,7 +102,9 @@ class OperandPlaces:
 
         def pack(arrays: list[Array]) -> Array:
             joined = interleave_gate(*arrays)
-            return pad_vector(joined) if is_bias else pack_panels(joined, first.type.dtype)
+            if is_bias:
+                return pad_vector(joined)
+            return pack_panels(joined, first.type.dtype, f"{first.name}+{second.name}")
 
         return self._weight(name, (first, second), pack)
 

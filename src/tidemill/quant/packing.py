@@ -31,20 +31,20 @@ Array = npt.NDArray[Any]
 _WORD_TYPE = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
-def pack_panels(weight_NK: Array, dtype: DType) -> Array:
+def pack_panels(weight_NK: Array, dtype: DType, name: str = "a matrix") -> Array:
     """Pack a weight matrix.
 
     Shapes: (N, K) in storage type -> (N padded / 32, K padded / step, 32) words of `step` inputs,
     for q8 and f8 with rows of header words before them; for types of other widths (N padded / 32,
     panel bytes).
-    Raises: BuildError where weights do not fit bf12.
+    Raises: BuildError, with the matrix's name, where weights do not fit bf12.
     """
     if dtype is DType.Q8 or dtype is DType.F8:
         return _pack_scaled(weight_NK, dtype)
     if dtype.group_size:
         return _pack_q4(weight_NK, dtype)
     if dtype is DType.BF12:
-        return pack_bf12(weight_NK)
+        return pack_bf12(weight_NK, name)
     num_outputs, num_inputs = weight_NK.shape
     rows, columns = padded_n(num_outputs), padded_k(num_inputs, dtype)
     if (rows, columns) != weight_NK.shape:

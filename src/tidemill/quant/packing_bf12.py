@@ -28,32 +28,35 @@ from tidemill.ops.layout import (
 )
 
 Array = npt.NDArray[Any]
-_EXPONENTS, _INFINITY = 16, 255
+_EXPONENTS, _ONE, _INFINITY = 16, 127, 255
 _INPUTS = 8  # of a word
 _WEIGHTS_AT_ONCE = 1 << 17
 _SIGN, _MAGNITUDE = 0x8000, 0x7FFF
 _NIBBLES, _LOW_BITS = np.uint32(0x000F000F), np.uint32(0x00070007)
 
 
-def pack_bf12(weight_NK: Array) -> Array:
-    """Pack a matrix. Raises: BuildError where a panel's list is too short."""
+def pack_bf12(weight_NK: Array, name: str) -> Array:
+    """Pack a matrix. Raises: BuildError with its name where a panel cannot hold its weights."""
     rows, columns = weight_NK.shape
     size_bytes = panel_bytes(columns, DType.BF12)
     packed = np.zeros((padded_n(rows) // PANEL, size_bytes), np.uint8)
     # A few panels at once: what is computed between stays in a core's cache.
     at_once = max(1, _WEIGHTS_AT_ONCE // (PANEL * columns))
     for first in range(0, len(packed), at_once):
-        part = weight_NK[first * PANEL : (first + at_once) * PANEL]
+        part = np.ascontiguousarray(weight_NK[first * PANEL : (first + at_once) * PANEL])
         padding = (
             (0, padded_n(len(part)) - len(part)),
             (0, padded_k(columns, DType.BF12) - columns),
         )
-        _pack(np.pad(part, padding), packed[first : first + at_once], columns, first)
+        names = [
+            f"{name}, outputs {n} to {n + PANEL - 1}" for n in range(first * PANEL, rows, PANEL)
+        ]
+        _pack(np.pad(part, padding), packed[first : first + at_once], columns, names)
     return packed
 
 
-def _pack(bits: Array, to: Array, columns: int, first_panel: int) -> None:
-    """Pack some panels."""
+def _pack(bits: Array, to: Array, columns: int, names: list[str]) -> None:
+    """Pack some panels; `names` are theirs, for errors."""
     magnitudes = bits & _MAGNITUDE
     tops = _choose_tops(magnitudes)
     # What lies below the sixteen exponents wraps around. Code 0 is zero's, not the least number's.
@@ -72,33 +75,36 @@ def _pack(bits: Array, to: Array, columns: int, first_panel: int) -> None:
     for panel, is_listed in enumerate(~words_fit.reshape(len(to), PANEL, -1)):
         steps, outputs = np.nonzero(is_listed.T)
         if len(steps) > most_listed(columns):
-            raise _too_many(len(steps), columns, first_panel + panel)
+            raise _too_many(len(steps), columns, names[panel])
         places[panel, : len(steps)] = steps * PANEL + outputs
         rows = panel * PANEL + outputs
         inputs = bits.reshape(len(bits), -1, _INPUTS)[rows, steps]
-        listed[panel, : len(steps)] = _over_scale(inputs, scales[rows])
+        listed[panel, : len(steps)] = _over_scale(inputs, scales[rows], names[panel])
 
 
-def _over_scale(inputs: Array, scales: npt.NDArray[np.float32]) -> Array:
-    """bf16 inputs over their outputs' scales, exactly as far as the type reaches."""
-    with np.errstate(over="ignore"):
-        scaled = widen(inputs, DType.BF16) / scales[:, None]
-    if np.isinf(scaled).any():
+def _over_scale(inputs: Array, scales: npt.NDArray[np.float32], name: str) -> Array:
+    """bf16 inputs over their outputs' scales, exactly."""
+    wide, scales = widen(inputs, DType.BF16), scales[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        over_scale = narrow(wide / scales, DType.BF16)
+        is_lost = widen(over_scale, DType.BF16) * scales != wide
+    if is_lost.any():
         raise BuildError(
-            "a weight is too far above its output's others to be kept in 12 bits",
-            where="--quant w12a16",
-            expected="finite numbers, less than 2^127 times as large as the others",
-            got=f"{widen(inputs, DType.BF16)[np.isinf(scaled)][0]:.3g}",
+            "a weight is too far from its output's others to be kept in 12 bits",
+            where=f"--quant w12a16, {name}",
+            expected="at most 2^126 times as large or small as the largest of the others",
+            got=f"{wide[is_lost][0]:.3g}",
             hint="build with --quant none, and look at the checkpoint: such a weight is odd",
         )
-    return narrow(scaled, DType.BF16)
+    return over_scale
 
 
 def _choose_tops(magnitudes: Array) -> npt.NDArray[np.uint16]:
     """The highest exponent of each output's sixteen: those that leave the fewest weights outside.
 
     Less one, a power of two counts to the exponent below, which alone has a code for it where it is
-    the least; zero counts to none that is looked at. Of equal choices the highest leaves room.
+    the least; zero counts to none that is looked at. Of choices that leave out the same, the scale
+    nearest to 1 is taken: dividing by it loses nothing of numbers that are hardly any.
     """
     rows, bins = len(magnitudes), 1 << 9
     place = ((magnitudes - np.uint16(1)) >> 7).astype(np.int64)
@@ -106,8 +112,10 @@ def _choose_tops(magnitudes: Array) -> npt.NDArray[np.uint16]:
     counts = np.bincount(place.reshape(-1), minlength=rows * bins).reshape(rows, bins)
     up_to = counts[:, :_INFINITY].cumsum(axis=1)
     covered = up_to[:, _EXPONENTS:] - up_to[:, :-_EXPONENTS]
-    highest = _INFINITY - 1 - covered[:, ::-1].argmax(axis=1)
-    tops: npt.NDArray[np.uint16] = highest.astype(np.uint16)
+    highest = (_INFINITY - 1 - covered[:, ::-1].argmax(axis=1)).astype(np.uint16)
+    is_below = magnitudes < ((highest + 1) << 7)[:, None]
+    least = (magnitudes * is_below).max(axis=1) >> 7
+    tops: npt.NDArray[np.uint16] = np.maximum(least, np.minimum(highest, _ONE))
     return tops
 
 
@@ -123,10 +131,10 @@ def _words(codes_NK: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
     return words.reshape(len(words), -1).view(np.uint8)
 
 
-def _too_many(num: int, columns: int, panel: int) -> BuildError:
+def _too_many(num: int, columns: int, name: str) -> BuildError:
     return BuildError(
         "too many weights do not fit 12 bits",
-        where=f"--quant w12a16, outputs {PANEL * panel} to {PANEL * panel + PANEL - 1} of a matrix",
+        where=f"--quant w12a16, {name}",
         expected=f"at most {most_listed(columns)} of {PANEL * columns // _INPUTS} groups of 8 with "
         "exponents outside of 16",
         got=str(num),
