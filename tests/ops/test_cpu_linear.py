@@ -168,9 +168,16 @@ def run_cases(target: str, cases: list[Case], num_threads: int) -> None:
     run_native(target, [case.op for case in cases], records, num_threads=num_threads)
 
 
-@pytest.mark.parametrize(("k", "n"), SHAPES)
+@pytest.mark.parametrize(
+    ("target", "k", "n"),
+    [
+        pytest.param(target, *shape, marks=() if target == best or not i else pytest.mark.sweep)
+        for best in HOST_TARGETS[:1]
+        for target in HOST_TARGETS
+        for i, shape in enumerate(SHAPES)
+    ],
+)
 @pytest.mark.parametrize("formats", FORMATS)
-@pytest.mark.parametrize("target", HOST_TARGETS)
 def test_linear_layers_equal_their_references_for_any_number_of_rows(
     target: str, formats: tuple[DType, DType], k: int, n: int
 ) -> None:

@@ -48,9 +48,8 @@ def pack_bf12(weight_NK: Array, name: str) -> Array:
             (0, padded_n(len(part)) - len(part)),
             (0, padded_k(columns, DType.BF12) - columns),
         )
-        names = [
-            f"{name}, outputs {n} to {n + PANEL - 1}" for n in range(first * PANEL, rows, PANEL)
-        ]
+        starts = range(first * PANEL, first * PANEL + len(part), PANEL)
+        names = [f"{name}, outputs {start} to {start + PANEL - 1}" for start in starts]
         _pack(np.pad(part, padding), packed[first : first + at_once], columns, names)
     return packed
 

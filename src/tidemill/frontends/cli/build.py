@@ -35,6 +35,8 @@ Examples:
   tidemill build --checkpoint_dir ./ckpt --output_dir ./engine --gemm_plugin float16 \\
       --max_batch_size 64 --max_input_len 2048 --max_output_len 1024
   tidemill build --checkpoint_dir ./ckpt --output_dir ./engine --quant w8a8 --tune
+
+w12a16 keeps bf16 weights in three quarters of their bytes, with the same answers bit for bit.
 """
 
 
@@ -107,7 +109,8 @@ def build(
     quant_head: Annotated[
         str | None,
         typer.Option(
-            "--quant_head", help="Scheme of head and embedding; default: --quant's, in 8 bits."
+            "--quant_head",
+            help="Scheme of head and embedding; default: --quant's; 8 bits beside 4.",
         ),
     ] = None,
     is_tuned: Annotated[
