@@ -203,11 +203,12 @@ class _Tile:
         with f.loop(0, num_steps, at_once) as s:
             for u in range(at_once):
                 at, x_at = first.bytes((s + u) * tiles.step_bytes), (s + u) * form.x_step_bytes
-                self._prefetch(at)
                 for vectors in turns:
                     if len(turns) > 1:
                         self.f.memory_mark()
                     loaded = {j: form.load_w(at.bytes(j * form.vector_bytes)) for j in vectors}
+                    if 0 in vectors:
+                        self._prefetch(at)
                     for part in range(form.num_parts):
                         parts = {j: form.part_of_w(words, part) for j, words in loaded.items()}
                         for j, value in parts.items() if tiles.keeps_words else ():
