@@ -20,9 +20,8 @@ from typing import IO
 
 Say = Callable[[str], None]
 
-_KEPT_NAME = re.compile(
-    r".+-[0-9a-f]{16}"
-)  # a source's name and the hash of what shaped the engine
+# A source's name, and the hash of what shaped the engine.
+_KEPT_NAME = re.compile(r".+-[0-9a-f]{16}")
 
 
 @contextmanager

@@ -27,8 +27,7 @@ _SUMS = I32.x(LANES)
 class Format(Protocol):
     """One weight type against one activation type.
 
-    `num_parts` multiplications take one word; `tile_rows` is the most rows of a register tile;
-    `has_listed` says that a panel lists what its words do not hold (formats_bf12.py).
+    `num_parts` multiplications take one word; `tile_rows` is the most rows of a register tile.
     """
 
     @property
@@ -59,9 +58,6 @@ class Format(Protocol):
     def x_step_bytes(self) -> int: ...
 
     def start(self, panel: Pointer, j: int) -> Value: ...
-
-    @property
-    def has_listed(self) -> bool: ...
 
     def load_w(self, pointer: Pointer) -> tuple[Value, ...]: ...
 
@@ -102,7 +98,6 @@ class PlainFormat:
     num_parts: int = 1
     sum_type: Type = V
     x_step_bytes: int = 4
-    has_listed: bool = False
 
     @property
     def math(self) -> PairMath:
@@ -155,7 +150,6 @@ class Q8Format:
     sum_type: Type = _SUMS
     vector_bytes: int = 4 * LANES
     x_step_bytes: int = 4
-    has_listed: bool = False
 
     @property
     def tile_rows(self) -> int:

@@ -39,7 +39,6 @@ class Bf12Format:
     sum_type: Type = V
     vector_bytes: int = 3 * 4 * LANES
     x_step_bytes: int = 16
-    has_listed: bool = True
 
     @property
     def tile_rows(self) -> int:

@@ -45,7 +45,6 @@ class Q4Format:
     sum_type: Type = _SUMS
     vector_bytes: int = 4 * LANES
     x_step_bytes: int = 8
-    has_listed: bool = False
 
     @property
     def name(self) -> str:

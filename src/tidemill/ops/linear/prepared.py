@@ -31,7 +31,6 @@ class PreparedFormat:
     inner: Format
     num_parts: int = 1
     vector_bytes: int = _LANE_BYTES * LANES
-    has_listed: bool = False
 
     @property
     def isa(self) -> Isa:

@@ -33,7 +33,7 @@ from tidemill.ops.layout import (
 from tidemill.ops.linear.epilogue import Epilogue
 from tidemill.ops.linear.fetch_ahead import STEP_BITS
 from tidemill.ops.linear.formats import Format, GroupedFormat
-from tidemill.ops.linear.formats_bf12 import ListedInputs
+from tidemill.ops.linear.formats_bf12 import Bf12Format, ListedInputs
 from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat
 from tidemill.ops.linear.tactics import Prefetch
@@ -198,7 +198,7 @@ class _Tile:
         # Where many parts follow a word, only one vector's words are in registers.
         is_plain = form.num_parts == 1 or isinstance(form, GroupedFormat)
         turns = [(0, 1)] if is_plain else [(0,), (1,)]
-        listed = ListedInputs(self.panel, tiles.k) if form.has_listed else None
+        listed = ListedInputs(self.panel, tiles.k) if isinstance(form, Bf12Format) else None
         at_once = 1 if listed else K_UNROLL
         with f.loop(0, num_steps, at_once) as s:
             for u in range(at_once):

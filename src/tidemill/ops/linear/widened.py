@@ -32,7 +32,6 @@ class WidenedFormat:
     activation: DType
     sum_type: Type = V
     vector_bytes: int = 4 * LANES
-    has_listed: bool = False
 
     @property
     def takes_pairs(self) -> bool:
