@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import MakeSample, MakeTinyLlama
+from tests.conftest import MakeTinyLlama, Sample
 from tests.engine_logits import Array, forced_logits
 from tests.scheme_losses import APART, CACHES, LOSSES, ON_RANDOM_WEIGHTS, build_flags, table
 from tests.tiny_llama import TinyLlama
@@ -98,14 +98,13 @@ def rms_error(got: Array, plain: Array) -> float:
 
 @pytest.fixture(scope="module")
 def judge(
-    make_sample: MakeSample,
+    sample: Sample,
     make_tiny_llama: MakeTinyLlama,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Judge:
     @cache
     def make(is_random: bool) -> Judged:
         if not is_random:
-            sample = make_sample("bfloat16")
             return Judged(sample.checkpoint, TEXT, read_text(sample.engine, TEXT))
         checkpoint = tmp_path_factory.mktemp("random") / "checkpoint"
         convert(ConvertRequest(make_tiny_llama(RANDOM_MODEL), checkpoint, dtype="bfloat16"))
