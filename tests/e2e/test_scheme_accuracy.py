@@ -27,7 +27,7 @@ from tidemill.text.tokenizer import Tokenizer
 
 # Jane Austen, Pride and Prejudice, chapters 1 and 2.
 TEXT = (Path(__file__).parents[1] / "data" / "accuracy_text.txt").read_text("utf-8")
-NUM_SEQUENCES, AT_ONCE = 8, 4
+NUM_SEQUENCES = 8
 RANDOM_MODEL = TinyLlama(
     hidden_size=256, num_heads=16, head_size=16, intermediate_size=512, weight_std=0.0625
 )
@@ -67,15 +67,11 @@ def read_text(engine: Path, text: str) -> Answers:
     tokens = Tokenizer.from_directory(engine).encode(text)
     length = len(tokens) // NUM_SEQUENCES
     sequences = [tokens[i * length : (i + 1) * length] for i in range(NUM_SEQUENCES)]
-    executor = NativeExecutor.load(engine, kv_cache_tokens=2048, num_threads=2)
-    parts, surprises = [], []
-    for first in range(0, NUM_SEQUENCES, AT_ONCE):
-        some = sequences[first : first + AT_ONCE]
-        logits = forced_logits(executor, [each[:-1] for each in some], length - 2)
-        surprises.append(surprise(logits, np.array([each[1:] for each in some])))
-        parts.append(logits.astype(np.float16))
+    executor = NativeExecutor.load(engine, kv_cache_tokens=4096, num_threads=2)
+    logits = forced_logits(executor, [each[:-1] for each in sequences], length - 2)
     executor.close()
-    return Answers(np.concatenate(parts), float(np.mean(surprises)))
+    mean = surprise(logits, np.array([each[1:] for each in sequences]))
+    return Answers(logits.astype(np.float16), float(mean))
 
 
 def surprise(logits: Array, following: Array) -> float:
