@@ -35,6 +35,8 @@ REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
         (["build", "--checkpoint_dir", "c", "--opt_num_tokens", "x"], "an integer"),
         (["build", "--checkpoint_dir", "c", "--fast_build=1"], "--fast_build"),
         (["build", "--checkpoint_dir", "c", "--gem_plugin", "auto"], "mean --gemm_plugin?"),
+        (["build", "--checkpoint_dir", "c", "--ouput-dir=e"], "mean --output_dir?"),
+        (["inspect", "--egine_dir", "e"], "option: --egine_dir (Possible options: --eng"),
         (["build", "--checkpoint_dir", "c", "stray"], "'stray'"),
         (["build", "--checkpoint_dir", "c", "--max_batch_size", "0"], "--max_batch_size"),
         (["build"], "--checkpoint_dir"),

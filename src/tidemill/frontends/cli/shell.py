@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -54,6 +55,11 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
         got=repr(value),
         hint=f"did you mean {near[0]}?" if near else f"leave {flag} out for the default",
     )
+
+
+def flags_of(context: typer.Context) -> list[str]:
+    """Every flag of the verb itself, as help spells it."""
+    return [flag for each in context.command.params for flag in each.opts]
 
 
 def say(text: str) -> None:
@@ -176,6 +182,9 @@ def _report_usage(error: Any, arguments: Sequence[str]) -> int:
     text = error.format_message()
     if not text:
         return EXIT_USAGE  # the parser has printed the help already
+    if getattr(error, "option_name", None):
+        # The parser knows flags with dashes; help has them with underscores.
+        text = re.sub(r"--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text)
     # "Invalid value for '--x': reason" is the only form whose second half says what was expected.
     what, _, reason = text.partition(": ") if text.startswith("Invalid value") else (text, "", "")
     shown = TidemillError(
