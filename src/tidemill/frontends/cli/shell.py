@@ -1,7 +1,7 @@
 """What every verb shares: how output, notes and errors reach the terminal or a machine.
 
 In: values and errors of the library. Out: text or JSON on stdout, notes and errors on stderr, an
-exit code (0 done, 1 failed, 2 command line not understood). Knows no verb.
+exit code (0 done, 1 failed, 2 command line not understood, 130 stopped). Knows no verb.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tidemill.base.errors import ConfigError, TidemillError, UnsupportedError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 130
 PATH_FLAGS = ("_dir", "_file", "_map", "_repository")
 
 # What a machine that only serves may leave out.
@@ -113,6 +114,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         debug.level()
         _check_paths(arguments)
         code = app(args=list(arguments), prog_name="tidemill", standalone_mode=False)
+        if code == EXIT_STOPPED:  # the parser catches Ctrl-C, and says nothing
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except ConfigError as error:
         return report_error(error, EXIT_USAGE)
@@ -120,7 +123,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         return report_error(error, EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         say("stopped")
-        return 130
+        return EXIT_STOPPED
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
