@@ -49,12 +49,15 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
     if value in choices:
         return value
     near = difflib.get_close_matches(value, choices, n=1)
+    other = (
+        f"leave {flag} out for the default" if flag.startswith("-") else "--help says what each is"
+    )
     raise ConfigError(
         "a flag has a value that it cannot have",
         where=flag,
         expected="one of " + ", ".join(choices),
         got=repr(value),
-        hint=f"did you mean {near[0]}?" if near else f"leave {flag} out for the default",
+        hint=f"did you mean {near[0]}?" if near else other,
     )
 
 
