@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import typer
 
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
@@ -20,7 +21,7 @@ from tidemill.frontends.cli.build import SCHEMES, resolve_max_seq_len
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.prompts import read_prompts
-from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_USAGE, run_app
+from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, run_app
 from tidemill.quant.schemes import NAME_TO_SCHEME, find_cache_dtype, find_scheme
 
 REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
@@ -35,6 +36,8 @@ REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
         (["build", "--checkpoint_dir", "c", "--opt_num_tokens", "x"], "an integer"),
         (["build", "--checkpoint_dir", "c", "--fast_build=1"], "--fast_build"),
         (["build", "--checkpoint_dir", "c", "--gem_plugin", "auto"], "mean --gemm_plugin?"),
+        (["build", "--checkpoint_dir", "c", "--ouput-dir=e"], "mean --output_dir?"),
+        (["inspect", "--egine_dir", "e"], "option: --egine_dir (Possible options: --eng"),
         (["build", "--checkpoint_dir", "c", "stray"], "'stray'"),
         (["build", "--checkpoint_dir", "c", "--max_batch_size", "0"], "--max_batch_size"),
         (["build"], "--checkpoint_dir"),
@@ -56,6 +59,17 @@ def test_bad_command_line_is_a_usage_error(
     assert part in printed
     assert "where: " in printed and "got: " in printed and "try: " in printed
     assert "Traceback" not in printed
+
+
+def test_stopped_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = typer.Typer()
+
+    @stopped.command()
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    assert run_app(stopped, []) == EXIT_STOPPED
+    assert capsys.readouterr().err.strip() == "stopped"
 
 
 def test_debug_level_one_shows_the_traceback(

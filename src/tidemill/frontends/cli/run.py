@@ -20,7 +20,7 @@ from tidemill.frontends.cli import run_flags
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.prompts import Prompt, read_prompts
 from tidemill.frontends.cli.session_flags import read_session, takes_settings
-from tidemill.frontends.cli.shell import given, print_json, say, say_notes
+from tidemill.frontends.cli.shell import flags_of, given, print_json, say, say_notes
 
 if TYPE_CHECKING:
     from tidemill.api.llm import LLM, SamplingParams, TextUpdate
@@ -99,7 +99,7 @@ def run(
     *,
     settings: dict[str, str],
 ) -> None:
-    say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args))
+    say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args, flags_of(context)))
     is_typed = is_chat and not input_text and input_file is None
     prompts = [] if is_typed else read_prompts(input_text or [], input_file, end_id)
     messages = _messages(prompts) if is_chat else []
