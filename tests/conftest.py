@@ -44,7 +44,7 @@ class Sample:
     engine: Path
 
 
-class ByFile(LoadScopeScheduling):
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     """Keeps the tests of a file in one process, for its fixtures, and those of servers."""
 
     def _split_scope(self, nodeid: str) -> str:
