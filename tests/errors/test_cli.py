@@ -169,6 +169,12 @@ def test_head_of_4_bits_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
         build(request)
 
 
+def test_scheme_that_a_shell_left_empty_is_no_default(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    with pytest.raises(ConfigError, match="unknown quantisation scheme"):
+        build(BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant=""))
+
+
 def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
     request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant="w4a8_g64")

@@ -99,7 +99,7 @@ def find_scheme(name: str, where: str) -> Scheme:
             "unknown quantisation scheme",
             where=where,
             expected="one of " + ", ".join(NAME_TO_SCHEME),
-            got=name,
+            got=name or "an empty text",
             hint="w8a8 is the fastest, w12a16 loses nothing, w8a16 is between them",
         )
     return NAME_TO_SCHEME[name]
