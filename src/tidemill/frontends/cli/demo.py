@@ -65,7 +65,7 @@ def demo(
     with _step("build"):
         build(BuildRequest(checkpoint, engine))
     with _step("deploy"):
-        deploy(engine_dir=engine, model_repository=repository, name=NAME, replace=True)
+        deploy(engine_dir=engine, model_repository=repository, name=NAME, link="hard", replace=True)
     with _server(repository, http_port, work_dir / "server.log") as server:
         with _step("serve"):
             _wait_until_ready(http_port, server, work_dir / "server.log")
