@@ -3,8 +3,8 @@
 A `Scheme` is named as in TensorRT-LLM's QuantAlgo (w8a16: int8 weights, 16-bit activations; fp8:
 e4m3 weights); w12a16 keeps bf16 weights in 12 bits, without loss. Groups of 4 bits have offsets
 unless the name ends in sym. A `Quantization` says which scheme the layers have, and which head and
-embedding. Calibrated methods (AWQ, GPTQ,
-SmoothQuant) will be further rows here, with their offline half beside this file.
+embedding. Calibrated methods (AWQ, GPTQ, SmoothQuant) will be further rows here, with their offline
+half beside this file.
 """
 
 from __future__ import annotations
