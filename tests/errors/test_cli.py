@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,21 @@ def test_stopped_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_app(stopped, []) == EXIT_STOPPED
     assert capsys.readouterr().err.strip() == "stopped"
+
+
+def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    command = [sys.executable, "-m", "tidemill", "build", "--checkpoint_dir", "checkpoint"]
+    building = subprocess.Popen(
+        [*command, "--output_dir", "out/engine"], cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    while not any(tmp_path.glob("out/.engine.partial-*")):
+        assert building.poll() is None
+        time.sleep(0.01)
+    building.send_signal(signal.SIGTERM)
+    _, printed = building.communicate()
+    assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_debug_level_one_shows_the_traceback(
