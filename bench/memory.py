@@ -31,7 +31,7 @@ _PERIOD_S = 0.05
 
 
 class Watch:
-    """The largest proportional size of all processes below one, and of each; in kB."""
+    """The largest proportional size of all processes below one, and of each; in KiB."""
 
     def __init__(self, process_id: int) -> None:
         self._process_id, self._done = process_id, threading.Event()
@@ -52,7 +52,7 @@ class Watch:
 
 
 def process_sizes(root: int, file: str = "smaps_rollup", field: str = "Pss") -> dict[str, int]:
-    """Return a figure of /proc for `serve` and each process below it, by name; in kB."""
+    """Return a figure of /proc for `serve` and each process below it, by name; in KiB."""
     sizes: dict[str, int] = {}
     for each in (root, *descendants_of(root)):
         try:
@@ -94,6 +94,11 @@ def cache_bytes(manifest: Manifest, num_tokens: int) -> int:
     return 2 * manifest.kv.num_layers * blocks * manifest.kv.block_bytes_per_layer
 
 
+def megabytes(kib: int) -> int:
+    """Millions of bytes, as the limit is stated; /proc counts in 1,024."""
+    return round(kib * 1024 / 1e6)
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--engine_dir", type=Path)
@@ -117,15 +122,14 @@ def main() -> None:
             load_up(serve, args.streams, args.tokens)
             watch.close()
             highest = process_sizes(serve.process.pid, "status", "VmHWM")
-            besides_mb = (watch.peak_kb - sum(known_kb.values())) / 1024
             print_line(
                 "memory",
-                peak_mb=round(watch.peak_kb / 1024),
-                besides_mb=round(besides_mb),
+                peak_mb=megabytes(watch.peak_kb),
+                besides_mb=megabytes(watch.peak_kb - sum(known_kb.values())),
                 at_most_mb=MAX_BESIDES_MB,
-                known_mb={name: round(kb / 1024) for name, kb in known_kb.items()},
-                at_peak_mb={name: round(kb / 1024) for name, kb in watch.at_peak.items()},
-                high_water_mb={name: round(kb / 1024) for name, kb in highest.items()},
+                known_mb={name: megabytes(kb) for name, kb in known_kb.items()},
+                at_peak_mb={name: megabytes(kb) for name, kb in watch.at_peak.items()},
+                high_water_mb={name: megabytes(kb) for name, kb in highest.items()},
             )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,21 @@ def test_stopped_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_app(stopped, []) == EXIT_STOPPED
     assert capsys.readouterr().err.strip() == "stopped"
+
+
+def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    command = [sys.executable, "-m", "tidemill", "build", "--checkpoint_dir", "checkpoint"]
+    building = subprocess.Popen(
+        [*command, "--output_dir", "out/engine"], cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    while not any(tmp_path.glob("out/.engine.partial-*")):
+        assert building.poll() is None
+        time.sleep(0.01)
+    building.send_signal(signal.SIGTERM)
+    _, printed = building.communicate()
+    assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_debug_level_one_shows_the_traceback(
@@ -167,6 +184,12 @@ def test_head_of_4_bits_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant_head="w4a8_g64")
     with pytest.raises(ConfigError, match="cannot have 4-bit weights"):
         build(request)
+
+
+def test_scheme_that_a_shell_left_empty_is_no_default(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    with pytest.raises(ConfigError, match="unknown quantisation scheme"):
+        build(BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant=""))
 
 
 def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:

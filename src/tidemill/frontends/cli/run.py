@@ -241,4 +241,6 @@ def _timed(answer: Answer, times: tuple[float, float, float]) -> Answer:
     rate = after / (last - first) if after > 0 and last > first else 0.0
     first_ms = (first - start) * 1e3
     say(f"{answer.num_tokens} tokens, {rate:.1f} tokens/s, first token after {first_ms:.1f} ms")
+    if not answer.num_tokens:
+        say("note: the model ended at once; one that was trained to converse wants --chat")
     return replace(answer, first_token_ms=first_ms, tokens_per_s=rate)
