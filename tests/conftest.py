@@ -1,23 +1,33 @@
 """Fixtures that several rooms' tests share: the sample model and tiny random Llamas.
 
-The sample is downloaded once into the user's cache; its checkpoints and engines are made once per
-test session, one of each type; tiny Hugging Face models are made on the spot, with seeded weights.
+The sample is downloaded once into the user's cache; its checkpoint and engine are made once per
+run, whichever of the run's processes asks first; tiny Hugging Face models are made on the spot,
+with seeded weights. Also says which tests have to stay in one process.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import inspect
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.tiny_llama import TinyLlama, write_tiny_llama
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.sample import fetch_sample
+from tidemill.base.target import Target
+from tidemill.codegen import compile
 
 # Threads of torch that wait for one another sleep instead of spinning: beside other jobs on two
 # cores the judge is then ten times as fast. Read when torch is loaded, which is later than this.
@@ -34,7 +44,45 @@ class Sample:
     engine: Path
 
 
-MakeSample = Callable[[str], Sample]
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Keeps the tests of a file in one process, for its fixtures, and those of servers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, _ = nodeid.partition("::")
+        return "servers" if file.startswith("tests/triton/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
+
+
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory that all processes of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what LLVM makes of a text for the run: most engines here have the code of others.
+
+    That equal text gives equal code is a test of its own (tests/unit/codegen/test_compile.py).
+    """
+    directory = run_directory(tmp_path_factory) / "objects"
+    directory.mkdir(exist_ok=True)
+
+    @wraps(compile.emit_object)
+    def emit_object(text: str, target: Target) -> bytes:
+        path = directory / hashlib.sha256(f"{target}\n{text}".encode()).hexdigest()
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+            partial.write_bytes(inspect.unwrap(emit_object)(text, target))
+            partial.rename(path)
+        return path.read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile, "emit_object", emit_object)
+        yield
 
 
 @pytest.fixture
@@ -51,29 +99,23 @@ def sample_gguf() -> Path:
     return fetch_sample()
 
 
-@pytest.fixture(scope="session")
-def make_sample(sample_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeSample:
-    """Return a maker of the sample by type; each is converted and built once a session."""
-    made: dict[str, Sample] = {}
-
-    def make(dtype: str) -> Sample:
-        if dtype not in made:
-            directory = tmp_path_factory.mktemp(f"sample_{dtype}")
-            sample = Sample(directory / "checkpoint", directory / "engine")
-            convert(ConvertRequest(sample_gguf, sample.checkpoint, dtype=dtype, workers=2))
-            build(
-                BuildRequest(sample.checkpoint, sample.engine, max_input_len=512, max_seq_len=1024)
-            )
-            made[dtype] = sample
-        return made[dtype]
-
-    return make
+def make_sample(sample_gguf: Path, directory: Path, dtype: str) -> Sample:
+    """Convert and build the sample in a type; what is there already is taken as it is."""
+    made = Sample(directory / "checkpoint", directory / "engine")
+    if not made.checkpoint.exists():
+        convert(ConvertRequest(sample_gguf, made.checkpoint, dtype=dtype, workers=2))
+    if not made.engine.exists():
+        build(BuildRequest(made.checkpoint, made.engine, max_input_len=512, max_seq_len=1024))
+    return made
 
 
 @pytest.fixture(scope="session")
-def sample_checkpoint(make_sample: MakeSample) -> Path:
-    """Return the sample model converted to a bfloat16 checkpoint for one rank."""
-    return make_sample("bfloat16").checkpoint
+def sample(sample_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """Return the sample in bfloat16, which all processes of a run share: nobody writes to it."""
+    run = run_directory(tmp_path_factory)
+    with (run / "sample.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return make_sample(sample_gguf, run / "sample", "bfloat16")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tests.compare import assert_same_bits
-from tests.conftest import MakeSample, MakeTinyLlama
+from tests.conftest import MakeTinyLlama, Sample
 from tests.recording_executor import RecordingExecutor
 from tests.runnable_targets import TARGETS
 from tests.scheme_losses import CACHES, build_flags
@@ -264,12 +264,11 @@ def test_caller_that_flushes_subnormal_numbers_changes_no_bit(make_engine: MakeE
     executor.close()
 
 
-def test_sample_in_a_crowd_gives_the_bits_it_gives_alone(make_sample: MakeSample) -> None:
+def test_sample_in_a_crowd_gives_the_bits_it_gives_alone(sample: Sample) -> None:
     chance = random.Random(SEED)
-    engine = make_sample("bfloat16").engine
     requests = random_requests(chance, 8, 49152, (17, 65, 130), most_new=6)
-    single = NativeExecutor.load(engine, kv_cache_tokens=2048, num_threads=1)
-    double = NativeExecutor.load(engine, kv_cache_tokens=2048, num_threads=2)
+    single = NativeExecutor.load(sample.engine, kv_cache_tokens=2048, num_threads=1)
+    double = NativeExecutor.load(sample.engine, kv_cache_tokens=2048, num_threads=2)
     alone = RecordingExecutor(single)
     tokens_alone = run_alone(alone, requests)
     crowd = RecordingExecutor(double, max_num_tokens=37)

@@ -98,7 +98,8 @@ def test_engine_of_12_bits_is_smaller_and_holds_the_weights_of_its_checkpoint(
     }
     assert reports["w12a16"].weights_bytes < reports["none"].weights_bytes * 0.9
     # The judge multiplies the checkpoint's own bf16 weights, with nothing left out.
-    verify_engine(tmp_path / "w12a16", tmp_path / "checkpoint")
+    verified = verify_engine(tmp_path / "w12a16", tmp_path / "checkpoint")
+    assert "bounds: 0.015 alone, 0.06 along the chain" in str(verified)
     settings = SamplingParams(max_tokens=24, ignore_eos=True)
     answers = []
     for quant in reports:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import MakeSample
+from tests.conftest import Sample
 from tests.engine_logits import run_and_read_logits
 from tidemill.runtime.executor import cpu
 from tidemill.runtime.executor.cpu import NativeExecutor
@@ -25,14 +25,15 @@ def status_bytes(field: str) -> int:
     raise AssertionError(field)
 
 
-def test_moving_never_holds_the_weights_twice(make_sample: MakeSample) -> None:
-    engine = make_sample("bfloat16").engine
+def test_moving_never_holds_the_weights_twice(sample: Sample) -> None:
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     except OSError:
         pytest.skip("this system does not let a process reset its own high-water mark")
     before = status_bytes("VmRSS")
-    executor = NativeExecutor.load(engine, kv_cache_tokens=64, num_threads=2, is_checked=True)
+    executor = NativeExecutor.load(
+        sample.engine, kv_cache_tokens=64, num_threads=2, is_checked=True
+    )
     entries = [PlanEntry(0, (504, 3575, 282, 4649, 314), 0, (0,), 1, SamplingParams())]
     while executor.arrange_memory():
         executor.execute(StepPlan((*entries,)))
@@ -46,10 +47,10 @@ def test_moving_never_holds_the_weights_twice(make_sample: MakeSample) -> None:
 
 
 def test_weights_that_move_between_steps_change_no_bit(
-    make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "ARRANGING_SECONDS", 0.0)  # a piece of 8 MB a thread
-    executor = NativeExecutor.load(make_sample("bfloat16").engine, kv_cache_tokens=64)
+    executor = NativeExecutor.load(sample.engine, kv_cache_tokens=64)
     entries = [PlanEntry(0, (504, 3575, 282, 4649, 314), 0, (0,), 1, SamplingParams())]
     first, num_moves = run_and_read_logits(executor, entries), 0
     while executor.arrange_memory():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.conftest import MakeTinyLlama, Sample
 from tests.tiny_llama import TinyLlama
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
@@ -48,8 +48,6 @@ SHAPES = {
     "linear_scaling": replace(ODD, rope_scaling=(("rope_type", "linear"), ("factor", 3.0))),
 }
 MAX_SEQ_LEN = 160
-
-MakeTinyLlama = Callable[[TinyLlama], Path]
 
 
 def draw(model_dir: Path, work_dir: Path, dtype: str = "float32") -> Graph:
@@ -163,8 +161,8 @@ def test_narrow_weights_give_the_logits_of_transformers_with_the_same_weights(
     assert worst_relative(rounded["logits"], expected) < rounding_bound
 
 
-def test_sample_model_continues_as_transformers_would(sample_checkpoint: Path) -> None:
-    checkpoint = Checkpoint.open(sample_checkpoint)
+def test_sample_model_continues_as_transformers_would(sample: Sample) -> None:
+    checkpoint = Checkpoint.open(sample.checkpoint)
     config = LlamaGraphConfig.from_checkpoint(checkpoint.config)
     graph = run_cpu_pipeline(draw_llama(config, checkpoint, 64))
     # "The capital of France is", then " Paris", in the sample's vocabulary.

@@ -21,6 +21,7 @@ from tidemill.api import retarget
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.llm import LLM, SamplingParams
+from tidemill.api.profile import ProfileRequest, profile_engine
 from tidemill.api.retarget import compile_for, ensure_native_code
 from tidemill.base import target
 from tidemill.base.errors import EngineTargetError, SessionError
@@ -119,6 +120,15 @@ def test_recompiled_code_is_kept_and_used_without_a_compiler(
     without_llvmlite(monkeypatch)
     assert answers(foreign) == first
     assert capsys.readouterr().err == ""
+
+
+def test_profile_of_an_engine_for_another_target_is_of_its_recompiled_code(
+    build_for: BuildFor, hide_above: Hide
+) -> None:
+    foreign = build_for(AARCH64.name)
+    hide_above(X86_64_V3)
+    report = profile_engine(ProfileRequest(foreign, position=9, num_rounds=1))
+    assert report.target == X86_64_V3.name
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "of another engine", "shared"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import MakeSample, MakeTinyLlama
+from tests.conftest import MakeTinyLlama, Sample
 from tests.engine_logits import Array, forced_logits
 from tests.scheme_losses import APART, CACHES, LOSSES, ON_RANDOM_WEIGHTS, build_flags, table
 from tests.tiny_llama import TinyLlama
@@ -27,7 +27,7 @@ from tidemill.text.tokenizer import Tokenizer
 
 # Jane Austen, Pride and Prejudice, chapters 1 and 2.
 TEXT = (Path(__file__).parents[1] / "data" / "accuracy_text.txt").read_text("utf-8")
-NUM_SEQUENCES, AT_ONCE = 8, 4
+NUM_SEQUENCES = 8
 RANDOM_MODEL = TinyLlama(
     hidden_size=256, num_heads=16, head_size=16, intermediate_size=512, weight_std=0.0625
 )
@@ -67,15 +67,11 @@ def read_text(engine: Path, text: str) -> Answers:
     tokens = Tokenizer.from_directory(engine).encode(text)
     length = len(tokens) // NUM_SEQUENCES
     sequences = [tokens[i * length : (i + 1) * length] for i in range(NUM_SEQUENCES)]
-    executor = NativeExecutor.load(engine, kv_cache_tokens=2048, num_threads=2)
-    parts, surprises = [], []
-    for first in range(0, NUM_SEQUENCES, AT_ONCE):
-        some = sequences[first : first + AT_ONCE]
-        logits = forced_logits(executor, [each[:-1] for each in some], length - 2)
-        surprises.append(surprise(logits, np.array([each[1:] for each in some])))
-        parts.append(logits.astype(np.float16))
+    executor = NativeExecutor.load(engine, kv_cache_tokens=4096, num_threads=2)
+    logits = forced_logits(executor, [each[:-1] for each in sequences], length - 2)
     executor.close()
-    return Answers(np.concatenate(parts), float(np.mean(surprises)))
+    mean = surprise(logits, np.array([each[1:] for each in sequences]))
+    return Answers(logits.astype(np.float16), float(mean))
 
 
 def surprise(logits: Array, following: Array) -> float:
@@ -98,14 +94,13 @@ def rms_error(got: Array, plain: Array) -> float:
 
 @pytest.fixture(scope="module")
 def judge(
-    make_sample: MakeSample,
+    sample: Sample,
     make_tiny_llama: MakeTinyLlama,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Judge:
     @cache
     def make(is_random: bool) -> Judged:
         if not is_random:
-            sample = make_sample("bfloat16")
             return Judged(sample.checkpoint, TEXT, read_text(sample.engine, TEXT))
         checkpoint = tmp_path_factory.mktemp("random") / "checkpoint"
         convert(ConvertRequest(make_tiny_llama(RANDOM_MODEL), checkpoint, dtype="bfloat16"))

@@ -7,6 +7,8 @@ docs/ACCURACY.md, which has the measurements.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.conftest import MakeSample
+from tests.conftest import Sample, make_sample
 from tests.engine_logits import forced_logits
 from tests.sample_prompts import prompt_tokens
 from tests.transformers_judge import TransformersJudge
@@ -49,14 +51,21 @@ class Answers:
 
 
 @pytest.fixture(scope="module")
-def answers(make_sample: MakeSample) -> Answers:
-    sample = make_sample("float32")
-    prompts = prompt_tokens(sample.engine)
+def wide(sample_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
+    """Make the sample in float32 for these tests alone: it takes more than a gigabyte of disk."""
+    directory = tmp_path_factory.mktemp("wide")
+    yield make_sample(sample_gguf, directory, "float32")
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def answers(wide: Sample) -> Answers:
+    prompts = prompt_tokens(wide.engine)
     greedy = SamplingParams(max_tokens=NUM_NEW_TOKENS, ignore_eos=True)
-    with LLM(sample.engine, kv_cache_tokens=CACHE_TOKENS) as llm:
+    with LLM(wide.engine, kv_cache_tokens=CACHE_TOKENS) as llm:
         outputs = llm.generate(prompts, greedy)
     tokens = [output.outputs[0].token_ids for output in outputs]
-    judge = TransformersJudge(sample.checkpoint)
+    judge = TransformersJudge(wide.checkpoint)
     pairs = zip(prompts, tokens, strict=True)
     judged = [judge.logits(prompt + answer[:-1], len(answer)) for prompt, answer in pairs]
     return Answers(prompts, tokens, judged)
@@ -107,11 +116,9 @@ def test_float32_engine_gives_the_greedy_tokens_of_transformers(answers: Answers
 
 
 @pytest.mark.slow  # the fixture's half minute, if it is the first
-def test_float32_logits_are_those_of_transformers(
-    answers: Answers, make_sample: MakeSample
-) -> None:
+def test_float32_logits_are_those_of_transformers(answers: Answers, wide: Sample) -> None:
     judged = np.stack([logits[: NUM_DECODED + 1] for logits in answers.judged])
-    got = engine_logits(make_sample("float32").engine, answers)
+    got = engine_logits(wide.engine, answers)
     error = Error.of(got, judged)
     print(error)
     assert error.worst < 1e-4
@@ -129,16 +136,16 @@ LEAST_AGREEMENT = 0.97
 @pytest.mark.slow  # ten seconds each: a checkpoint, an engine and a judge of that type
 @pytest.mark.parametrize("dtype", NARROW_BOUNDS)
 def test_narrow_logits_stay_within_the_stated_bounds(
-    dtype: str, answers: Answers, make_sample: MakeSample
+    dtype: str, answers: Answers, wide: Sample, sample: Sample, sample_gguf: Path, tmp_path: Path
 ) -> None:
-    sample = make_sample(dtype)
-    got = engine_logits(sample.engine, answers)
-    wide, same_weights, torch_dtype = NARROW_BOUNDS[dtype]
+    narrow = sample if dtype == "bfloat16" else make_sample(sample_gguf, tmp_path, dtype)
+    got = engine_logits(narrow.engine, answers)
+    from_exact, same_weights, torch_dtype = NARROW_BOUNDS[dtype]
     float32 = np.stack([logits[: NUM_DECODED + 1] for logits in answers.judged])
-    rounded = TransformersJudge(make_sample("float32").checkpoint, torch_dtype)
+    rounded = TransformersJudge(wide.checkpoint, torch_dtype)
     some = answers.forced[::4]
     each = np.stack([rounded.logits(tokens, NUM_DECODED + 1) for tokens in some])
-    pairs = ("float32", got, float32, wide), ("rounded", got[::4], each, same_weights)
+    pairs = ("float32", got, float32, from_exact), ("rounded", got[::4], each, same_weights)
     for name, ours, judged, bounds in pairs:
         error = Error.of(ours, judged)
         print(f"{dtype} against {name}: {error}")
@@ -169,10 +176,8 @@ def half_split(weight: Array, num_heads: int) -> Array:
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def test_float32_checkpoint_says_what_the_gguf_file_says(
-    make_sample: MakeSample, sample_gguf: Path
-) -> None:
-    stored = load_file(make_sample("float32").checkpoint / "rank0.safetensors")
+def test_float32_checkpoint_says_what_the_gguf_file_says(wide: Sample, sample_gguf: Path) -> None:
+    stored = load_file(wide.checkpoint / "rank0.safetensors")
     raw = {tensor.name: tensor for tensor in gguf.GGUFReader(sample_gguf).tensors}
 
     def read(name: str) -> Array:

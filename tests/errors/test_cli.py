@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import typer
 
 from tidemill.api.build import BuildRequest, build
 from tidemill.api.convert import ConvertRequest, convert
@@ -20,7 +23,7 @@ from tidemill.frontends.cli.build import SCHEMES, resolve_max_seq_len
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.main import app
 from tidemill.frontends.cli.prompts import read_prompts
-from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_USAGE, run_app
+from tidemill.frontends.cli.shell import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, run_app
 from tidemill.quant.schemes import NAME_TO_SCHEME, find_cache_dtype, find_scheme
 
 REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
@@ -35,6 +38,8 @@ REFUSED = [row for row in convert_checkpoint_flags.TABLE if row.is_refused]
         (["build", "--checkpoint_dir", "c", "--opt_num_tokens", "x"], "an integer"),
         (["build", "--checkpoint_dir", "c", "--fast_build=1"], "--fast_build"),
         (["build", "--checkpoint_dir", "c", "--gem_plugin", "auto"], "mean --gemm_plugin?"),
+        (["build", "--checkpoint_dir", "c", "--ouput-dir=e"], "mean --output_dir?"),
+        (["inspect", "--egine_dir", "e"], "option: --egine_dir (Possible options: --eng"),
         (["build", "--checkpoint_dir", "c", "stray"], "'stray'"),
         (["build", "--checkpoint_dir", "c", "--max_batch_size", "0"], "--max_batch_size"),
         (["build"], "--checkpoint_dir"),
@@ -56,6 +61,32 @@ def test_bad_command_line_is_a_usage_error(
     assert part in printed
     assert "where: " in printed and "got: " in printed and "try: " in printed
     assert "Traceback" not in printed
+
+
+def test_stopped_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = typer.Typer()
+
+    @stopped.command()
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    assert run_app(stopped, []) == EXIT_STOPPED
+    assert capsys.readouterr().err.strip() == "stopped"
+
+
+def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    command = [sys.executable, "-m", "tidemill", "build", "--checkpoint_dir", "checkpoint"]
+    building = subprocess.Popen(
+        [*command, "--output_dir", "out/engine"], cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    while not any(tmp_path.glob("out/.engine.partial-*")):
+        assert building.poll() is None
+        time.sleep(0.01)
+    building.send_signal(signal.SIGTERM)
+    _, printed = building.communicate()
+    assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_debug_level_one_shows_the_traceback(
@@ -153,6 +184,12 @@ def test_head_of_4_bits_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant_head="w4a8_g64")
     with pytest.raises(ConfigError, match="cannot have 4-bit weights"):
         build(request)
+
+
+def test_scheme_that_a_shell_left_empty_is_no_default(tiny_llama: Path, tmp_path: Path) -> None:
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    with pytest.raises(ConfigError, match="unknown quantisation scheme"):
+        build(BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant=""))
 
 
 def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:

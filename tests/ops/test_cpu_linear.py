@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,18 +40,53 @@ NOTHING_FOLLOWS = dict.fromkeys(NEXT_FIELDS, 0)
 VNNI = X86_64_V3_VNNI.name
 # A multiple of each group size, and one more panel than whole.
 SIZE_TO_SHAPE = {32: (96, 33), 64: (128, 96), 128: (256, 1)}
-GROUPED_FORMATS = [(dtype, DType.Q8) for dtype in DType if dtype.group_size]
-GROUPED_FORMATS += [
-    (dtype, activation)
-    for dtype in (DType.Q4G64, DType.Q4S64)
-    for activation in (DType.BF16, DType.F32)
-]
 # (inputs, outputs): odd, one over a panel, exact multiples, a single output, a prime.
 SHAPES = ((37, 33), (64, 96), (101, 1))
 FORMATS = [(dtype, activation_dtype(dtype)) for dtype in WEIGHT_DTYPES]
 FORMATS += [(DType.BF12, DType.BF16)]
 FORMATS += [(DType.Q8, activation) for activation in (DType.Q8, DType.BF16, DType.F32)]
 FORMATS += [(DType.F8, activation) for activation in (DType.BF16, DType.F32)]
+FORMATS += [(dtype, DType.Q8) for dtype in DType if dtype.group_size]
+FORMATS += [
+    (dtype, activation)
+    for dtype in (DType.Q4G64, DType.Q4S64)
+    for activation in (DType.BF16, DType.F32)
+]
+# Kinds of layers, each without and with a bias.
+Kinds = tuple[tuple[str, bool], ...]
+ALL_KINDS: Kinds = tuple(
+    (kind, has_bias)
+    for has_bias in (False, True)
+    for kind in ("linear", "linear_residual", "linear_gated")
+)
+
+
+def linear_cases() -> list[Any]:
+    """Every target, format and shape, with the kinds whose code is compiled for it.
+
+    By default every kind on the best target, with a bias or without in turn; on the others, and
+    for further shapes, one kind in turn. All kinds for each are a sweep.
+    """
+    cases, sweep = [], pytest.mark.sweep
+    for turn, (target, formats) in enumerate(itertools.product(HOST_TARGETS, FORMATS)):
+        is_best = target == HOST_TARGETS[0]
+        for number, shape in enumerate(shapes_of(formats[0])):
+            name = "-".join((target, *(dtype.value for dtype in formats), "{}x{}".format(*shape)))
+            some: Kinds = (ALL_KINDS[(turn + number) % 6],)
+            if is_best and not number:
+                some = tuple(ALL_KINDS[kind + 3 * ((kind + turn) % 2)] for kind in range(3))
+            if is_best or not number:
+                cases.append(pytest.param(target, formats, shape, some, id=name))
+            all_of_it = (target, formats, shape, ALL_KINDS)
+            cases.append(pytest.param(*all_of_it, id=f"{name}-all", marks=sweep))
+    return cases
+
+
+def shapes_of(weight: DType) -> tuple[tuple[int, int], ...]:
+    return (SIZE_TO_SHAPE[weight.group_size],) if weight.group_size else SHAPES
+
+
+LINEAR_CASES = linear_cases()
 
 
 @dataclass(frozen=True)
@@ -79,9 +116,16 @@ class Case:
         return widen(y[:rows, :columns], out.dtype)
 
 
-def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: int) -> list[Case]:
-    """Draw linear, linear_residual and linear_gated, each with and without bias."""
+def draw_cases(
+    formats: tuple[DType, DType],
+    rows: int,
+    shape: tuple[int, int],
+    seed: int,
+    kinds: Kinds = ALL_KINDS,
+) -> list[Case]:
+    """Draw a layer of each of the kinds; operands are the same, whichever kinds they are."""
     print(f"seed {seed}")
+    k, n = shape
     rng, (dtype, activation) = np.random.default_rng(seed), formats
     joined_dtype = DType.BF16 if activation is DType.Q8 else activation
     x = draw_stored(rng, activation, rows, k)
@@ -101,11 +145,11 @@ def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: in
         }  # fmt: skip
         plain = make_op("linear", [x_type, w_type, *bias_types])
         nothing = wide_rows(np.zeros((rows, n), np.float32))
-        cases.append(Case(plain, [x, weight, *biases], {**common, "y": nothing}, False))
+        drawn = [Case(plain, [x, weight, *biases], {**common, "y": nothing}, False)]
         types = [x_type, w_type, *bias_types, residual_type]
         added = make_op("linear_residual", types, {"has_bias": has_bias})
         y = wide_rows(residual)
-        cases.append(Case(added, [x, weight, *biases, residual], {**common, "y": y}, False))
+        drawn.append(Case(added, [x, weight, *biases, residual], {**common, "y": y}, False))
         types = [x_type, w_type, w_type, *bias_types * 2]
         gated = make_op(
             "linear_gated",
@@ -120,35 +164,9 @@ def draw_cases(formats: tuple[DType, DType], rows: int, k: int, n: int, seed: in
             "panels": 2 * round_up(n, LANES) // PANEL,
         }  # fmt: skip
         operands = [x, weight, gate, *[bias, gate_bias] * has_bias]
-        cases.append(Case(gated, operands, record, True))
+        drawn.append(Case(gated, operands, record, True))
+        cases += [case for case in drawn if (case.op.kind, has_bias) in kinds]
     return cases
-
-
-@pytest.mark.parametrize(("dtype", "activation"), GROUPED_FORMATS)
-@pytest.mark.parametrize("target", HOST_TARGETS)
-def test_grouped_linear_layers_equal_their_references_and_their_crowd(
-    target: str, dtype: DType, activation: DType
-) -> None:
-    k, n = SIZE_TO_SHAPE[dtype.group_size]
-    rows_bits: list[Array] = []
-    for rows in (0, 1, 13, 29):
-        cases = draw_cases((dtype, activation), rows, k, n, seed=k)
-        expected = [case.expected() for case in cases]
-        run_cases(target, cases, 1 + rows % 2)
-        for case, reference in zip(cases, expected, strict=True):
-            tolerance = TOLERANCES[case.op.kind, case.tolerance]
-            assert_close(case.result(), reference, tolerance, f"{case.op.kind}, {rows} rows")
-        rows_bits.append(cases[0].result())
-    whole = draw_cases((dtype, activation), ROWS[-1], k, n, seed=k)[0]
-    for first, last in ((0, 1), (5, 19), (28, 29)):
-        part = draw_cases((dtype, activation), ROWS[-1], k, n, seed=k)[0]
-        x = part.record["x"]
-        assert isinstance(x, np.ndarray)
-        part.record["rows"], part.record["x"] = count(last - first), x[first:last].copy()
-        run_cases(target, [part], 1)
-        y = part.record["y"]
-        assert isinstance(y, np.ndarray)
-        assert_same_bits(y[: last - first, :n], rows_bits[-1][first:last, :n], whole.op.kind)
 
 
 def scratch(k: int, dtype: DType) -> dict[str, Array | int]:
@@ -168,22 +186,13 @@ def run_cases(target: str, cases: list[Case], num_threads: int) -> None:
     run_native(target, [case.op for case in cases], records, num_threads=num_threads)
 
 
-@pytest.mark.parametrize(
-    ("target", "k", "n"),
-    [
-        pytest.param(target, *shape, marks=() if target == best or not i else pytest.mark.sweep)
-        for best in HOST_TARGETS[:1]
-        for target in HOST_TARGETS
-        for i, shape in enumerate(SHAPES)
-    ],
-)
-@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize(("target", "formats", "shape", "kinds"), LINEAR_CASES)
 def test_linear_layers_equal_their_references_for_any_number_of_rows(
-    target: str, formats: tuple[DType, DType], k: int, n: int
+    target: str, formats: tuple[DType, DType], shape: tuple[int, int], kinds: Kinds
 ) -> None:
     for rows in ROWS:
         for num_threads in THREADS:
-            cases = draw_cases(formats, rows, k, n, seed=rows + k)
+            cases = draw_cases(formats, rows, shape, rows + shape[0], kinds)
             expected = [case.expected() for case in cases]
             run_cases(target, cases, num_threads)
             for case, reference in zip(cases, expected, strict=True):
@@ -193,16 +202,14 @@ def test_linear_layers_equal_their_references_for_any_number_of_rows(
                 )
 
 
-@pytest.mark.parametrize("formats", FORMATS)
-@pytest.mark.parametrize("target", HOST_TARGETS)
+@pytest.mark.parametrize(("target", "formats", "shape", "kinds"), LINEAR_CASES)
 def test_a_row_of_a_linear_layer_has_the_same_bits_in_any_crowd(
-    target: str, formats: tuple[DType, DType]
+    target: str, formats: tuple[DType, DType], shape: tuple[int, int], kinds: Kinds
 ) -> None:
-    k, n = SHAPES[0]
-    crowd = draw_cases(formats, 29, k, n, seed=3)
+    crowd = draw_cases(formats, 29, shape, 3, kinds)
     run_cases(target, crowd, 2)
     for first, last in ((0, 1), (28, 29), (5, 19), (7, 9)):
-        part = draw_cases(formats, 29, k, n, seed=3)
+        part = draw_cases(formats, 29, shape, 3, kinds)
         for case in part:
             case.record["rows"] = count(last - first)
             for name in ("x", "y"):
@@ -219,8 +226,8 @@ def test_a_row_of_a_linear_layer_has_the_same_bits_in_any_crowd(
 @pytest.mark.skipif(VNNI not in TARGETS, reason="needs a CPU with a byte dot product")
 @pytest.mark.parametrize("weight", [DType.Q8, DType.Q4G64, DType.Q4S64])
 def test_avx2_gives_the_same_bits_with_its_dot_product_and_without(weight: DType) -> None:
-    k, n = SIZE_TO_SHAPE[weight.group_size] if weight.group_size else SHAPES[0]
-    with_dots, without = (draw_cases((weight, DType.Q8), 5, k, n, seed=k) for _ in range(2))
+    shape = shapes_of(weight)[0]
+    with_dots, without = (draw_cases((weight, DType.Q8), 5, shape, seed=7) for _ in range(2))
     run_cases(VNNI, with_dots, 1)
     run_cases(X86_64_V3.name, without, 1)
     for one, other in zip(with_dots, without, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeSample
+from tests.conftest import Sample
 from tests.triton.spelled_repository import deploy_spelled, write_spelled_engine
 from tests.triton.upstream_repository import FIRST, LATEST, write_upstreams_repository
 from tests.triton.users_repository import write_users_repository
@@ -41,9 +41,9 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def sample_engine(make_sample: MakeSample) -> Path:
+def sample_engine(sample: Sample) -> Path:
     """Return an engine of the sample model for this machine."""
-    return make_sample("bfloat16").engine
+    return sample.engine
 
 
 def write_users_own_model(repository: Path, engine: Path) -> None:

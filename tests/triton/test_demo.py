@@ -42,8 +42,12 @@ def test_a_demo_that_is_told_to_end_takes_its_server_along(
     command, port = demo_command(tmp_path / "demo")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stderr is not None
-        assert any("serving until Ctrl-C" in line for line in demo.stderr)
-        demo.send_signal(signal.SIGTERM)
-        assert demo.wait(timeout=60) != 0
+        said = []
+        for line in demo.stderr:
+            said.append(line)
+            if "serving until Ctrl-C" in line:
+                demo.send_signal(signal.SIGTERM)
+        assert demo.wait(timeout=60) != 0, said
+    assert any("serving until Ctrl-C" in line for line in said), "".join(said)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
@@ -48,7 +49,7 @@ def write_users_repository(repository: Path, engine: Path) -> None:
     config.write_text(config.read_text() + "version_policy { specific { versions: [ 1, 3 ] } }\n")
     shutil.copytree(versions / "1", versions / "2", symlinks=True)
     wish = DeployRequest(engine, repository, "plain", is_decoupled=False, max_batch_size=0)
-    deploy(wish)
+    deploy(replace(wish, link="hard"))
     for name, text in (("shout", SHOUT_CONFIG), ("mine", MINE_CONFIG)):
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(text)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tidemill.api.retarget import ensure_native_code
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
 from tidemill.base.cpus import num_physical_cores
 from tidemill.base.errors import ConfigError
@@ -137,6 +138,7 @@ def profile_engine(request: ProfileRequest, progress: Progress | None = None) ->
     """
     with EngineFile.open(request.engine_dir) as engine:
         _check(request, engine.config["build_config"])
+    ensure_native_code(request.engine_dir)
     num_threads = num_physical_cores() if request.num_threads is None else request.num_threads
     tokens_cached = request.batch_size * (request.position + request.num_tokens + 64)
     executor = NativeExecutor.load(
@@ -244,7 +246,7 @@ def _report(
     )
     return ProfileReport(
         engine_dir=request.engine_dir,
-        target=executor.manifest.code.target,
+        target=executor.target,
         num_threads=num_threads,
         batch_size=request.batch_size,
         position=request.position,

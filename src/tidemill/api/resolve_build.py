@@ -80,7 +80,7 @@ def _resolve_quantization(request: BuildRequest, model: CheckpointConfig) -> Qua
     Raises: ConfigError for unknown schemes, and for others than those of the checkpoint's weights.
     """
     asked_for = scheme_asked_for(model)
-    layers = find_scheme(request.quant or asked_for, "--quant")
+    layers = find_scheme(asked_for if request.quant is None else request.quant, "--quant")
     kind, allowed = _STORED.get(asked_for, ("", (layers.name,)))
     if layers.name not in allowed:
         raise ConfigError(

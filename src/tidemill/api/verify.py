@@ -89,7 +89,7 @@ class VerifyReport:
             lines.append(f"  {name:>7} {worst.op:>28} {worst.alone:12.1e} {chain:12.1e}")
         token = "the same" if self.is_same_token else "another (a near tie)"
         lines.append(
-            f"bounds: {self.alone_bound:.0e} alone, {self.chain_bound:.0e} along the chain; "
+            f"bounds: {self.alone_bound:g} alone, {self.chain_bound:g} along the chain; "
             f"the next token is {token}"
         )
         return "\n".join(lines)
@@ -245,7 +245,7 @@ class _Judge:
             f"the engine diverges from the checkpoint's maths in op {op.kind}",
             where=f"layer {op.layer}, value %{op.outputs[0].name}, "
             f"row {worst[0]}, column {worst[1]}",
-            expected=f"rms error within {bounds[0]:.0e} alone and {bounds[1]:.0e} along the "
+            expected=f"rms error within {bounds[0]:g} alone and {bounds[1]:g} along the "
             f"chain, value {expected[worst]:.6g}",
             got=f"{error.alone:.1e} and {error.chain:.1e}, value {got[worst]:.6g}",
             hint="build the engine again from this checkpoint; if it persists, report the model, "

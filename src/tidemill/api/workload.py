@@ -93,7 +93,7 @@ def _rows(text: str) -> tuple[list[dict[str, Any]], int]:
 
 
 def _job(row: dict[str, Any], chance: random.Random, vocab_size: int, encode: Encode) -> Job:
-    tokens = row.get("input_ids") or row.get("prompt_ids")
+    tokens = row.get("input_ids", row.get("prompt_ids"))
     if tokens is None and "prompt_len" in row:
         tokens = _draw(chance, int(row["prompt_len"]), vocab_size)
     elif tokens is None:

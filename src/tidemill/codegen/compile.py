@@ -9,6 +9,7 @@ from __future__ import annotations
 import llvmlite.binding as llvm
 
 from tidemill.base.debug import Level, say
+from tidemill.base.target import Target
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.link import CodeImage, link_object
 from tidemill.codegen.module import Module
@@ -21,8 +22,13 @@ def compiler_version() -> str:
 
 def compile_module(module: Module, isa: Isa) -> CodeImage:
     """Compile a module for the CPU of an instruction set, and link it."""
-    text, target = module.text(isa), isa.target
+    text = module.text(isa)
     say(Level.CODE, "codegen", text)
+    return link_object(emit_object(text, isa.target))
+
+
+def emit_object(text: str, target: Target) -> bytes:
+    """Compile LLVM IR to an object file; equal text and target give equal bytes."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
@@ -37,4 +43,5 @@ def compile_module(module: Module, isa: Isa) -> CodeImage:
     options.loop_interleaving = False
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(parsed, passes)
-    return link_object(machine.emit_object(parsed))
+    emitted: bytes = machine.emit_object(parsed)
+    return emitted

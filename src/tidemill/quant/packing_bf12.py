@@ -32,6 +32,7 @@ _EXPONENTS, _ONE, _INFINITY = 16, 127, 255
 _INPUTS = 8  # of a word
 _WEIGHTS_AT_ONCE = 1 << 17
 _SIGN, _MAGNITUDE = 0x8000, 0x7FFF
+_HINT = "build with --quant none; with --quant_head none, if this is the head or the embedding"
 _NIBBLES, _LOW_BITS = np.uint32(0x000F000F), np.uint32(0x00070007)
 
 
@@ -93,7 +94,7 @@ def _over_scale(inputs: Array, scales: npt.NDArray[np.float32], name: str) -> Ar
             where=f"--quant w12a16, {name}",
             expected="at most 2^126 times as large or small as the largest of the others",
             got=f"{wide[is_lost][0]:.3g}",
-            hint="build with --quant none, and look at the checkpoint: such a weight is odd",
+            hint=_HINT + "; and look at the checkpoint: such a weight is odd",
         )
     return over_scale
 
@@ -137,5 +138,5 @@ def _too_many(num: int, columns: int, name: str) -> BuildError:
         expected=f"at most {most_listed(columns)} of {PANEL * columns // _INPUTS} groups of 8 with "
         "exponents outside of 16",
         got=str(num),
-        hint="build with --quant none: these weights are spread more widely than most",
+        hint=_HINT + "; these weights are spread more widely than most",
     )

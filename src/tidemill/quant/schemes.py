@@ -3,8 +3,8 @@
 A `Scheme` is named as in TensorRT-LLM's QuantAlgo (w8a16: int8 weights, 16-bit activations; fp8:
 e4m3 weights); w12a16 keeps bf16 weights in 12 bits, without loss. Groups of 4 bits have offsets
 unless the name ends in sym. A `Quantization` says which scheme the layers have, and which head and
-embedding. Calibrated methods (AWQ, GPTQ,
-SmoothQuant) will be further rows here, with their offline half beside this file.
+embedding. Calibrated methods (AWQ, GPTQ, SmoothQuant) will be further rows here, with their offline
+half beside this file.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def find_scheme(name: str, where: str) -> Scheme:
             "unknown quantisation scheme",
             where=where,
             expected="one of " + ", ".join(NAME_TO_SCHEME),
-            got=name,
+            got=name or "an empty text",
             hint="w8a8 is the fastest, w12a16 loses nothing, w8a16 is between them",
         )
     return NAME_TO_SCHEME[name]

@@ -92,10 +92,11 @@ def test_both_formats_of_datasets_are_read(tmp_path: Path) -> None:
     lines.write_text(
         '{"task_id": 0, "input_ids": [5, 6], "output_tokens": 3}\n\n'
         '{"task_id": 1, "prompt": "ab", "output_tokens": 4}\n'
+        '{"task_id": 2, "input_ids": [], "output_tokens": 5}\n'
     )
     jobs = read_jobs(lines, 257, encode)
     assert [(job.prompt_tokens, job.num_output_tokens) for job in jobs] == [
-        ([5, 6], 3), ([97, 98], 4)
+        ([5, 6], 3), ([97, 98], 4), ([], 5)
     ]  # fmt: skip
     jobs = read_jobs(SMALL_TRACE, 257, encode)
     assert jobs == read_jobs(SMALL_TRACE, 257, encode), "drawn prompts depend on the seed alone"

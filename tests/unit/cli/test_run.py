@@ -54,6 +54,19 @@ def test_answer_without_streaming_leaves_stdout_alone(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == ""
 
 
+class _Silence(_Echo):
+    def generate_stream(self, prompt: str, sampling: object) -> Iterator[_Update]:
+        yield _Update("", (), "stop")
+
+
+def test_model_that_says_nothing_is_said_to_want_a_conversation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    llm: Any = _Silence()
+    assert answer(llm, "hi", llm, is_streaming=True).num_tokens == 0
+    assert "--chat" in capsys.readouterr().err
+
+
 def test_conversation_carries_its_history(capsys: pytest.CaptureFixture[str]) -> None:
     llm: Any = _Echo()
     converse(llm, llm, io.StringIO("one\ntwo\n"))

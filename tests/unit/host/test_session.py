@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.host.fake_engine import open_session
+from tests.unit.host.fake_engine import LIMITS, open_session
 from tidemill.base.errors import CheckpointError, UnsupportedError
 from tidemill.host.answer_text import AnswerText
 from tidemill.host.beam_search import BeamSettings
@@ -61,8 +61,10 @@ def test_answer_ends_at_max_tokens(session: Session) -> None:
 
 
 def test_max_tokens_left_open_runs_to_the_end_of_the_sequence(session: Session) -> None:
-    update = answer(session, "abc", max_tokens=None)
-    assert update.finish_reason == "length" and update.num_output_tokens == 4096 - 3
+    prompt = "a" * LIMITS.max_input_len
+    update = answer(session, prompt, max_tokens=None)
+    assert update.finish_reason == "length"
+    assert update.num_output_tokens == LIMITS.max_seq_len - LIMITS.max_input_len
 
 
 def test_disabled_end_token_is_an_ordinary_token(session: Session) -> None:

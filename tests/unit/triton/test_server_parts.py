@@ -76,6 +76,10 @@ def test_a_name_becomes_the_address_that_tritonserver_needs() -> None:
     assert choose_endpoints("localhost", {}).server_flags[0] == "--http-address=127.0.0.1"
 
 
+def test_ipv4_address_written_as_one_of_ipv6_is_ipv4() -> None:
+    assert choose_endpoints("::ffff:127.0.0.1", {}).server_flags[0] == "--http-address=127.0.0.1"
+
+
 @pytest.mark.parametrize("host", ["", "[::1]", "no such host", "\u00e9" * 70, "fe80::1%lo"])
 def test_a_host_without_an_address_is_refused(host: str) -> None:
     with pytest.raises(

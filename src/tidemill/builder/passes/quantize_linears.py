@@ -81,7 +81,7 @@ def _quantized(constant: Constant, dtype: DType) -> Constant:
     if dtype is DType.BF12 and source.dtype is not DType.BF16:
         raise UnsupportedError(
             "only bf16 weights are kept in 12 bits",
-            where=f"{constant.value}, --quant",
+            where=f"{constant.value.name}, --quant",
             expected="bf16",
             got=source.dtype.value,
             hint="convert with --dtype bfloat16, or choose another scheme",
@@ -89,7 +89,7 @@ def _quantized(constant: Constant, dtype: DType) -> Constant:
     if dtype.group_size and columns % dtype.group_size:
         raise UnsupportedError(
             "groups do not divide a matrix's inputs",
-            where=f"{constant.value}, --quant",
+            where=f"{constant.value.name}, --quant",
             expected=f"a multiple of {dtype.group_size}",
             got=str(columns),
             hint="choose a scheme with smaller groups, such as w4a8_g32, or w8a8",

@@ -14,7 +14,7 @@ from tidemill.base.errors import ConfigError
 from tidemill.frontends.cli import trtllm_build_flags
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.progress_bar import progress_bar
-from tidemill.frontends.cli.shell import given, print_json, say, say_notes
+from tidemill.frontends.cli.shell import flags_of, given, print_json, say, say_notes
 
 # trtllm-build's default; it matters only when --max_output_len is given without --max_input_len.
 DEFAULT_MAX_INPUT_LEN = 1024
@@ -124,7 +124,8 @@ def build(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    notes = read_foreign_flags(trtllm_build_flags.TOOL, trtllm_build_flags.TABLE, context.args)
+    tool, table = trtllm_build_flags.TOOL, trtllm_build_flags.TABLE
+    notes = read_foreign_flags(tool, table, context.args, flags_of(context))
     longest = resolve_max_seq_len(max_seq_len, max_input_len, max_output_len)
     say_notes(notes)
 

@@ -13,7 +13,7 @@ import typer
 from tidemill.frontends.cli import convert_checkpoint_flags
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.progress_bar import progress_bar
-from tidemill.frontends.cli.shell import check_choice, given, print_json, say, say_notes
+from tidemill.frontends.cli.shell import check_choice, flags_of, given, print_json, say, say_notes
 
 PRECISIONS = ("int8", "int4")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -77,9 +77,8 @@ def convert(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    notes = read_foreign_flags(
-        convert_checkpoint_flags.TOOL, convert_checkpoint_flags.TABLE, context.args
-    )
+    tool, table = convert_checkpoint_flags.TOOL, convert_checkpoint_flags.TABLE
+    notes = read_foreign_flags(tool, table, context.args, flags_of(context))
     check_choice("--dtype of convert", dtype, DTYPES)
     check_choice("--weight_only_precision of convert", weight_only_precision, PRECISIONS)
     say_notes(notes)

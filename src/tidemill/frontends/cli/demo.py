@@ -7,7 +7,6 @@ any client would. Ends with --once; otherwise serves until Ctrl-C.
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def demo(
     with _step("build"):
         build(BuildRequest(checkpoint, engine))
     with _step("deploy"):
-        deploy(engine_dir=engine, model_repository=repository, name=NAME, replace=True)
+        deploy(engine_dir=engine, model_repository=repository, name=NAME, link="hard", replace=True)
     with _server(repository, http_port, work_dir / "server.log") as server:
         with _step("serve"):
             _wait_until_ready(http_port, server, work_dir / "server.log")
@@ -89,21 +88,16 @@ def _step(name: str) -> Iterator[None]:
 
 @contextmanager
 def _server(repository: Path, http_port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `tidemill serve` as a process of its own, its output in a file; end it with the body.
-
-    SIGTERM ends the body as Ctrl-C does: the server would outlive us otherwise.
-    """
+    """Run `tidemill serve` as a process of its own, its output in a file; end it with the body."""
     command = [sys.executable, "-m", "tidemill", "serve", "--model_repository", str(repository)]
     command += ["--http_port", str(http_port)]
     for flag in ("--grpc_port", "--metrics_port"):
         command += [flag, str(_free_port())]
     with log.open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield server
     finally:
-        signal.signal(signal.SIGTERM, before)
         server.terminate()
         try:
             server.wait(timeout=40)

@@ -42,9 +42,11 @@ class ForeignFlag:
 
 
 def read_foreign_flags(
-    tool: str, table: Sequence[ForeignFlag], arguments: Sequence[str]
+    tool: str, table: Sequence[ForeignFlag], arguments: Sequence[str], own: Sequence[str] = ()
 ) -> list[str]:
     """Check the arguments against the table; return one note for each flag without effect.
+
+    `own` are the flags of the verb itself, for whoever mistypes one.
 
     Raises: ConfigError for an unknown flag or a value outside of its set; UnsupportedError listing
     every flag that asks for what is not there yet.
@@ -52,7 +54,7 @@ def read_foreign_flags(
     by_name = {_plain(name): row for row in table for name in (row.name, *row.aliases)}
     notes: list[str] = []
     refused: list[str] = []
-    for name, value in _pairs(tool, by_name, arguments):
+    for name, value in _pairs(tool, by_name, arguments, own):
         row = by_name[name]
         shown = f"{row.name} {value}".rstrip()
         _check_value(tool, row, value)
@@ -78,7 +80,7 @@ def _plain(name: str) -> str:
 
 
 def _pairs(
-    tool: str, by_name: Mapping[str, ForeignFlag], arguments: Sequence[str]
+    tool: str, by_name: Mapping[str, ForeignFlag], arguments: Sequence[str], own: Sequence[str]
 ) -> list[tuple[str, str]]:
     """Split arguments into (flag, value); switches have the empty value."""
     pairs: list[tuple[str, str]] = []
@@ -88,7 +90,7 @@ def _pairs(
         name, has_value, value = word.partition("=")
         name = _plain(name)
         if not word.startswith("-") or name not in by_name:
-            raise _unknown(tool, word, [row.name for row in by_name.values()])
+            raise _unknown(tool, word, [*own, *(row.name for row in by_name.values())])
         row = by_name[name]
         if row.values is Kind.SWITCH and has_value:
             raise _bad_value(tool, row, value)
@@ -101,7 +103,7 @@ def _pairs(
 
 
 def _unknown(tool: str, word: str, names: Sequence[str]) -> ConfigError:
-    near = difflib.get_close_matches(_plain(word), names, n=1)
+    near = difflib.get_close_matches(_plain(word.partition("=")[0]), names, n=1)
     return ConfigError(
         f"{tool} does not know this argument",
         where=f"command line of {tool}",

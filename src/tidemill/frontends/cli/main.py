@@ -6,6 +6,7 @@ runs; so help needs none of the library. Flags are spelled with underscores or w
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -85,5 +86,9 @@ app.command("demo", help=demo.HELP)(demo.demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and leave with its exit code.
+
+    SIGTERM ends it as Ctrl-C does: half a directory, or a server, would outlive it otherwise.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_app(app, sys.argv[1:] if arguments is None else arguments))

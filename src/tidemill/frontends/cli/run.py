@@ -20,7 +20,7 @@ from tidemill.frontends.cli import run_flags
 from tidemill.frontends.cli.foreign_flags import read_foreign_flags
 from tidemill.frontends.cli.prompts import Prompt, read_prompts
 from tidemill.frontends.cli.session_flags import read_session, takes_settings
-from tidemill.frontends.cli.shell import given, print_json, say, say_notes
+from tidemill.frontends.cli.shell import flags_of, given, print_json, say, say_notes
 
 if TYPE_CHECKING:
     from tidemill.api.llm import LLM, SamplingParams, TextUpdate
@@ -99,7 +99,7 @@ def run(
     *,
     settings: dict[str, str],
 ) -> None:
-    say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args))
+    say_notes(read_foreign_flags(run_flags.TOOL, run_flags.TABLE, context.args, flags_of(context)))
     is_typed = is_chat and not input_text and input_file is None
     prompts = [] if is_typed else read_prompts(input_text or [], input_file, end_id)
     messages = _messages(prompts) if is_chat else []
@@ -241,4 +241,6 @@ def _timed(answer: Answer, times: tuple[float, float, float]) -> Answer:
     rate = after / (last - first) if after > 0 and last > first else 0.0
     first_ms = (first - start) * 1e3
     say(f"{answer.num_tokens} tokens, {rate:.1f} tokens/s, first token after {first_ms:.1f} ms")
+    if not answer.num_tokens:
+        say("note: the model ended at once; one that was trained to converse wants --chat")
     return replace(answer, first_token_ms=first_ms, tokens_per_s=rate)

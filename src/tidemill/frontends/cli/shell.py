@@ -1,7 +1,7 @@
 """What every verb shares: how output, notes and errors reach the terminal or a machine.
 
 In: values and errors of the library. Out: text or JSON on stdout, notes and errors on stderr, an
-exit code (0 done, 1 failed, 2 command line not understood). Knows no verb.
+exit code (0 done, 1 failed, 2 command line not understood, 130 stopped). Knows no verb.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from tidemill.base.errors import ConfigError, TidemillError, UnsupportedError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 130
 PATH_FLAGS = ("_dir", "_file", "_map", "_repository")
 
 # What a machine that only serves may leave out.
@@ -47,13 +49,21 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
     if value in choices:
         return value
     near = difflib.get_close_matches(value, choices, n=1)
+    other = (
+        f"leave {flag} out for the default" if flag.startswith("-") else "--help says what each is"
+    )
     raise ConfigError(
         "a flag has a value that it cannot have",
         where=flag,
         expected="one of " + ", ".join(choices),
         got=repr(value),
-        hint=f"did you mean {near[0]}?" if near else f"leave {flag} out for the default",
+        hint=f"did you mean {near[0]}?" if near else other,
     )
+
+
+def flags_of(context: typer.Context) -> list[str]:
+    """Every flag of the verb itself, as help spells it."""
+    return [flag for each in context.command.params for flag in each.opts]
 
 
 def say(text: str) -> None:
@@ -107,6 +117,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         debug.level()
         _check_paths(arguments)
         code = app(args=list(arguments), prog_name="tidemill", standalone_mode=False)
+        if code == EXIT_STOPPED:  # the parser catches Ctrl-C, and says nothing
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except ConfigError as error:
         return report_error(error, EXIT_USAGE)
@@ -114,7 +126,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         return report_error(error, EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         say("stopped")
-        return 130
+        return EXIT_STOPPED
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
@@ -176,6 +188,9 @@ def _report_usage(error: Any, arguments: Sequence[str]) -> int:
     text = error.format_message()
     if not text:
         return EXIT_USAGE  # the parser has printed the help already
+    if getattr(error, "option_name", None):
+        # The parser knows flags with dashes; help has them with underscores.
+        text = re.sub(r"--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text)
     # "Invalid value for '--x': reason" is the only form whose second half says what was expected.
     what, _, reason = text.partition(": ") if text.startswith("Invalid value") else (text, "", "")
     shown = TidemillError(

@@ -13,6 +13,7 @@ import http.client
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from tidemill.base.errors import ServerError
 from tidemill.frontends.triton.serve_request import LOOPBACK
@@ -117,7 +118,10 @@ def choose_endpoints(
 
 
 def _find_address(host: str) -> str:
-    """Return the address that a host's name stands for, of IPv4 where it has one."""
+    """Return the address that a host's name stands for, of IPv4 where it has one.
+
+    An IPv4 address written as IPv6's is meant as one: tritonserver listens on no such address.
+    """
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
         *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
@@ -131,7 +135,8 @@ def _find_address(host: str) -> str:
             got=str(error),
             hint="127.0.0.1 or ::1 for this machine alone, 0.0.0.0 or :: for the network",
         ) from error
-    return str(address[0])
+    mapped = getattr(ip_address(address[0]), "ipv4_mapped", None)
+    return str(mapped or address[0])
 
 
 def _bracketed(host: str) -> str:

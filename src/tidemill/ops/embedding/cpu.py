@@ -27,9 +27,9 @@ from tidemill.ops.layout import (
     wide_row,
 )
 from tidemill.ops.linear.formats_bf12 import pair_of_words
+from tidemill.ops.linear.widened import HIGH_HALF
 
 FIELDS = ("rows", "tokens", "table", "y")
-_HIGH_HALF = -65536
 
 
 def emit(module: Module, symbol: str, weight: DType, columns: int) -> Kernel:
@@ -77,7 +77,7 @@ def _gather_bf12(panel: Pointer, in_panel: Value, columns: int, y: Pointer) -> N
         words = tuple(at[i * LANES] for i in range(3))
         for part in range(step // 2):
             pair = pair_of_words(words, part)
-            for i, bits in enumerate((pair << 16, pair & _HIGH_HALF)):
+            for i, bits in enumerate((pair << 16, pair & HIGH_HALF)):
                 y[s * step + 2 * part + i] = bits.bits_as(F32) * scale
 
     places = panel.bytes(LISTED_AT).of(I32)

@@ -6,8 +6,7 @@ inputs of a word does not fit, the word is zeros and its inputs are in the panel
 before its words, as every tile begins with it; a tile multiplies them when it comes by. So sums are
 those of bf16 weights, bit for bit, but for the scale, a power of two. Layout and numbers:
 ops/layout.py. Twelve bits are taken apart in registers, two inputs at a time, or once a panel.
-Where memory is the limit, three quarters of
-the bytes are a third more speed (docs/decisions/099).
+Where memory is the limit, three quarters of the bytes are a third more speed (docs/decisions/099).
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES, Isa, V
 from tidemill.codegen.types import F32, I16, I32, Type
 
-_HIGH_HALF = -65536
+HIGH_HALF = -65536  # of an i32 lane
 
 
 def pair_of(even: Value, odd: Value) -> Value:
     """Two f32 values that bf16 holds exactly, as the pair of a bf16 dot product."""
     low, high = (each.bits_as(I32.x(LANES)) for each in (even, odd))
-    return (low >> 16) | (high & _HIGH_HALF)
+    return (low >> 16) | (high & HIGH_HALF)
 
 
 @dataclass(frozen=True)

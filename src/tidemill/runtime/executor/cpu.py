@@ -62,6 +62,7 @@ class NativeExecutor:
         self.inputs = StepInputs(manifest, self.limits)
         self._has_stepped = False
         native = find_native_code(engine)
+        self.target = native.section.target  # of the code that runs
         code = LoadedCode(native.image, native.section.entry_offsets)
         cpus = physical_cpus() if pin_threads else ()
         space_to_address = {
@@ -79,7 +80,7 @@ class NativeExecutor:
         # A view without NumPy: right after the native call, each cold line of code costs.
         self._next_tokens = self.buffer(manifest.plan[-1].output)[:, 0].data
         self._observed = ObservedStep(self.manifest, self.inputs, self.team, self.buffer)
-        say(Level.DECISIONS, "runtime", self._describe(native.section.target, num_threads))
+        say(Level.DECISIONS, "runtime", self._describe(num_threads))
 
     @staticmethod
     def load(
@@ -153,9 +154,9 @@ class NativeExecutor:
         self.cache.copy(plan.copies)
         return self.inputs.fill(plan)
 
-    def _describe(self, target: str, num_threads: int) -> str:
+    def _describe(self, num_threads: int) -> str:
         return (
-            f"{num_threads} thread(s), {target}; "
+            f"{num_threads} thread(s), {self.target}; "
             f"weights {self._weights.num_bytes / 1e6:.0f} MB, arena up to "
             f"{self._arena.nbytes / 1e6:.0f} MB, {self.cache}"
         )
