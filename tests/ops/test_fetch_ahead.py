@@ -95,8 +95,9 @@ class Layer:
 def test_products_are_the_same(weight: DType, activation: DType) -> None:
     layer = Layer(weight, activation, 1)
     plain = layer.run(())
-    for layer.num_threads in (1, 2):
-        assert_same_bits(layer.run(BLOCKS), plain, f"products, {layer.num_threads} threads")
+    for num_threads in (1, 2):
+        layer.num_threads = num_threads
+        assert_same_bits(layer.run(BLOCKS), plain, f"products, {num_threads} threads")
 
 
 class AskedFor:

@@ -1,8 +1,9 @@
-"""Scripts say what they are when asked, and measure nothing then."""
+"""Scripts say what they are when asked, and measure nothing then; the suite leaves no room out."""
 
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,10 @@ def test_soak_finds_the_environment_that_it_needs() -> None:
     command = [str(ROOT / "scripts" / "soak"), "--help"]
     done = subprocess.run(command, env=outside, capture_output=True, text=True)
     assert done.returncode == 0 and "--engine_dir" in done.stdout, done.stderr
+
+
+def test_the_default_suite_runs_every_room() -> None:
+    tests, script = ROOT / "tests", (ROOT / "scripts" / "test").read_text()
+    rooms = {path.relative_to(tests).parts[0] for path in tests.rglob("test_*.py")}
+    (named,) = re.findall(r"^rooms=\((.*)\)$", script, re.MULTILINE)
+    assert sorted(named.split()) == sorted(rooms)

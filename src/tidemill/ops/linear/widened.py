@@ -1,8 +1,8 @@
 """What formats share whose quantised weights are widened in registers to meet plain activations.
 
 In: words of weights, rows of f32 or bf16 activations. Out: f32 sums. On targets with a bf16 dot
-product two inputs are taken at once (of bf12 on all), otherwise each is a multiply-add in f32. How a
-word is taken apart is each format's own.
+product two inputs are taken at once (of bf12 on all), otherwise each is a multiply-add in f32.
+How a word is taken apart is each format's own.
 """
 
 from __future__ import annotations
