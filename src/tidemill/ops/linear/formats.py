@@ -191,11 +191,6 @@ class ByteFormat(WidenedFormat):
         return 2 if self.takes_pairs else 4
 
     @property
-    def tile_rows(self) -> int:
-        """Two rows fewer than plain weights: the words stay in registers beside their parts."""
-        return max(2, self.isa.tile_rows - 2)
-
-    @property
     def x_step_bytes(self) -> int:
         return k_step(self.weight) * self.activation.itemsize_bytes
 
@@ -203,9 +198,6 @@ class ByteFormat(WidenedFormat):
         if not self.takes_pairs:
             return self._byte(words[0], part)
         return pair_of(*(self._byte(words[0], 2 * part + i) for i in range(2)))
-
-    def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
-        return total * panel.vec(j * LANES, LANES)
 
     def _byte(self, word: Value, index: int) -> Value:
         """What byte `index` of each word stands for, as f32."""

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
-from tidemill.codegen.isa import LANES, Isa, V
-from tidemill.codegen.types import I16, I32, I64, Type
+from tidemill.codegen.isa import LANES
+from tidemill.codegen.types import I16, I32, I64
 from tidemill.ops.layout import BF12_BIAS, LISTED_AT, PANEL, listed_inputs_at
+from tidemill.ops.linear.widened import WidenedFormat
 
 _SIGN, _MAGNITUDE = -0x8000, 0x07FF  # of an i16 lane
 # Pair 3, by word: how far its bits move to the right, and where they then are.
@@ -27,40 +28,25 @@ _PIECES = ((0, 4, 0x0780), (1, 8, 0x0078), (2, 11, 0x0007), (2, -1, _SIGN))
 
 
 @dataclass(frozen=True)
-class Bf12Format:
-    """Pairs of inputs, as a bf16 dot product takes them; sums in f32, of value / scale."""
+class Bf12Format(WidenedFormat):
+    """Pairs of inputs on every target, as a bf16 dot product takes them."""
 
-    isa: Isa
     weight: DType = DType.BF12
     activation: DType = DType.BF16
+    vector_bytes: int = 3 * 4 * LANES
     name: str = "bf12"
     num_parts: int = 4
-    sum_type: Type = V
-    vector_bytes: int = 3 * 4 * LANES
     x_step_bytes: int = 16
 
     @property
-    def tile_rows(self) -> int:
-        """Two rows fewer than plain weights: three words stay in registers beside their parts."""
-        return max(2, self.isa.tile_rows - 2)
-
-    def start(self, panel: Pointer, j: int) -> Value:
-        return panel.f.zero(V)
+    def takes_pairs(self) -> bool:
+        return True
 
     def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
         return tuple(pointer.of(I32).vec(i * LANES, LANES) for i in range(3))
 
     def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
         return pair_of_words(words, part)
-
-    def load_x(self, pointer: Pointer, part: int) -> Value:
-        return pointer.of(I32)[part].splat(LANES)
-
-    def dot(self, total: Value, w: Value, x: Value) -> Value:
-        return self.isa.dot_pair(total, w, x)
-
-    def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
-        return total * panel.vec(j * LANES, LANES)
 
 
 def pair_of_words(words: tuple[Value, ...], part: int) -> Value:

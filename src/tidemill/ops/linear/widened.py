@@ -1,8 +1,8 @@
 """What formats share whose quantised weights are widened in registers to meet plain activations.
 
 In: words of weights, rows of f32 or bf16 activations. Out: f32 sums. On targets with a bf16 dot
-product two inputs are taken at once, otherwise each is a multiply-add in f32. How a word is taken
-apart is each format's own.
+product two inputs are taken at once (of bf12 on all), otherwise each is a multiply-add in f32.
+How a word is taken apart is each format's own.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class WidenedFormat:
     def takes_pairs(self) -> bool:
         return self.activation is DType.BF16 and self.isa.has_bf16_dot
 
+    @property
+    def tile_rows(self) -> int:
+        """Two rows fewer than plain weights: the words stay in registers beside their parts."""
+        return max(2, self.isa.tile_rows - 2)
+
     def start(self, panel: Pointer, j: int) -> Value:
         return panel.f.zero(V)
 
@@ -53,3 +58,7 @@ class WidenedFormat:
 
     def dot(self, total: Value, w: Value, x: Value) -> Value:
         return self.isa.dot_pair(total, w, x) if self.takes_pairs else w.fma(x, total)
+
+    def finish(self, total: Value, panel: Pointer, j: int, x_scale: Pointer | None) -> Value:
+        """Sums are of value / scale."""
+        return total * panel.vec(j * LANES, LANES)
