@@ -36,7 +36,8 @@ from tidemill.runtime.config import (
     RuntimeConfig,
 )
 from tidemill.runtime.executor.cpu import NativeExecutor
-from tidemill.runtime.loop import Loop, LoopStats
+from tidemill.runtime.loop import Loop
+from tidemill.runtime.loop_stats import LoopStats
 from tidemill.runtime.request import Request, SamplingParams
 
 SEED = 20261124

@@ -15,7 +15,7 @@ from tidemill.device.cpu import address_of
 from tidemill.runtime.executor import free_memory, weights_memory
 from tidemill.runtime.executor.weights_memory import WeightsMemory
 
-PIECE = 8 << 20
+PIECE = 2 << 20
 NOW, LATER = 0.0, math.inf
 
 

@@ -18,7 +18,7 @@ from tidemill.runtime.events import RequestEvent
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.retention import KvCacheRetention
 from tidemill.runtime.logits_rules import LogitsRules
-from tidemill.runtime.loop import LoopStats
+from tidemill.runtime.loop_stats import LoopStats
 from tidemill.runtime.observation import OutputWishes, TokenLogprobs
 from tidemill.runtime.statistics import RequestMetrics, RequestStats
 from tidemill.runtime.step import EngineLimits

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from tidemill.base.errors import InvalidRequestError, QueueFullError
 from tidemill.runtime.config import (
@@ -22,6 +21,7 @@ from tidemill.runtime.events import RequestEvent
 from tidemill.runtime.iteration_stats import IterationStats
 from tidemill.runtime.kvcache.block_pool import BlockPool, CacheCounters
 from tidemill.runtime.kvcache.host_tier import HostRoom
+from tidemill.runtime.loop_stats import LoopStats
 from tidemill.runtime.micro_batch import Drafter
 from tidemill.runtime.ngram_lookup import NgramDrafter
 from tidemill.runtime.request import Request, TokenUpdate
@@ -31,41 +31,6 @@ from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, Executor, StepResult
 from tidemill.runtime.step_log import StepLog
 from tidemill.runtime.validate_request import validate_request
-
-
-@dataclass(frozen=True)
-class LoopStats:
-    """What the loop did so far, what its latest step held, and what the cache holds now.
-
-    Units: times in milliseconds; `num_context_*` and `num_generation_requests` are of the latest
-    step, `total_*` since the start, as are the counts of blocks allocated, reused and missed.
-    """
-
-    iteration: int
-    latency_ms: float
-    num_active_requests: int
-    num_queued_requests: int
-    num_context_requests: int
-    num_generation_requests: int
-    num_context_tokens: int
-    total_completed_requests: int
-    total_prompt_tokens: int
-    total_output_tokens: int
-    max_batch_size: int
-    max_num_tokens: int
-    tokens_per_block: int
-    max_blocks: int
-    used_blocks: int
-    free_blocks: int
-    total_cancelled_requests: int = 0
-    total_timed_out_requests: int = 0
-    total_paused_requests: int = 0
-    total_draft_tokens: int = 0
-    total_accepted_draft_tokens: int = 0
-    alloc_total_blocks: int = 0
-    alloc_new_blocks: int = 0
-    reused_blocks: int = 0
-    missed_blocks: int = 0
 
 
 class Loop:

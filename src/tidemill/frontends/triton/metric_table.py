@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tidemill.frontends.triton.traffic import REQUEST_SECONDS, TOKEN_SECONDS
-from tidemill.runtime.loop import LoopStats
+from tidemill.runtime.loop_stats import LoopStats
 
 GAUGE, COUNTER, HISTOGRAM = "gauge", "counter", "histogram"
 LENGTH_BUCKETS = (10.0, 50.0, 100.0, 500.0, 1000.0)

@@ -28,7 +28,7 @@ from tidemill.runtime.executor.free_memory import free_bytes
 
 # Copies that would take more than this share of the free memory are not made.
 MAX_SHARE_OF_FREE_MEMORY = 0.25
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 2 << 20  # each thread has one of them twice for a moment
 
 Bytes = npt.NDArray[np.uint8]
 
