@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,9 +70,15 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
 
     def run(*arguments: str | Path, exit_code: int = EXIT_FAILED) -> str:
         before = entries_below(tmp_path)
-        capsys.readouterr()
-        assert run_app(app, [str(argument) for argument in arguments]) == exit_code
-        printed = capsys.readouterr().err
+        texts = [str(argument) for argument in arguments]
+        if texts[0] == "serve":  # becomes a process of its own
+            command = [sys.executable, "-m", "tidemill", *texts]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            code, printed = done.returncode, done.stderr
+        else:
+            capsys.readouterr()
+            code, printed = run_app(app, texts), capsys.readouterr().err
+        assert code == exit_code, printed
         assert all(part in printed for part in ("error: ", "where: ", "expected: ", "got: "))
         assert "try: " in printed and "Traceback" not in printed
         assert entries_below(tmp_path) == before

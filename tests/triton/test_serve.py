@@ -57,6 +57,7 @@ def test_signal_ends_the_server_in_order_and_leaves_nothing(
             if "metrics http" in line:
                 break
         (server,) = children_of(serve.pid)
+        assert "libssl" not in Path(f"/proc/{serve.pid}/maps").read_text()
         http, grpc, metrics = (line.split()[1] for line in lines[-3:])
         url = f"{http}/v2/models/{UNARY}/generate"
         assert call(url, {"text_input": ">ok", "max_tokens": 4})[0] == 200

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-import tidemill.base.lean_numpy  # noqa: F401 (before whatever imports NumPy)
+import tidemill.base.lean_imports  # noqa: F401 (before whatever imports NumPy)
 from tidemill.host.config import SessionConfig
 from tidemill.host.process import ProcessConfig, run_host
 from tidemill.host.session import Session

@@ -1,6 +1,6 @@
-"""The serve verb: starts the real tritonserver on a model repository.
+"""The serve verb: starts the real tritonserver on a model repository, in `serving`'s process.
 
-One of the CLI's two doors to the Triton frontend; the import contracts name them.
+One of the CLI's doors to the Triton frontend; the import contracts name them.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def serve(
     *,
     settings: dict[str, str],
 ) -> None:
+    from tidemill.frontends.cli.serving import become_server
     from tidemill.frontends.triton.door_config import MEBIBYTE, DoorConfig
-    from tidemill.frontends.triton.serve import serve as serve_repository
     from tidemill.frontends.triton.serve_request import ServeRequest, WatchdogConfig
 
     needs_door = api_key_file is not None or tls_cert is not None or tls_key is not None
@@ -100,4 +100,4 @@ def serve(
         watchdog=WatchdogConfig(probe_period, probe_timeout, max_restarts) if watchdog else None,
         settings=settings,
     )
-    raise typer.Exit(serve_repository(request))
+    become_server(request)

@@ -12,15 +12,16 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from tidemill.base import debug
 from tidemill.base.errors import ConfigError, TidemillError, UnsupportedError
+
+if TYPE_CHECKING:
+    import typer
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -113,20 +114,34 @@ def _shows_traceback() -> bool:
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code, having printed any error in our form."""
-    try:
-        debug.level()
+    import typer  # a server's process goes without
+
+    def parse_and_run() -> int:
         _check_paths(arguments)
         code = app(args=list(arguments), prog_name="tidemill", standalone_mode=False)
         if code == EXIT_STOPPED:  # the parser catches Ctrl-C, and says nothing
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
+
+    try:
+        return run_verb(parse_and_run, arguments)
+    except typer.Abort:
+        return _stopped()
+    except _usage_error_class(typer.BadParameter) as error:
+        return _report_usage(error, arguments)
+
+
+def run_verb(verb: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Run what needs no parser any more; return its exit code, having printed any error."""
+    try:
+        debug.level()
+        return verb()
     except ConfigError as error:
         return report_error(error, EXIT_USAGE)
     except TidemillError as error:
         return report_error(error, EXIT_FAILED)
-    except (KeyboardInterrupt, typer.Abort):
-        say("stopped")
-        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        return _stopped()
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
@@ -136,8 +151,11 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         if error.name not in OPTIONAL_PACKAGES:
             raise
         return report_error(_missing_package(error.name, arguments), EXIT_FAILED)
-    except _usage_error_class() as error:
-        return _report_usage(error, arguments)
+
+
+def _stopped() -> int:
+    say("stopped")
+    return EXIT_STOPPED
 
 
 def _check_paths(arguments: Sequence[str]) -> None:
@@ -174,9 +192,9 @@ def _missing_package(name: str, arguments: Sequence[str]) -> UnsupportedError:
     )
 
 
-def _usage_error_class() -> type[Exception]:
+def _usage_error_class(bad_parameter: type[Exception]) -> type[Exception]:
     """Return the parser's base of usage errors, which typer has moved between packages."""
-    for base in typer.BadParameter.__mro__:
+    for base in bad_parameter.__mro__:
         if base.__name__ == "UsageError":
             return base
     raise AssertionError("typer.BadParameter is not a UsageError")
