@@ -22,6 +22,7 @@ from tidemill.builder.passes.quantize_cache import QuantizeCache
 from tidemill.builder.passes.quantize_linears import QuantizeLinears
 from tidemill.builder.pipelines.cpu import cpu_passes, run_cpu_pipeline
 from tidemill.ir.graph import Graph
+from tidemill.ir.storage import narrow
 from tidemill.ir.text import parse_graph, print_op
 from tidemill.quant.schemes import NAME_TO_SCHEME, NO_QUANTIZATION, Quantization
 
@@ -438,3 +439,17 @@ def test_quantised_pipeline_keeps_the_numbers_within_the_levels(scheme: str) -> 
     (got,) = run_outputs(run_cpu_pipeline(graph, quantization), 1)
     error = np.sqrt(np.mean((got - exact) ** 2) / np.mean(exact**2))
     assert 1e-4 < error < 0.02
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8", "w4a16_g32"])
+def test_matrix_that_is_quantised_part_by_part_is_as_one_quantised_whole(scheme: str) -> None:
+    weight = np.random.default_rng(6).standard_normal((701, 512), np.float32)
+    graph = parse_graph(
+        'graph "g" {\ninput %x: f32[T, 512]\nconstant %w: f32[701, 512]\n'
+        "%z: f32[T, 701] = linear(%x, %w)\noutput %z\n}"
+    )
+    graph = replace(graph, constants=(replace(graph.constants[0], load=lambda: weight),))
+    both = Quantization(NAME_TO_SCHEME[scheme], NAME_TO_SCHEME[scheme])
+    (constant,) = QuantizeLinears(both).apply(graph).graph.constants
+    assert constant.load is not None
+    np.testing.assert_array_equal(constant.load(), narrow(weight, constant.value.type.dtype))

@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import UnsupportedError
 from tidemill.builder.pass_contract import PassResult
 from tidemill.ir.graph import Constant, Graph, Op, TensorType, Value
 from tidemill.ir.storage import Array, narrow, widen
 from tidemill.quant.schemes import NO_QUANTIZATION, Quantization, Scheme
+
+_WEIGHTS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def _quantized(constant: Constant, dtype: DType) -> Constant:
             where=f"{constant.value.name}, --quant",
             expected=f"a multiple of {dtype.group_size}",
             got=str(columns),
-            hint="choose a scheme with smaller groups, such as w4a8_g32, or w8a8",
+            hint="choose a scheme with smaller groups, or with none, such as w8a8",
         )
     value = Value(constant.value.name, TensorType(dtype, source.shape))
     load = constant.load
@@ -104,4 +108,14 @@ def _quantized(constant: Constant, dtype: DType) -> Constant:
 def _then(load: Callable[[], Array], source: DType, dtype: DType) -> Callable[[], Array]:
     if dtype is DType.BF12:
         return load  # the same bits, until they are packed
-    return lambda: narrow(widen(load(), source), dtype)
+    return lambda: _narrowed(load(), source, dtype)
+
+
+def _narrowed(stored: Array, source: DType, dtype: DType) -> Array:
+    """Quantise some rows at once: what is computed between stays in a core's cache."""
+    at_once = max(1, _WEIGHTS_AT_ONCE // stored.shape[1])
+    parts = [
+        narrow(widen(stored[first : first + at_once], source), dtype)
+        for first in range(0, len(stored), at_once)
+    ]
+    return np.concatenate(parts)

@@ -7,7 +7,6 @@ ends the server at once.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ __all__ = ["ServeRequest", "serve"]
 
 WAIT_S = 0.5
 HTTP_FLAG = "--http-port"
-AUTHORITIES = "SSL_CERT_FILE"
 
 
 class _StopRequested(BaseException):
@@ -83,8 +81,7 @@ def _front_door(
         yield server.endpoints.http_url
         return
     # Only the door needs aiohttp; a server from a container may do without both.
-    with _no_certificate_authorities():
-        from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
+    from tidemill.frontends.triton.front_door import DoorAddress, FrontDoor
 
     door = FrontDoor(
         DoorAddress(public.host, public.flag_to_port[HTTP_FLAG]),
@@ -95,19 +92,6 @@ def _front_door(
     )
     with door:
         yield f"{config.scheme}://{public.http_address}"
-
-
-@contextmanager
-def _no_certificate_authorities() -> Iterator[None]:
-    """Let OpenSSL find none: aiohttp, imported, reads 2 MB of them that only HTTPS clients need."""
-    before = os.environ.get(AUTHORITIES)
-    os.environ[AUTHORITIES] = os.devnull
-    try:
-        yield
-    finally:
-        del os.environ[AUTHORITIES]
-        if before is not None:
-            os.environ[AUTHORITIES] = before
 
 
 @contextmanager
