@@ -15,7 +15,9 @@ from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.llm import LLM, SamplingParams
 from tidemill.api.verify import verify_engine
 from tidemill.base.target import NAME_TO_TARGET, host_targets
+from tidemill.builder.tactics import LINEAR_KINDS
 from tidemill.engine.reader import EngineFile
+from tidemill.ir.text import parse_graph
 
 HOST_TARGETS = {target.name for target in host_targets()}
 
@@ -126,3 +128,23 @@ def test_every_scheme_compiles_for_targets_that_this_machine_cannot_run(
             quant_head=head,
         )
         assert build(request).target == target
+
+
+def test_what_threads_copy_is_read_by_the_next_layer_alone_and_not_written_over(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    """No barrier follows such an op: another thread may still read what it was made from."""
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint", dtype="bfloat16"))
+    request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant="w8a8")
+    manifest = EngineFile.open(build(request).engine_dir).manifest
+    ops, plan = parse_graph(manifest.graph_text).ops, manifest.plan
+    place = {b.name: range(b.offset_bytes, b.offset_bytes + b.size_bytes) for b in manifest.buffers}
+    making = [index for index, op in enumerate(plan) if op.made_copies]
+    assert {ops[index].kind for index in making} == {"rms_norm", "quantize"}
+    for index in making:
+        made, after = ops[index], ops[index + 1]
+        (reader,) = (number for number, op in enumerate(ops) if made.outputs[0] in op.inputs)
+        assert ops[reader].kind in LINEAR_KINDS and made.outputs[0] == ops[reader].inputs[0]
+        assert plan[reader].read_copies == plan[index].made_copies
+        read, written = (place[each.name] for each in (made.inputs[0], after.outputs[0]))
+        assert read.stop <= written.start or written.stop <= read.start

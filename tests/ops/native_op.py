@@ -44,14 +44,20 @@ def run_native(
     *,
     num_threads: int = 1,
     tokens_per_block: int = 32,
+    copies: Sequence[tuple[int, int]] = (),
 ) -> None:
-    """Run the ops' kernels once, in order, as one step of a team."""
+    """Run the ops' kernels once, in order, as one step of a team.
+
+    `copies` are, for each op, how many rows there is room for in what it makes and what it reads.
+    """
     code, kernels = _compile(target, ops, tokens_per_block)
     records = np.zeros((len(ops), abi.RECORD_WORDS), np.int64)
     for record, kernel, named in zip(records, kernels, operands, strict=True):
         assert set(named) == set(kernel.fields), (kernel.symbol, sorted(named), kernel.fields)
         record[0] = code.address(kernel.symbol)
         record[1 : 1 + len(kernel.fields)] = [_word(named[field]) for field in kernel.fields]
+    for record, (made, read) in zip(records, copies, strict=False):
+        record[abi.RECORD_MADE_COPIES], record[abi.RECORD_READ_COPIES] = made, read
     team = Team(code, records, num_threads)
     team.step()
     team.close()

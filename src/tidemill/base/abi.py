@@ -8,6 +8,12 @@ engine format version. Units: words are 64-bit.
 
 RECORD_WORDS = 32
 
+# The last words of a record. Of few rows each thread makes a copy of its own, where the output's
+# buffer has room for all: for so many rows as the first word says, 0 where none are made. Then no
+# barrier follows. Whoever reads copies finds that number in the second. Word 1 leads to the rows.
+RECORD_MADE_COPIES, RECORD_READ_COPIES = 31, 30
+MOST_COPIED_ROWS = 4
+
 # Words of the team's context. What different threads write lies a cache line apart.
 CONTEXT_GO, CONTEXT_SLEEPERS, CONTEXT_STOP, CONTEXT_BARRIER = 0, 8, 16, 24
 CONTEXT_NUM_OPS, CONTEXT_RECORDS, CONTEXT_NUM_THREADS, CONTEXT_PROFILE = 32, 33, 34, 35

@@ -13,6 +13,7 @@ from tidemill.base import abi
 from tidemill.base.dtypes import DType
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.memory_plan import BufferRequest, plan_memory
+from tidemill.builder.tactics import LINEAR_KINDS
 from tidemill.builder.verify_memory_plan import verify_memory_plan
 from tidemill.engine.manifest import TensorSpec
 from tidemill.ir.graph import Graph, Op, Value
@@ -48,8 +49,27 @@ def place_buffers(graph: Graph, config: BuildConfig) -> tuple[dict[str, TensorSp
     return placed, plan.total_bytes
 
 
+def find_copied(graph: Graph) -> frozenset[str]:
+    """Names of values of which each thread may make a copy: what only linear layers multiply."""
+    read_otherwise = {value.name for value in graph.outputs}
+    for op in graph.ops:
+        others = op.inputs[1:] if op.kind in LINEAR_KINDS else op.inputs
+        read_otherwise |= {value.name for value in others}
+    made = {op.outputs[0].name for op in graph.ops if op.kind in ("rms_norm", "quantize")}
+    return frozenset(made - read_otherwise)
+
+
+def most_rows(value: Value, config: BuildConfig) -> int:
+    """The rows that a buffer has room for."""
+    return {"T": config.max_num_tokens, "L": config.max_batch_size}[str(value.type.shape[0])]
+
+
 def _live_ranges(graph: Graph, owner: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
-    """First and last op that touches each buffer; the graph's outputs live to the end."""
+    """First and last op that touches each buffer; the graph's outputs live to the end.
+
+    Behind an op that makes copies no thread waits for others, which may still read what it read.
+    """
+    copied = find_copied(graph)
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for index, op in enumerate(graph.ops):
@@ -57,7 +77,7 @@ def _live_ranges(graph: Graph, owner: dict[str, str]) -> tuple[dict[str, int], d
             if value.name in owner:
                 root = owner[value.name]
                 first.setdefault(root, index)
-                last[root] = index
+                last[root] = index + (op.outputs[0].name in copied)
     for value in graph.outputs:
         last[owner[value.name]] = len(graph.ops) - 1
     return first, last
@@ -116,5 +136,5 @@ def _spec(op: Op, value: Value, config: BuildConfig, specs: Mapping[str, TensorS
         row = activation_row(columns, dtype)
     else:
         row = wide_row(columns)
-    most = {"T": config.max_num_tokens, "L": config.max_batch_size}[rows]
-    return TensorSpec(value.name, dtype, rows, columns, row, 0, most * row * dtype.itemsize_bytes)
+    size_bytes = most_rows(value, config) * row * dtype.itemsize_bytes
+    return TensorSpec(value.name, dtype, rows, columns, row, 0, size_bytes)

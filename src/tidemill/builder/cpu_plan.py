@@ -15,6 +15,7 @@ from tidemill.base import abi
 from tidemill.base.errors import BuildError, UnsupportedError
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_kernels import KernelLibrary, has_bias, kv_layout
+from tidemill.builder.cpu_memory import find_copied, most_rows
 from tidemill.builder.cpu_operands import OperandPlaces, WeightSink
 from tidemill.builder.fetch_ahead import Errand, plan_errands
 from tidemill.builder.tactics import LINEAR_KINDS, Width
@@ -71,6 +72,7 @@ def lower_for_cpu(
     """Lower a graph of ops to records that call the library's kernels."""
     places, kv = OperandPlaces(graph, config, sink), kv_layout(graph.ops, config)
     errands, followers = plan_errands(graph.ops), _next_linear(graph)
+    name_to_copies = _copies(graph, config)
     plan = []
     for op in graph.ops:
         operands = _KIND_TO_OPERANDS[op.kind](op, places)
@@ -78,7 +80,7 @@ def lower_for_cpu(
             name = op.outputs[0].name
             operands += _fetched_next(followers[name], places)
             operands += _fetched_ahead(errands[name], places, kv)
-        plan.append(_lower(op, library, operands))
+        plan.append(_lower(op, library, operands, name_to_copies))
     return CpuPlan(
         library.module,
         tuple(plan),
@@ -112,7 +114,16 @@ def _check_shapes(graph: Graph, config: BuildConfig) -> None:
         )
 
 
-def _lower(op: Op, library: KernelLibrary, listed: list[Operand]) -> PlanOp:
+def _copies(graph: Graph, config: BuildConfig) -> dict[str, int]:
+    """The rows that there is room for, by the name of each value that threads make copies of."""
+    copied = find_copied(graph)
+    values = (op.outputs[0] for op in graph.ops)
+    return {value.name: most_rows(value, config) for value in values if value.name in copied}
+
+
+def _lower(
+    op: Op, library: KernelLibrary, listed: list[Operand], name_to_copies: Mapping[str, int]
+) -> PlanOp:
     kernel = library.kernel(op)
     operands = {operand.name: operand for operand in listed}
     assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
@@ -122,6 +133,8 @@ def _lower(op: Op, library: KernelLibrary, listed: list[Operand]) -> PlanOp:
         kernel.symbol, op.kind, op.layer, op.outputs[0].name,
         tuple(operands[field] for field in kernel.fields),
         flops_per_row=row.flops, bytes_fixed=fixed.bytes,
+        made_copies=name_to_copies.get(op.outputs[0].name, 0),
+        read_copies=name_to_copies.get(op.inputs[0].name, 0),
     )  # fmt: skip
 
 

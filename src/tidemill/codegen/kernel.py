@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidemill.base.abi import RECORD_WORDS
+from tidemill.base.abi import MOST_COPIED_ROWS, RECORD_MADE_COPIES, RECORD_READ_COPIES
 from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import I64, PTR, Type
@@ -29,6 +29,7 @@ class Frame:
     """A kernel's body under construction: the function and what the record holds."""
 
     f: Function
+    record: Pointer
     operands: dict[str, Value]
     thread: Value
     num_threads: Value
@@ -49,12 +50,33 @@ class Frame:
         last = ((self.thread + 1) * total) // self.num_threads
         return first, last
 
+    def made_rows(self) -> tuple[Value, Value, Value]:
+        """The rows [first, last) that this thread makes, and how much further on it leaves them.
+
+        They are its share; or all of few, in a copy of its own, so that nobody waits for them.
+        """
+        rows, none = self.count("rows"), self.f.constant(0, I64)
+        are_copied = are_rows_copied(self.record, RECORD_MADE_COPIES, rows, self.num_threads)
+        first, last = self.share(rows)
+        first, last = self.f.select(are_copied, none, first), self.f.select(are_copied, rows, last)
+        return first, last, self.f.select(are_copied, self.thread * rows, none)
+
+    def first_read_row(self, rows: Value) -> Value:
+        """Where the rows that this thread reads begin: behind the copies of those before it."""
+        are_copied = are_rows_copied(self.record, RECORD_READ_COPIES, rows, self.num_threads)
+        return self.f.select(are_copied, self.thread * rows, self.f.constant(0, I64))
+
+
+def are_rows_copied(record: Pointer, word: int, rows: Value, num_threads: Value) -> Value:
+    """Whether each thread has its own copy of a step's rows, made or read by a record's op."""
+    return (rows <= MOST_COPIED_ROWS) & (rows * num_threads <= record[word])
+
 
 def open_kernel(module: Module, symbol: str, fields: Sequence[str]) -> tuple[Kernel, Frame]:
     """Begin a kernel; the caller emits its body into the frame's function."""
-    assert len(fields) < RECORD_WORDS, symbol
+    assert len(fields) < RECORD_READ_COPIES, symbol
     f = module.function(symbol, exported=True, record=PTR, thread=I64, num_threads=I64)
     record, thread, num_threads = f.args
     words = record.as_pointer(I64)
     operands = {name: words[i + 1] for i, name in enumerate(fields)}
-    return Kernel(symbol, tuple(fields)), Frame(f, operands, thread, num_threads)
+    return Kernel(symbol, tuple(fields)), Frame(f, words, operands, thread, num_threads)

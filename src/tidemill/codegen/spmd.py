@@ -1,5 +1,7 @@
 """The native team: every thread walks the same table of records, with a barrier after each.
 
+No barrier follows where each thread made rows for itself alone.
+
 Exports `team_worker(context, thread)`, which serves steps until stopped (it spins briefly, then
 sleeps on a futex, so that an idle engine uses no CPU), and `team_step(context)`, which runs one
 step with the caller as thread 0. The context is laid out in base/abi.py. Counters only ever grow:
@@ -12,6 +14,7 @@ from __future__ import annotations
 from tidemill.base import abi
 from tidemill.codegen.emitter import Function, Pointer, Registers, Value
 from tidemill.codegen.isa import Isa
+from tidemill.codegen.kernel import are_rows_copied
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import BOOL, I64, PTR
 
@@ -33,7 +36,7 @@ def _emit_walk(module: Module, isa: Isa) -> Function:
     num_ops, num_threads = context[abi.CONTEXT_NUM_OPS], context[abi.CONTEXT_NUM_THREADS]
     records, profile = context[abi.CONTEXT_RECORDS].as_pointer(I64), context[abi.CONTEXT_PROFILE]
     phase_at = context.at(thread * 16 + abi.CONTEXT_PHASE)
-    phase, clock = f.registers(I64), f.registers(I64)
+    phase, clock, is_awaited = f.registers(I64), f.registers(I64), f.registers(BOOL)
     phase[0] = phase_at[0]
     clock[0] = 0
     is_profiled = profile.ne(0)
@@ -45,7 +48,13 @@ def _emit_walk(module: Module, isa: Isa) -> Function:
         f.line(f"call void {kernel}({record.typed}, {thread.typed}, {num_threads.typed})")
         slot = (thread * num_ops + i) * 2
         _profile(f, profile, is_profiled, slot, clock)
-        with f.when(num_threads > 1):
+        is_awaited[0] = num_threads > 1
+        # The last op is always awaited: whoever called for the step may change what others read.
+        with f.when(record[abi.RECORD_MADE_COPIES].ne(0) & (i + 1 < num_ops)):
+            rows = record[1].as_pointer(I64)[0]
+            is_copied = are_rows_copied(record, abi.RECORD_MADE_COPIES, rows, num_threads)
+            is_awaited[0] = is_awaited[0] & is_copied.eq(0)
+        with f.when(is_awaited[0]):
             phase[0] = phase[0] + 1
             _barrier(f, isa, context, thread, phase[0])
         _profile(f, profile, is_profiled, slot + 1, clock)

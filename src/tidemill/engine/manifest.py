@@ -48,7 +48,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class PlanOp:
-    """One native call: the kernel's symbol, its operands in record order, what it stands for."""
+    """One native call: the kernel's symbol, its operands in record order, what it stands for.
+
+    Rows that each thread makes or reads in a copy of its own have room for so many; 0: no copies.
+    """
 
     kernel: str
     op: str
@@ -57,6 +60,8 @@ class PlanOp:
     operands: tuple[Operand, ...]
     flops_per_row: float = 0.0
     bytes_fixed: float = 0.0
+    made_copies: int = 0
+    read_copies: int = 0
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class UnitLoop:
         y_row_bytes, bias = frame.integer("y_row_bytes"), frame.pointer("bias", F32)
         num_tiles, first = part.num_tiles, part.first_unit
         last_panel = (part.last_unit - 1) // num_tiles
-        next_w = self._next_layer(frame, part)
+        next_w, first_row = self._next_layer(frame, part), frame.first_read_row(num_rows)
         pieces = ThreadUnits.of(frame, first, part.last_unit) if tiles.fetched_bytes else None
         with f.loop(first, part.last_unit) as unit:
             panel = unit // num_tiles
@@ -139,7 +139,7 @@ class UnitLoop:
             start, end = (each * part.num_rows // num_tiles for each in (tile, tile + 1))
             rows, start = end - start, start + part.first_row
             w = frame.pointer("w", F32).bytes(panel * self.panel_bytes)
-            x = frame.pointer("x", F32).bytes(start * tiles.x_row_bytes)
+            x = frame.pointer("x", F32).bytes((start + first_row) * tiles.x_row_bytes)
             y_at = start * y_row_bytes + panel * tiles.epilogue.panel_bytes
             y = frame.pointer("y", F32).bytes(y_at)
             is_new = tile.eq(0) | unit.eq(first)

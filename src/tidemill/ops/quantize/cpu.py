@@ -55,10 +55,10 @@ def emit(module: Module, symbol: str, activation: DType, columns: int, has_sums:
     kernel, frame = open_kernel(module, symbol, FIELDS)
     f = frame.f
     x_row_bytes = activation_row(columns, activation) * activation.itemsize_bytes
-    first, last = frame.share(frame.count("rows"))
+    first, last, further = frame.made_rows()
     with f.loop(first, last) as r:
         x = frame.pointer("x", F32).bytes(r * x_row_bytes)
-        y = frame.pointer("y", F32).bytes(r * activation_row(columns, DType.Q8))
+        y = frame.pointer("y", F32).bytes((r + further) * activation_row(columns, DType.Q8))
 
         def load(c: Value, x: Pointer = x) -> Value:
             return load_f32(x.bytes(c * activation.itemsize_bytes), 0, LANES, activation)

@@ -39,10 +39,12 @@ class RmsNormKernel:
         f, row = frame.f, wide_row(self.columns)
         y_row = activation_row(self.columns, self.activation)
         weight, squares = frame.pointer("weight", F32), f.registers(V)
-        first, last = frame.share(frame.count("rows"))
+        first, last, further = frame.made_rows()
         with f.loop(first, last) as r:
             x = frame.pointer("x", F32).at(r * row)
-            y = frame.pointer("y", F32).bytes(r * (y_row * self.activation.itemsize_bytes))
+            y = frame.pointer("y", F32).bytes(
+                (r + further) * (y_row * self.activation.itemsize_bytes)
+            )
             for u in range(2):
                 squares[u] = f.zero(V)
             with f.loop(0, row, PANEL) as c:

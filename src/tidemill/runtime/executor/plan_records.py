@@ -32,6 +32,8 @@ class PlanRecords:
         self.table = np.zeros((len(plan), abi.RECORD_WORDS), np.int64)
         for number, (record, op) in enumerate(zip(self.table, plan, strict=True)):
             record[0] = code.address(op.kernel)
+            record[abi.RECORD_MADE_COPIES] = op.made_copies
+            record[abi.RECORD_READ_COPIES] = op.read_copies
             for word, operand in enumerate(op.operands, 1):
                 if operand.space == "weights":
                     self._weight_words.append((number, word, operand.value))
