@@ -43,3 +43,14 @@ def test_plain_http_is_served_without_the_parser_and_without_encryption(tmp_path
     command = [sys.executable, "-c", code, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "there is no model to serve" in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no -P")
+def test_files_in_the_users_directory_are_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for module in ("json", "aiohttp"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit(77)")
+    tidemill = str(Path(sys.executable).with_name("tidemill"))
+    command = [tidemill, "serve", "--model_repository", "models"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "there is no model to serve" in done.stderr, done.stderr

@@ -27,8 +27,11 @@ UNUSED_IN_PLAIN_HTTP = ("ssl", "_hashlib", "brotlicffi", "brotli")
 def become_server(request: ServeRequest) -> NoReturn:
     """Go on as a fresh process, under the same id, that serves the request."""
     sys.stdout.flush()
+    # What lies in the user's directory is imported by -m, but not by a command like `tidemill`.
+    is_safe = sys.version_info >= (3, 11) and {"", os.getcwd()}.isdisjoint(sys.path)
+    flags = ["-P"] if is_safe else []
     text = json.dumps(as_plain(request))
-    os.execv(sys.executable, [sys.executable, "-m", __name__, text])
+    os.execv(sys.executable, [sys.executable, *flags, "-m", __name__, text])
 
 
 def main() -> int:
