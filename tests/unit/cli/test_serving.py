@@ -45,7 +45,6 @@ def test_plain_http_is_served_without_the_parser_and_without_encryption(tmp_path
     assert done.returncode == 0 and "there is no model to serve" in done.stderr, done.stderr
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no -P")
 def test_files_in_the_users_directory_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     for module in ("json", "aiohttp"):

@@ -27,11 +27,11 @@ UNUSED_IN_PLAIN_HTTP = ("ssl", "_hashlib", "brotlicffi", "brotli")
 def become_server(request: ServeRequest) -> NoReturn:
     """Go on as a fresh process, under the same id, that serves the request."""
     sys.stdout.flush()
-    # What lies in the user's directory is imported by -m, but not by a command like `tidemill`.
-    is_safe = sys.version_info >= (3, 11) and {"", os.getcwd()}.isdisjoint(sys.path)
-    flags = ["-P"] if is_safe else []
-    text = json.dumps(as_plain(request))
-    os.execv(sys.executable, [sys.executable, *flags, "-m", __name__, text])
+    start = f"from {__name__} import main; raise SystemExit(main())"
+    # By -c what lies in the user's directory is imported, too; by a command like `tidemill` not.
+    if {"", os.getcwd()}.isdisjoint(sys.path):
+        start = "import sys; sys.path[:] = filter(None, sys.path); " + start
+    os.execv(sys.executable, [sys.executable, "-c", start, json.dumps(as_plain(request))])
 
 
 def main() -> int:
@@ -67,7 +67,3 @@ def request_from(values: dict[str, Any]) -> ServeRequest:
 def _as_path(value: int | str | None) -> Any:
     """Every text of a front door is a path."""
     return Path(value) if isinstance(value, str) else value
-
-
-if __name__ == "__main__":
-    sys.exit(main())
