@@ -154,6 +154,8 @@ def main() -> None:
             watch = Watch(serve.process.pid)
             load_up(serve, args.streams, args.tokens)
             watch.close()
+            if not any(name.startswith("host") for name in watch.at_peak):
+                raise SystemExit("another server runs this engine's host: end it first")
             print_line(
                 "memory",
                 peak_mb=to_mb(watch.peak),
