@@ -86,7 +86,7 @@ def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_p
     building.send_signal(signal.SIGTERM)
     _, printed = building.communicate()
     assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
-    assert not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_debug_level_one_shows_the_traceback(
@@ -106,6 +106,16 @@ def test_flags_that_would_change_weights_are_refused_all_at_once(
     printed = capsys.readouterr().err
     assert "--use_fp8: not yet" in printed and "--per_token: not yet" in printed
     assert not output.exists()
+
+
+def test_weight_only_precision_alone_is_said_to_do_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["convert", "--model_dir", str(tmp_path), "--output_dir", str(tmp_path / "o")]
+    for more, is_said in (([], True), (["--use_weight_only"], False)):
+        run_app(app, [*arguments, "--weight_only_precision", "int4", *more])
+        printed = capsys.readouterr().err
+        assert ("int4: no effect without --use_weight_only" in printed) is is_said
 
 
 def test_every_refused_flag_of_convert_is_named() -> None:

@@ -152,7 +152,7 @@ def _make(source: Path, engine: Path, options: EngineOptions, say: Say | None) -
     if say:
         say(f"converting and building {source} once, into {engine}")
     remove_leftovers(engine)
-    checkpoint = engine.with_name(f".{engine.name}.checkpoint-{os.getpid()}")
+    checkpoint = engine.with_name(f".{engine.name}.checkpoint")
     try:
         convert(ConvertRequest(source, checkpoint, dtype=options.dtype))
         limits = {name: value for name, value in options.given.items() if name != "dtype"}

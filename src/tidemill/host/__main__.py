@@ -1,4 +1,4 @@
-"""The host's command line: `python -m tidemill.host --engine-dir DIR --socket PATH ...`.
+"""The host's command line: `--engine-dir DIR --socket PATH ...`.
 
 Started by `host.launch`, never by hand: it is told where to report that it is ready.
 """

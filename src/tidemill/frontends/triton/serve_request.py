@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tidemill.base.errors import ConfigError, ServerError
 from tidemill.frontends.triton.door_config import DoorConfig
+from tidemill.frontends.triton.repository import model_dirs
 from tidemill.host.runtime_settings import read_session_settings
 
 LOOPBACK = "127.0.0.1"
@@ -87,8 +88,7 @@ def check_repository(repository: Path) -> None:
 
     Raises: ServerError when the directory is missing or holds no model directory.
     """
-    models = [path for path in repository.iterdir() if path.is_dir()] if repository.is_dir() else []
-    if not models:
+    if not (repository.is_dir() and model_dirs(repository)):
         raise ServerError(
             "there is no model to serve",
             where=str(repository),

@@ -3,8 +3,9 @@
 In: a repository. Out: the same one when every model loads as it is; otherwise a staged copy made of
 links, in which two kinds of model are adapted, each change said: those with `platform:
 "tensorrt_llm"`, and those of TensorRT-LLM's Python models, whose model.py needs packages of its
-own; and every config.pbtxt has the settings that the command line overrides. The user's files are
-never touched.
+own; and every config.pbtxt has the settings that the command line overrides. Hidden directories,
+such as those of a deploy that is under way, are left out: a server would refuse to start. The
+user's files are never touched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tidemill.frontends.triton.config_pbtxt import write_parameters
-from tidemill.frontends.triton.repository import CONFIG_NAME, ORIGIN_LINK
+from tidemill.frontends.triton.repository import CONFIG_NAME, ORIGIN_LINK, model_dirs
 
 FOREIGN_PLATFORM = re.compile(r"""^[^#\n]*\bplatform\s*:\s*["']tensorrt_llm["']""", re.MULTILINE)
 
@@ -38,9 +39,10 @@ def stage_repository(
 
     Raises: ServerError for a config.pbtxt that asks for what cannot be served.
     """
-    models = sorted(path for path in repository.iterdir() if path.is_dir())
+    models = model_dirs(repository)
+    has_hidden = any(path.is_dir() and path not in models for path in repository.iterdir())
     foreign = {path for path in models if is_foreign(path) or has_foreign_code(path)}
-    if not foreign and not settings:
+    if not (foreign or settings or has_hidden):
         return repository
     if foreign:
         # Read by protobuf itself, which only the `triton` extra brings; a plain repository served
