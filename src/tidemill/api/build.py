@@ -25,7 +25,6 @@ from tidemill.base.errors import ConfigError
 from tidemill.base.target import host_targets
 from tidemill.base.version import __version__
 from tidemill.builder.cpu_plan import CpuPlan, emit_for_cpu, lower_for_cpu
-from tidemill.builder.pass_contract import PassResult
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
 from tidemill.builder.tactics import ChosenTactics, measure_tactics, shipped_tactics
 from tidemill.checkpoint.checkpoint import Checkpoint
@@ -185,9 +184,9 @@ def _choose_tactics(
     return measure_tactics(graph, isa, num_physical_cores(), progress)
 
 
-def _show_pass(name: str, result: PassResult) -> None:
-    if result.is_changed:
-        say(Level.PLANS, "builder", f"after pass {name}:\n{print_graph(result.graph)}")
+def _show_pass(name: str, graph: Graph, is_changed: bool) -> None:
+    if is_changed:
+        say(Level.PLANS, "builder", f"after pass {name}:\n{print_graph(graph)}")
     else:
         say(Level.REWRITES, "builder", f"pass {name} changed nothing")
 

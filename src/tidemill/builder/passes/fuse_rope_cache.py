@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
-from tidemill.builder.pass_contract import GraphIndex, PassResult, replace_ops
+from tidemill.builder.pass_contract import GraphIndex, replace_ops
 from tidemill.ir.graph import Graph, Op, TensorType, Value
 
 
@@ -22,7 +22,7 @@ class FuseRopeCache:
 
     name: str = "fuse_rope_cache"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Cut every such pair anew."""
         index = GraphIndex(graph)
         changes: dict[int, Sequence[Op]] = {}
