@@ -125,13 +125,11 @@ def _lower(
     op: Op, library: KernelLibrary, listed: list[Operand], name_to_copies: Mapping[str, int]
 ) -> PlanOp:
     kernel = library.kernel(op)
-    operands = {operand.name: operand for operand in listed}
-    assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
     fixed = OPS[op.kind].cost(op, _NO_TOKENS)
     row = OPS[op.kind].cost(op, _ONE_TOKEN)
     return PlanOp(
         kernel.symbol, op.kind, op.layer, op.outputs[0].name,
-        tuple(operands[field] for field in kernel.fields),
+        kernel.in_order({operand.name: operand for operand in listed}),
         flops_per_row=row.flops, bytes_fixed=fixed.bytes,
         made_copies=name_to_copies.get(op.outputs[0].name, 0),
         read_copies=name_to_copies.get(op.inputs[0].name, 0),
