@@ -21,6 +21,7 @@ from tidemill.api.resolve_build import ResolvedBuild, choose_target, resolve_bui
 from tidemill.base.cpus import num_physical_cores
 from tidemill.base.debug import Level, say
 from tidemill.base.errors import ConfigError
+from tidemill.base.progress import Progress
 from tidemill.base.target import host_targets
 from tidemill.base.version import __version__
 from tidemill.builder.cpu_plan import CpuPlan, emit_for_cpu, lower_for_cpu
@@ -36,8 +37,6 @@ from tidemill.ir.graph import Graph
 from tidemill.ir.text import print_graph
 from tidemill.network.registry import find_architecture
 from tidemill.ops.row import NO_TOKENS
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
+from tidemill.base.progress import Progress
 from tidemill.builder.linear_timer import LinearShape, LinearTimer
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.codegen.isa import Isa
@@ -37,7 +38,6 @@ NUM_ROUNDS = 5
 MARGIN = 1.02  # a tactic must be so much faster than the shipped one to replace it
 
 Width = tuple[DType, DType, int]  # weight, activation, inputs: what shares a table
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
