@@ -21,7 +21,8 @@ from tidemill.codegen.isa import Isa
 from tidemill.engine.manifest import Tactic
 from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, round_up
-from tidemill.ops.linear.formats import Format, format_for
+from tidemill.ops.linear.format_contract import Format
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import (
     BUCKETS,
     Bucket,
