@@ -98,7 +98,7 @@ def test_build_there_says_what_to_install(engine_dir: Path, poor: Mapping[str, s
 def test_engine_is_deployed_and_served_there(
     engine_dir: Path, poor: Mapping[str, str], tmp_path: Path
 ) -> None:
-    repository = tmp_path / "models"
+    repository = tmp_path / "my $(models)"
     deployed = tidemill(
         poor, "deploy", "--engine_dir", str(engine_dir), "--model_repository", str(repository),
         "--name", "tiny",

@@ -119,12 +119,14 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         sink = _PackingSink(writer, graph, progress)
         with stages.time("emit"):
             kernels = emit_for_cpu(graph, resolved.config, isa, tactics.tables)
-        with ThreadPoolExecutor(1) as compiler:  # the compiler does not hold the interpreter
-            compiling = compiler.submit(compile_module, kernels.module, isa)
-            with stages.time("pack"):
-                plan = lower_for_cpu(graph, resolved.config, kernels, sink)
-            with stages.time("compile"):
-                code = compiling.result()
+        # It does not hold the interpreter, and cannot be told to end: who stops leaves it behind.
+        compiler = ThreadPoolExecutor(1)
+        compiling = compiler.submit(compile_module, kernels.module, isa)
+        compiler.shutdown(wait=False)
+        with stages.time("pack"):
+            plan = lower_for_cpu(graph, resolved.config, kernels, sink)
+        with stages.time("compile"):
+            code = compiling.result()
         with stages.time("write"):
             manifest = _manifest(checkpoint, resolved, graph, plan, code, isa)
             manifest = replace(manifest, tactics=tactics.records)
