@@ -140,10 +140,10 @@ def test_repository_without_a_model(tmp_path: Path, is_there: bool) -> None:
     expect_four_parts(caught.value)
 
 
-@pytest.mark.parametrize("name", ["probe_period_s", "probe_timeout_s"])
-def test_watchdog_that_never_looks(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("watchdog", [WatchdogConfig(math.nan), WatchdogConfig(1.0, math.nan)])
+def test_watchdog_that_never_looks(tmp_path: Path, watchdog: WatchdogConfig) -> None:
     with pytest.raises(ConfigError, match="--probe_period") as caught:
-        ServeRequest(tmp_path, watchdog=WatchdogConfig(**{name: math.nan})).check()
+        ServeRequest(tmp_path, watchdog=watchdog).check()
     expect_four_parts(caught.value)
 
 

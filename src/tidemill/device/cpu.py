@@ -27,6 +27,7 @@ _MADV_COLLAPSE = 25  # since Linux 6.1; it does not ask for the system's setting
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 _JOIN_SECONDS = 5.0
 
+Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -76,7 +77,7 @@ def _advise(address: int, size: int, advice: int) -> None:
     ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
 
 
-def address_of(array: npt.NDArray[Any]) -> int:
+def address_of(array: Array) -> int:
     """Return the address of an array's first element; the caller keeps the array alive."""
     return int(array.ctypes.data)
 
