@@ -177,7 +177,7 @@ def _cost_cells(op: PlanOp) -> tuple[str, str, str]:
 def _kind_totals(plan: Sequence[PlanOp]) -> list[tuple[str, ...]]:
     kinds = sorted({op.op for op in plan})
     groups = {**{kind: [op for op in plan if op.op == kind] for kind in kinds}, "all": plan}
-    rows = [("kind", "calls", "kernels", "FLOP/row", "bytes")]
+    rows: list[tuple[str, ...]] = [("kind", "calls", "kernels", "FLOP/row", "bytes")]
     for name, ops in groups.items():
         flops, fixed = sum(op.flops_per_row for op in ops), sum(op.bytes_fixed for op in ops)
         kernels = len({op.kernel for op in ops})

@@ -24,6 +24,8 @@ GREEDY_TOP_K = 1
 ALL_TOKENS = 0
 ALL_MASS = 1.0
 
+Columns = Mapping[str, Sequence[Any]]  # the values of all rows, by the name of what they set
+
 
 @dataclass(frozen=True)
 class InputNames:
@@ -96,7 +98,7 @@ def choose_top(top_k: int | None, top_p: float | None) -> tuple[int, float]:
 
 def read_rules(inputs: RequestInputs) -> list[LogitsRules]:
     """Return each row's penalties and bans; what was not sent is neutral."""
-    columns = {
+    columns: Columns = {
         "repetition_penalty": inputs.numbers("repetition_penalty"),
         "presence_penalty": inputs.numbers("presence_penalty"),
         "frequency_penalty": inputs.numbers("frequency_penalty"),
@@ -114,7 +116,7 @@ def read_beams(inputs: RequestInputs, names: InputNames) -> list[BeamSettings | 
 
     Raises: InvalidRequestError for a width below 1.
     """
-    columns = {
+    columns: Columns = {
         "width": inputs.integers("beam_width"),
         "length_penalty": inputs.numbers(names.length_penalty),
         "early_stopping": inputs.integers("early_stopping"),
@@ -146,7 +148,7 @@ def read_output_wishes(inputs: RequestInputs) -> OutputWishes | None:
     return None if wishes.is_empty else wishes
 
 
-def _given(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _given(columns: Columns) -> list[dict[str, Any]]:
     """Return each row's values by name, without those that were not sent."""
     return [
         {name: value for name, value in zip(columns, row, strict=True) if value is not None}
