@@ -140,7 +140,7 @@ def refuse_foreign_entries(target: Path, names: list[str], artifact: str) -> Non
 def _refused(error: OSError, target: Path) -> BuildError:
     return BuildError(
         "the output cannot be written",
-        where=str(error.filename or target),
+        where=str(error.filename2 or error.filename or target),
         expected="files that can be read, and a disk with room for the output",
         got=error.strerror or str(error),
         hint="free some space or name another output directory; nothing was left behind",
