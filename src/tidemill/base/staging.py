@@ -16,6 +16,7 @@ import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 from types import TracebackType
 
 from tidemill.base.errors import BuildError, ConfigError
@@ -29,7 +30,7 @@ class StagedDirectory:
     """
 
     def __init__(self, target: Path) -> None:
-        self.target = target.resolve()
+        self.target = Path(os.path.realpath(target))  # links in a circle are the system's to refuse
         _check_is_directory(self.target)
         self._new_parents: list[Path] = []
         try:
@@ -161,10 +162,12 @@ def _refused(error: OSError, target: Path) -> BuildError:
 
 def _check_is_directory(target: Path) -> None:
     fault = ""
-    if target.exists() and not target.is_dir():
-        fault = "a file"
-    elif os.path.ismount(target):
-        fault = "a mount point, which cannot be replaced as a whole"
+    # One look: another process may replace it between two.
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not S_ISDIR(target.stat().st_mode):
+            fault = "a file"
+        elif os.path.ismount(target):
+            fault = "a mount point, which cannot be replaced as a whole"
     if fault:
         raise ConfigError(
             "the output is not a directory that can be written",
