@@ -92,16 +92,7 @@ def _resolve_quantization(request: BuildRequest, model: CheckpointConfig) -> Qua
         )
     if request.quant_head is None:
         return Quantization(layers, NONE if request.quant is None else layers.for_head)
-    head = find_scheme(request.quant_head, "--quant_head")
-    if head != head.for_head:
-        raise ConfigError(
-            "the head cannot have 4-bit weights",
-            where="--quant_head",
-            expected="none, w12a16, w8a16, w8a8 or fp8",
-            got=head.name,
-            hint="it is the embedding of a tied model; leave --quant_head out for 8 bits",
-        )
-    return Quantization(layers, head)
+    return Quantization(layers, find_scheme(request.quant_head, "--quant_head"))
 
 
 def _resolve_cache_dtype(request: BuildRequest, model: CheckpointConfig) -> DType | None:
