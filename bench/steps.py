@@ -1,13 +1,12 @@
 """Times whole steps of engines: decode at several batch sizes, and prompts of several lengths.
 
-    scripts/bench steps [ENGINE_DIR ...] [--batches 1 8 32] [--prompts 512 2048] [--prototype DIR]
+    scripts/bench steps [ENGINE_DIR ...] [--batches 1 8 32] [--prompts 512 2048]
 
 Checks the answer first: requests in a batch get the tokens that they get alone. Then engines take
 turns, a few steps at each shape, each next to a plain read of memory and loops of dot products on
 registers, so that all see the same state of a shared machine. A step is inputs, native call and
 draws (what the scheduler adds is bench.scheduler_overhead's). Decode: sequences after `--position`
-tokens advance by one. Prefill: one fresh prompt, in the steps that the engine was built for. With
---prototype, the first engine's decode steps take turns with a peer's of the same shapes.
+tokens advance by one. Prefill: one fresh prompt, in the steps that the engine was built for.
 
 Prints one JSON line for each engine and shape: median, p10 and p90 in ms, tokens/s, and two shares
 of what was measured beside each visit: `bandwidth_share`, the time in which weights and cache can
@@ -32,7 +31,6 @@ import numpy as np
 from bench.parts.batch_check import check_batch_answers
 from bench.parts.command_line import parser_of
 from bench.parts.figures import print_line, spread
-from bench.parts.prototype import Prototype
 from bench.parts.sample_engine import build_sample
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
 from tidemill.base.cpus import num_physical_cores
@@ -151,30 +149,6 @@ class Bench:
         return PlanEntry(index, tokens, start, blocks, True, SamplingParams())
 
 
-class Peer:
-    """The prototype's decode steps, at the positions of ours."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        context = options.position + 16
-        self._engine = Prototype(
-            options.prototype, tuple(options.batches), context, options.threads
-        )
-        self._position = options.position
-        self.seconds: dict[int, list[float]] = defaultdict(list)
-
-    def visit(self, batch: int) -> None:
-        times = []
-        for _ in range(COUNTED_A_VISIT + 1):
-            self._engine.prepare(batch, self._position)
-            start = time.perf_counter()
-            self._engine.step(batch)
-            times.append(time.perf_counter() - start)
-        self.seconds[batch] += times[1:]
-
-    def close(self) -> None:
-        self._engine.close()
-
-
 def main() -> None:
     """Check, warm up, time in turns, print."""
     options = read_options()
@@ -188,17 +162,14 @@ def main() -> None:
         benches = [Bench(engine_dir, shapes, options) for engine_dir in engines]
         limits = MachineLimits(options.threads)
         stack.callback(limits.close)
-        peer = Peer(options) if options.prototype else None
-        seen = take_turns(benches, limits, peer, options.rounds)
+        seen = take_turns(benches, limits, options.rounds)
         for bench in benches:
-            report(bench, options, peer if bench is benches[0] else None)
+            report(bench, options)
             if options.profile:
                 shares = {shape.name: bench.cycles(shape) for shape in shapes}
                 print_line("profile", engine=bench.name, **shares)
             bench.executor.close()
         report_machine(seen)
-        if peer is not None:
-            peer.close()
 
 
 def read_options() -> argparse.Namespace:
@@ -209,14 +180,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--position", type=int, default=128, help="tokens before a decode step")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=num_physical_cores())
-    parser.add_argument("--prototype", type=Path, help="directory of the peer's smol.py")
     parser.add_argument("--profile", action="store_true")
     return parser.parse_args()
 
 
-def take_turns(
-    benches: list[Bench], limits: MachineLimits, peer: Peer | None, num_rounds: int
-) -> list[Rates]:
+def take_turns(benches: list[Bench], limits: MachineLimits, num_rounds: int) -> list[Rates]:
     """Visit every engine's shapes round by round; prompts, which take longer, in some rounds."""
     for bench in benches:
         for shape in bench.visits:
@@ -230,12 +198,10 @@ def take_turns(
                 rates = Rates.measure(limits)
                 bench.visit(shape, rates)
                 seen.append(rates)
-            if peer is not None and shape.what == "decode":
-                peer.visit(shape.size)
     return seen
 
 
-def report(bench: Bench, options: argparse.Namespace, peer: Peer | None) -> None:
+def report(bench: Bench, options: argparse.Namespace) -> None:
     """Print an engine's lines."""
     for shape, visits in bench.visits.items():
         median_s = statistics.median(visits.seconds)
@@ -250,10 +216,6 @@ def report(bench: Bench, options: argparse.Namespace, peer: Peer | None) -> None
             "bandwidth_share": round(statistics.median(visits.bandwidth_shares), 3),
             "roofline_share": round(statistics.median(visits.roofline_shares), 3),
         }
-        if peer is not None and shape.what == "decode":
-            peer_s = statistics.median(peer.seconds[shape.size])
-            facts["prototype_ms"] = round(peer_s * 1e3, 3)
-            facts["speed_over_prototype"] = round(peer_s / median_s, 3)
         print_line("steps", **facts)
 
 

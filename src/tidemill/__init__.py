@@ -4,10 +4,10 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from tidemill.base.version import __version__
 
+TYPE_CHECKING = False  # typing's, unread: a server's user may have a typing.py where it is started
 if TYPE_CHECKING:
     from tidemill.api.llm import (
         LLM,

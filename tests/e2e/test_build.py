@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -148,3 +149,23 @@ def test_what_threads_copy_is_read_by_the_next_layer_alone_and_not_written_over(
         assert plan[reader].read_copies == plan[index].made_copies
         read, written = (place[each.name] for each in (made.inputs[0], after.outputs[0]))
         assert read.stop <= written.start or written.stop <= read.start
+
+
+def test_build_that_is_stopped_does_not_wait_for_its_compiler(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, has_ended = Event(), Event()
+
+    def compile_for_long(*_: object) -> None:
+        may_end.wait(30)
+        has_ended.set()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
+    monkeypatch.setattr("tidemill.api.build.compile_module", compile_for_long)
+    with pytest.raises(KeyboardInterrupt):
+        build(BuildRequest(tmp_path / "checkpoint", tmp_path / "engine"), stop)
+    assert not has_ended.is_set()
+    may_end.set()

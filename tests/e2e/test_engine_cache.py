@@ -15,6 +15,8 @@ from tests.tiny_llama import TinyLlama
 from tidemill import LLM, SamplingParams
 from tidemill.api.convert import ConvertRequest, convert
 from tidemill.base.errors import ConfigError
+from tidemill.host.client import HostClient
+from tidemill.host.config import HostConfig
 
 PROMPT = [5, 77, 130, 9]
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -106,6 +108,14 @@ def test_engine_that_was_used_longest_ago_goes_and_one_in_use_stays(
     with load(4, max_cache_bytes=0):
         assert first not in kept() and len(kept()) == 2, "what the user put there stays"
     assert (tmp_path / "own" / first.name).exists()
+
+
+def test_engine_of_a_running_host_stays(model_dir: Path, tmp_path: Path) -> None:
+    tokens(model_dir, tmp_path)
+    (engine,) = engines(tmp_path)
+    with HostClient.connect_or_start(engine.parent, None, HostConfig(grace_seconds=0.1)):
+        tokens(model_dir, tmp_path, max_batch_size=3, max_cache_bytes=0)
+        assert engine.exists()
 
 
 def test_schemes_are_those_that_were_asked_for(model_dir: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_p
     building.send_signal(signal.SIGTERM)
     _, printed = building.communicate()
     assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
-    assert not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_debug_level_one_shows_the_traceback(
@@ -106,6 +107,16 @@ def test_flags_that_would_change_weights_are_refused_all_at_once(
     printed = capsys.readouterr().err
     assert "--use_fp8: not yet" in printed and "--per_token: not yet" in printed
     assert not output.exists()
+
+
+def test_weight_only_precision_alone_is_said_to_do_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["convert", "--model_dir", str(tmp_path), "--output_dir", str(tmp_path / "o")]
+    for more, is_said in (([], True), (["--use_weight_only"], False)):
+        run_app(app, [*arguments, "--weight_only_precision", "int4", *more])
+        printed = capsys.readouterr().err
+        assert ("int4: no effect without --use_weight_only" in printed) is is_said
 
 
 def test_every_refused_flag_of_convert_is_named() -> None:
@@ -187,9 +198,11 @@ def test_scheme_that_a_shell_left_empty_is_no_default(tiny_llama: Path, tmp_path
 
 def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
-    for flag in ("quant", "quant_head"):
-        settings = {flag: "w4a8_g64"}
-        request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", **settings)
+    plain = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine")
+    for flag, request in (
+        ("quant", replace(plain, quant="w4a8_g64")),
+        ("quant_head", replace(plain, quant_head="w4a8_g64")),
+    ):
         with pytest.raises(UnsupportedError, match="groups do not divide") as caught:
             build(request)
         assert f", --{flag}\n" in str(caught.value) and "48" in str(caught.value)

@@ -19,6 +19,7 @@ from tidemill.ir.storage import Array
 from tidemill.ir.text import parse_graph
 from tidemill.network.layers.rotary import read_scaling
 from tidemill.network.models.llama import LlamaGraphConfig, draw_llama
+from tidemill.network.registry import find_architecture
 from tidemill.ops.batch import Batch
 from tidemill.ops.interpreter import interpret
 from tidemill.ops.table import OPS
@@ -141,14 +142,15 @@ def test_interpreting_without_an_input_names_it() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu (only silu)"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type alibi"),
         ({"rotary_embedding_dim": 0}, "rotary_embedding_dim 0"),
         ({"qk_layernorm": True}, "qk_layernorm"),
     ],
 )
 def test_llama_with_unsupported_setting_names_it(change: dict[str, Any], fault: str) -> None:
-    error = raised(lambda: LlamaGraphConfig.from_checkpoint(replace(CONFIG, **change)))
+    llama, config = find_architecture("LlamaForCausalLM", ""), replace(CONFIG, **change)
+    error = raised(lambda: llama.draw(config, NoTensors(), 16))
     assert isinstance(error, UnsupportedError)
     assert error.got == fault
 

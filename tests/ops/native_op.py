@@ -53,9 +53,8 @@ def run_native(
     code, kernels = _compile(target, ops, tokens_per_block)
     records = np.zeros((len(ops), abi.RECORD_WORDS), np.int64)
     for record, kernel, named in zip(records, kernels, operands, strict=True):
-        assert set(named) == set(kernel.fields), (kernel.symbol, sorted(named), kernel.fields)
         record[0] = code.address(kernel.symbol)
-        record[1 : 1 + len(kernel.fields)] = [_word(named[field]) for field in kernel.fields]
+        record[1 : 1 + len(kernel.fields)] = list(map(_word, kernel.in_order(named)))
     for record, (made, read) in zip(records, copies, strict=False):
         record[abi.RECORD_MADE_COPIES], record[abi.RECORD_READ_COPIES] = made, read
     team = Team(code, records, num_threads)

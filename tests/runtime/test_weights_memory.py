@@ -23,7 +23,7 @@ def must_not_forget(first: int, size: int) -> None:
     raise AssertionError("pages that are still computed with were forgotten")
 
 
-def random_bytes(count: int) -> weights_memory.Bytes:
+def random_bytes(count: int) -> cpu.Bytes:
     return np.random.default_rng(count).integers(0, 256, count, dtype=np.uint8)
 
 

@@ -1,7 +1,8 @@
 """A machine that only serves: no compiler, no readers of checkpoint formats, in any process.
 
 The packages are made impossible to import for every Python started below, the server's stubs and
-the engine host included, and each of those says that it was so.
+the engine host included, and each of those says that it was so. They are served from a directory
+with modules of its own.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def test_build_there_says_what_to_install(engine_dir: Path, poor: Mapping[str, s
 def test_engine_is_deployed_and_served_there(
     engine_dir: Path, poor: Mapping[str, str], tmp_path: Path
 ) -> None:
-    repository = tmp_path / "models"
+    repository = tmp_path / "my $(models)"
     deployed = tidemill(
         poor, "deploy", "--engine_dir", str(engine_dir), "--model_repository", str(repository),
         "--name", "tiny",
@@ -109,9 +110,12 @@ def test_engine_is_deployed_and_served_there(
     model.write_text(start + model.read_text())
     ports = choose_endpoints("127.0.0.1", dict.fromkeys(PORT_FLAGS, 0)).flag_to_port
     flags = [part for flag, port in ports.items() for part in (flag, str(port))]
-    command = [sys.executable, "-m", "tidemill", "serve", "--model_repository", str(repository)]
+    for module in ("json", "numpy", "typing", "msgspec"):  # no process takes them for others
+        (tmp_path / f"{module}.py").write_text("raise SystemExit(77)")
+    command = [str(Path(sys.executable).with_name("tidemill")), "serve"]
+    command += ["--model_repository", repository.name]
     with subprocess.Popen(
-        [*command, *flags], env=dict(poor), stderr=subprocess.PIPE, text=True
+        [*command, *flags], cwd=tmp_path, env=dict(poor), stderr=subprocess.PIPE, text=True
     ) as serve:
         assert serve.stderr is not None
         printed = []

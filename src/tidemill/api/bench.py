@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,10 @@ from tidemill.api.bench_report import BenchReport, Timing, make_report
 from tidemill.api.open_session import open_session
 from tidemill.api.workload import Job, check_jobs, draw_jobs, read_jobs
 from tidemill.base.errors import ConfigError
+from tidemill.base.progress import Progress
 from tidemill.host.config import SessionConfig
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.host.session import Session
-
-Progress = Callable[[str, int, int], None]
 
 MODES = ("throughput", "latency", "trace")
 

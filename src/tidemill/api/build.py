@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from tidemill.api.resolve_build import ResolvedBuild, choose_target, resolve_bui
 from tidemill.base.cpus import num_physical_cores
 from tidemill.base.debug import Level, say
 from tidemill.base.errors import ConfigError
+from tidemill.base.progress import Progress
 from tidemill.base.target import host_targets
 from tidemill.base.version import __version__
 from tidemill.builder.cpu_plan import CpuPlan, emit_for_cpu, lower_for_cpu
-from tidemill.builder.pass_contract import PassResult
 from tidemill.builder.pipelines.cpu import run_cpu_pipeline
 from tidemill.builder.tactics import ChosenTactics, measure_tactics, shipped_tactics
 from tidemill.checkpoint.checkpoint import Checkpoint
@@ -34,11 +33,10 @@ from tidemill.codegen.isa import Isa, isa_for
 from tidemill.codegen.link import CodeImage
 from tidemill.engine.manifest import CodeSection, Manifest
 from tidemill.engine.writer import EngineWriter
-from tidemill.ir.graph import Graph, TensorType
+from tidemill.ir.graph import Graph
 from tidemill.ir.text import print_graph
 from tidemill.network.registry import find_architecture
-
-Progress = Callable[[str, int, int], None]
+from tidemill.ops.row import NO_TOKENS
 
 
 @dataclass(frozen=True)
@@ -121,12 +119,14 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         sink = _PackingSink(writer, graph, progress)
         with stages.time("emit"):
             kernels = emit_for_cpu(graph, resolved.config, isa, tactics.tables)
-        with ThreadPoolExecutor(1) as compiler:  # the compiler does not hold the interpreter
-            compiling = compiler.submit(compile_module, kernels.module, isa)
-            with stages.time("pack"):
-                plan = lower_for_cpu(graph, resolved.config, kernels, sink)
-            with stages.time("compile"):
-                code = compiling.result()
+        # It does not hold the interpreter, and cannot be told to end: who stops leaves it behind.
+        compiler = ThreadPoolExecutor(1)
+        compiling = compiler.submit(compile_module, kernels.module, isa)
+        compiler.shutdown(wait=False)
+        with stages.time("pack"):
+            plan = lower_for_cpu(graph, resolved.config, kernels, sink)
+        with stages.time("compile"):
+            code = compiling.result()
         with stages.time("write"):
             manifest = _manifest(checkpoint, resolved, graph, plan, code, isa)
             manifest = replace(manifest, tactics=tactics.records)
@@ -183,9 +183,9 @@ def _choose_tactics(
     return measure_tactics(graph, isa, num_physical_cores(), progress)
 
 
-def _show_pass(name: str, result: PassResult) -> None:
-    if result.is_changed:
-        say(Level.PLANS, "builder", f"after pass {name}:\n{print_graph(result.graph)}")
+def _show_pass(name: str, graph: Graph, is_changed: bool) -> None:
+    if is_changed:
+        say(Level.PLANS, "builder", f"after pass {name}:\n{print_graph(graph)}")
     else:
         say(Level.REWRITES, "builder", f"pass {name} changed nothing")
 
@@ -206,7 +206,7 @@ class _PackingSink:
 
     def __init__(self, writer: EngineWriter, graph: Graph, progress: Progress | None) -> None:
         self._writer, self._progress = writer, progress
-        self._total = sum(_stored_bytes(c.value.type) for c in graph.constants)
+        self._total = sum(NO_TOKENS.bytes(c.value.type) for c in graph.constants)
         self.done_bytes = 0
 
     def __call__(self, name: str, pack: Callable[[], npt.NDArray[Any]]) -> int:
@@ -216,11 +216,6 @@ class _PackingSink:
         if self._progress:
             self._progress(name, min(self.done_bytes, self._total), self._total)
         return offset
-
-
-def _stored_bytes(value_type: TensorType) -> int:
-    *rows, columns = map(int, value_type.shape)
-    return prod(rows) * value_type.dtype.row_bytes(columns)
 
 
 def _manifest(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import TYPE_CHECKING
 from tidemill.base.dtypes import TRTLLM_TO_DTYPE
 from tidemill.base.errors import ConfigError
 from tidemill.base.mapping import Mapping
+from tidemill.base.progress import Progress
 
 if TYPE_CHECKING:
     from tidemill.api.convert_sources import OpenedModel
     from tidemill.checkpoint.config import CheckpointConfig
     from tidemill.checkpoint.writer import WrittenCheckpoint
 
-Progress = Callable[[str, int, int], None]
 
 _DTYPES = ("auto", *TRTLLM_TO_DTYPE)
 PRECISIONS = ("int8", "int4")

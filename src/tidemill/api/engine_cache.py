@@ -18,7 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tidemill.api.kept_engines import (
+from tidemill.base.cache_dir import cache_dir
+from tidemill.base.errors import ConfigError
+from tidemill.base.version import __version__
+from tidemill.engine.format import FORMAT_VERSION
+from tidemill.engine.kept_engines import (
     Say,
     hold,
     hold_if_kept,
@@ -26,10 +30,6 @@ from tidemill.api.kept_engines import (
     remove_oldest,
     sole_maker,
 )
-from tidemill.base.cache_dir import cache_dir
-from tidemill.base.errors import ConfigError
-from tidemill.base.version import __version__
-from tidemill.engine.format import FORMAT_VERSION
 
 ENGINE_SUFFIX = ".engine"
 # Of a directory, what convert reads; other files in it change nothing.
@@ -152,7 +152,7 @@ def _make(source: Path, engine: Path, options: EngineOptions, say: Say | None) -
     if say:
         say(f"converting and building {source} once, into {engine}")
     remove_leftovers(engine)
-    checkpoint = engine.with_name(f".{engine.name}.checkpoint-{os.getpid()}")
+    checkpoint = engine.with_name(f".{engine.name}.checkpoint")
     try:
         convert(ConvertRequest(source, checkpoint, dtype=options.dtype))
         limits = {name: value for name, value in options.given.items() if name != "dtype"}

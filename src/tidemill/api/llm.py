@@ -85,7 +85,8 @@ class LLM:
         """Load an engine directory, recompiled if need be, or build and load one from a model.
 
         `model` is an engine directory, a Hugging Face directory or hub id, a GGUF file or a
-        TensorRT-LLM checkpoint; `options` are the fields of `LlmOptions`. What is built is kept.
+        TensorRT-LLM checkpoint; `options` are the fields of `EngineOptions` and `LlmOptions`.
+        What is built is kept.
         Raises: ConfigError, EngineFormatError, EngineTargetError, CheckpointError.
         """
         self._own(*_open(model, LlmOptions.from_keywords(options)))

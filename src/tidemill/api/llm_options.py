@@ -6,7 +6,7 @@ Some shape the engine, where one is built; some say how it is run. Nothing here 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,8 @@ class LlmOptions:
     are kept.
     """
 
+    engine: EngineOptions = field(default_factory=EngineOptions)
     tokenizer: Path | str | None = None
-    dtype: str = "auto"
-    max_batch_size: int | None = None
-    max_input_len: int | None = None
-    max_seq_len: int | None = None
-    max_num_tokens: int | None = None
-    tokens_per_block: int | None = None
-    quant: str | None = None
-    quant_head: str | None = None
-    kv_cache_dtype: str | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     cache_dir: Path | str | None = None
@@ -56,11 +48,12 @@ class LlmOptions:
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> LlmOptions:
-        """Take a caller's keywords.
+        """Take a caller's keywords; those that shape the engine are the fields of `EngineOptions`.
 
         Raises: ConfigError for names that are no options, UnsupportedError for several ranks.
         """
-        names = [field.name for field in fields(cls)]
+        shaping = [each.name for each in fields(EngineOptions)]
+        names = [*shaping, *(each.name for each in fields(cls) if each.name != "engine")]
         unknown = [name for name in keywords if name not in names]
         if unknown:
             near = difflib.get_close_matches(unknown[0], names, n=1)
@@ -71,7 +64,9 @@ class LlmOptions:
                 got=", ".join(unknown),
                 hint=f"did you mean {near[0]}?" if near else "docs/PYTHON_API.md lists them",
             )
-        options = cls(**keywords)
+        engine = EngineOptions(**{name: keywords[name] for name in shaping if name in keywords})
+        others = {name: value for name, value in keywords.items() if name not in shaping}
+        options = cls(engine, **others)
         if (options.tensor_parallel_size, options.pipeline_parallel_size) != (1, 1):
             raise UnsupportedError(
                 "an engine of several ranks cannot be run yet",
@@ -86,12 +81,6 @@ class LlmOptions:
     def cache(self) -> EngineCache:
         """Where what is built is kept."""
         return EngineCache.of_user(self.cache_dir, self.max_cache_bytes)
-
-    @property
-    def engine(self) -> EngineOptions:
-        """The options that shape an engine."""
-        names = [field.name for field in fields(EngineOptions)]
-        return EngineOptions(**{name: getattr(self, name) for name in names})
 
     @property
     def session(self) -> SessionConfig:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tidemill.host.messages import Update
 from tidemill.runtime.observation import TokenLogprobs
 
+# As the session ends answers -> the words of TensorRT-LLM's LLM API and llmapi model.
 FINISH_REASONS = {
     "end_id": "stop",
     "stop_words": "stop",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tidemill.api.retarget import ensure_native_code
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
 from tidemill.base.cpus import num_physical_cores
 from tidemill.base.errors import ConfigError
+from tidemill.base.progress import Progress
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.engine.describe import table
 from tidemill.engine.reader import EngineFile
@@ -32,9 +33,6 @@ from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import PlanEntry, StepPlan
 
 STEPS_A_ROUND = 10
-
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

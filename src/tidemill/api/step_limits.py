@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from tidemill.base.dtypes import DType
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.ir.graph import Op
-from tidemill.ops.row import StepSizes
+from tidemill.ops.row import NO_TOKENS, StepSizes
 from tidemill.ops.table import OPS
-
-_NO_TOKENS = StepSizes(tokens=0, sequences=0, logit_rows=0, kv_tokens=0, attention_pairs=0)
 
 
 @dataclass(frozen=True)
@@ -77,5 +75,5 @@ def op_limit(op: Op, sizes: StepSizes, rates: Rates) -> OpLimit:
     cost = OPS[op.kind].cost
     whole = cost(op, sizes)
     uncached = StepSizes(sizes.tokens, sizes.sequences, sizes.logit_rows, 0, sizes.attention_pairs)
-    streamed = cost(op, _NO_TOKENS).bytes + whole.bytes - cost(op, uncached).bytes
+    streamed = cost(op, NO_TOKENS).bytes + whole.bytes - cost(op, uncached).bytes
     return OpLimit(whole.flops, streamed, streamed / rates.read, whole.flops / rates.products(op))

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tidemill.api.retarget import ensure_native_code
 from tidemill.base.dtypes import DType
@@ -23,7 +21,7 @@ from tidemill.builder.pipelines.cpu import run_cpu_pipeline
 from tidemill.checkpoint.checkpoint import Checkpoint
 from tidemill.engine.manifest import PlanOp
 from tidemill.ir.graph import Graph, Op
-from tidemill.ir.storage import widen
+from tidemill.ir.storage import Array, widen
 from tidemill.network.registry import find_architecture
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.interpreter import load_constant, run_op, walk
@@ -32,8 +30,6 @@ from tidemill.quant.schemes import NONE, Quantization, find_cache_dtype, find_sc
 from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import PlanEntry, StepPlan
-
-Array = npt.NDArray[Any]
 
 NUM_TOKENS = 24
 SEED = 20_251

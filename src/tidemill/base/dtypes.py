@@ -35,7 +35,7 @@ class DType(Enum):
 
     @property
     def itemsize_bytes(self) -> int:
-        return _ITEMSIZE_BYTES[self]
+        return _STORAGE_BYTES[self.storage_name]
 
     @property
     def storage_name(self) -> str:
@@ -82,16 +82,14 @@ class DType(Enum):
         return columns * self.itemsize_bytes + scales
 
 
-_ITEMSIZE_BYTES = {
-    DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.BF12: 2, DType.I8: 1, DType.U8: 1,
-    DType.I32: 4, DType.I64: 8, DType.Q8: 1, DType.F8: 1, DType.Q4G32: 1, DType.Q4G64: 1,
-    DType.Q4G128: 1, DType.Q4S32: 1, DType.Q4S64: 1, DType.Q4S128: 1,
-}  # fmt: skip
 _STORAGE_NAME = {
     DType.F32: "float32", DType.F16: "float16", DType.BF16: "uint16", DType.BF12: "uint16",
     DType.I8: "int8", DType.U8: "uint8", DType.I32: "int32", DType.I64: "int64",
     DType.Q8: "uint8", DType.F8: "uint8", DType.Q4G32: "uint8", DType.Q4G64: "uint8",
     DType.Q4G128: "uint8", DType.Q4S32: "uint8", DType.Q4S64: "uint8", DType.Q4S128: "uint8",
+}  # fmt: skip
+_STORAGE_BYTES = {
+    "float32": 4, "float16": 2, "uint16": 2, "int8": 1, "uint8": 1, "int32": 4, "int64": 8,
 }  # fmt: skip
 _GROUP_SIZE = {
     DType.Q4G32: 32, DType.Q4G64: 64, DType.Q4G128: 128,

@@ -1,15 +1,19 @@
 """A directory that appears under its name only when it is complete.
 
 In: the name it will have. Out: a hidden sibling to write into, renamed into place by `publish`;
-without that, or on any failure, the sibling is removed and what stood there before still stands.
-Does not know what the files are.
+without that, or on any failure, the sibling is removed, and so are directories made to hold it;
+what stood there before still stands. A sibling is locked while its process lives: whoever stages
+the same name later removes those of processes that were killed. Does not know what the files are.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -26,13 +30,33 @@ class StagedDirectory:
     def __init__(self, target: Path) -> None:
         self.target = target.resolve()
         _check_is_directory(self.target)
-        token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self.path = self.target.with_name(f".{self.target.name}.partial-{token}")
-        self._retired = self.target.with_name(f".{self.target.name}.old-{token}")
+        self._new_parents: list[Path] = []
         try:
-            self.path.mkdir(parents=True)
+            self._new_parents += (path for path in self.target.parents if not path.exists())
+            _remove_leftovers(self.target)
+            self._lock = self._make()
         except OSError as error:
+            self._remove_new_parents()
             raise _refused(error, self.target) from error
+
+    def _make(self) -> int:
+        """Make the sibling and return the descriptor that locks it while it is open."""
+        while True:
+            token = f"{os.getpid()}-{secrets.token_hex(4)}"
+            self.path, self._retired = _siblings(self.target, token)
+            self.path.mkdir(parents=True)
+            with suppress(FileNotFoundError):  # taken for a leftover before it was locked
+                lock = os.open(self.path, os.O_RDONLY)
+                with suppress(OSError):  # where nothing can be locked, nobody removes leftovers
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+                if self.path.exists():
+                    return lock
+                os.close(lock)
+
+    def _remove_new_parents(self) -> None:
+        with suppress(OSError):  # from the first that holds something on, they stay
+            for path in self._new_parents:
+                path.rmdir()
 
     def __enter__(self) -> StagedDirectory:
         return self
@@ -67,6 +91,35 @@ class StagedDirectory:
     def discard(self) -> None:
         """Remove what was staged; nothing is left to remove after `publish`."""
         shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+        self._remove_new_parents()
+
+
+def _siblings(target: Path, token: str) -> tuple[Path, Path]:
+    """Return where a directory is made, and where the one that it replaces goes meanwhile."""
+    name = f".{target.name}."
+    return target.with_name(f"{name}partial-{token}"), target.with_name(f"{name}old-{token}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the siblings of processes that have ended; the last copy of what stood there stays."""
+    leftover = re.compile(re.escape(f".{target.name}.") + r"(?:partial|old)-(\d+-[0-9a-f]{8})")
+    with suppress(OSError):
+        for match in filter(None, map(leftover.fullmatch, os.listdir(target.parent))):
+            partial, retired = _siblings(target, match[1])
+            _remove_unlocked(partial)
+            if target.exists() and not partial.exists():
+                shutil.rmtree(retired, ignore_errors=True)
+
+
+def _remove_unlocked(path: Path) -> None:
+    with suppress(OSError):
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def refuse_foreign_entries(target: Path, names: list[str], artifact: str) -> None:
@@ -87,7 +140,7 @@ def refuse_foreign_entries(target: Path, names: list[str], artifact: str) -> Non
 def _refused(error: OSError, target: Path) -> BuildError:
     return BuildError(
         "the output cannot be written",
-        where=str(error.filename or target),
+        where=str(error.filename2 or error.filename or target),
         expected="files that can be read, and a disk with room for the output",
         got=error.strerror or str(error),
         hint="free some space or name another output directory; nothing was left behind",

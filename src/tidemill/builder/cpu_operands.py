@@ -8,20 +8,17 @@ nothing of which op wants what.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import numpy.typing as npt
+from typing import Protocol
 
 from tidemill.base import abi
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.cpu_memory import place_buffers, place_inputs
 from tidemill.engine.manifest import Operand, TensorSpec
 from tidemill.ir.graph import Constant, Graph, Op, Value
+from tidemill.ir.storage import Array
 from tidemill.ops.heads import Heads
 from tidemill.ops.paged_attention.cpu import work_bytes
 from tidemill.quant.packing import interleave_gate, pack_panels, pad_vector
-
-Array = npt.NDArray[Any]
 
 
 class WeightSink(Protocol):

@@ -26,11 +26,10 @@ from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, PANEL, padded_n, panel_bytes, round_up, wide_row
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import TacticTable
-from tidemill.ops.row import StepSizes
+from tidemill.ops.row import NO_TOKENS, StepSizes
 from tidemill.ops.table import OPS
 
 _ONE_TOKEN = StepSizes(tokens=1, sequences=1, logit_rows=1, kv_tokens=1, attention_pairs=1)
-_NO_TOKENS = StepSizes(tokens=0, sequences=0, logit_rows=0, kv_tokens=0, attention_pairs=0)
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,11 @@ def _lower(
     op: Op, library: KernelLibrary, listed: list[Operand], name_to_copies: Mapping[str, int]
 ) -> PlanOp:
     kernel = library.kernel(op)
-    operands = {operand.name: operand for operand in listed}
-    assert set(operands) == set(kernel.fields), (op.kind, sorted(operands), kernel.fields)
-    fixed = OPS[op.kind].cost(op, _NO_TOKENS)
+    fixed = OPS[op.kind].cost(op, NO_TOKENS)
     row = OPS[op.kind].cost(op, _ONE_TOKEN)
     return PlanOp(
         kernel.symbol, op.kind, op.layer, op.outputs[0].name,
-        tuple(operands[field] for field in kernel.fields),
+        kernel.in_order({operand.name: operand for operand in listed}),
         flops_per_row=row.flops, bytes_fixed=fixed.bytes,
         made_copies=name_to_copies.get(op.outputs[0].name, 0),
         read_copies=name_to_copies.get(op.inputs[0].name, 0),

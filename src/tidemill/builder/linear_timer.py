@@ -20,6 +20,7 @@ from tidemill.base.dtypes import DType
 from tidemill.builder.machine_limits import SETTLE_S
 from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import Isa
+from tidemill.codegen.kernel import Kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
 from tidemill.device.cpu import LoadedCode, MeasuringTeam, address_of, allocate
@@ -81,18 +82,22 @@ class LinearTimer:
         self._weights = _repeat(packed, cold_bytes)
         scratch_bytes = prepared_bytes(shape.k, shape.weight)
         self._scratch = allocate(num_threads * scratch_bytes)
-        code, symbols = _compile(shape, isa, tables)
+        code, kernels = _compile(shape, isa, tables)
         num_panels = padded_n(shape.n) // PANEL
-        records = np.zeros((len(symbols), len(self._weights), abi.RECORD_WORDS), np.int64)
-        records[:, :, 1:13] = (
-            address_of(self._num_rows), address_of(self._x), 0, 0, address_of(self._y),
-            self._y.strides[0], num_panels, 0, num_panels, panel_bytes(shape.k, shape.weight),
-            address_of(self._scratch), scratch_bytes,
-        )  # fmt: skip
-        for of_candidate, symbol in zip(records, symbols, strict=True):
-            of_candidate[:, 0] = code.address(symbol)
-            of_candidate[:, 3] = [address_of(copy) for copy in self._weights]
-            of_candidate[:, 8] = np.roll(of_candidate[:, 3], -1)
+        copies = np.array([address_of(copy) for copy in self._weights])
+        operands: dict[str, int | Array] = {
+            "rows": address_of(self._num_rows), "x": address_of(self._x), "w": copies, "bias": 0,
+            "y": address_of(self._y), "y_row_bytes": self._y.strides[0], "panels": num_panels,
+            "next_w": np.roll(copies, -1), "next_panels": num_panels,
+            "next_panel_bytes": panel_bytes(shape.k, shape.weight),
+        }  # fmt: skip
+        if shape.weight.is_coded:
+            operands |= {"scratch": address_of(self._scratch), "scratch_bytes": scratch_bytes}
+        records = np.zeros((len(kernels), len(copies), abi.RECORD_WORDS), np.int64)
+        for of_candidate, kernel in zip(records, kernels, strict=True):
+            of_candidate[:, 0] = code.address(kernel.symbol)
+            for word, operand in enumerate(kernel.in_order(operands), 1):
+                of_candidate[:, word] = operand
         self._team = MeasuringTeam(code, records.reshape(-1, abi.RECORD_WORDS), num_threads)
 
     def settle(self) -> None:
@@ -134,12 +139,10 @@ def _repeat(packed: Array, cold_bytes: int) -> list[npt.NDArray[np.uint8]]:
 
 def _compile(
     shape: LinearShape, isa: Isa, tables: Sequence[TacticTable]
-) -> tuple[LoadedCode, Sequence[str]]:
+) -> tuple[LoadedCode, list[Kernel]]:
     module = Module()
     emit_team(module, isa)
-    kernel = LinearKernel(module, format_for(isa, shape.weight, shape.activation), shape.k, store())
-    symbols = [f"candidate{index}" for index in range(len(tables))]
-    for symbol, table in zip(symbols, tables, strict=True):
-        kernel.emit(symbol, table)
+    layer = LinearKernel(module, format_for(isa, shape.weight, shape.activation), shape.k, store())
+    kernels = [layer.emit(f"candidate{i}", table) for i, table in enumerate(tables)]
     image = compile_module(module, isa)
-    return LoadedCode(image.data, image.entry_offsets), symbols
+    return LoadedCode(image.data, image.entry_offsets), kernels

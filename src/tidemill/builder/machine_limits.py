@@ -30,6 +30,13 @@ _PREFETCH_BYTES = 8192
 _VECTORS_A_TURN = 8
 _TURN_BYTES = _VECTORS_A_TURN * 64
 _ACCUMULATORS = 20
+_LOOP_TO_SIZE = {
+    "read": READ_BYTES,
+    "read_prefetching": READ_BYTES,
+    "bf16_dots": DOT_LOOPS,
+    "int8_dots": DOT_LOOPS,
+    "f32_dots": DOT_LOOPS,
+}
 
 Dot = Callable[[Value, Value, Value], Value]
 
@@ -51,37 +58,35 @@ class MachineLimits:
         self._memory = allocate(READ_BYTES)
         self._memory[:] = 1
         self._out = np.zeros(64 * num_threads, np.float32)
-        records = np.zeros((5, abi.RECORD_WORDS), np.int64)
+        records = np.zeros((len(_LOOP_TO_SIZE), abi.RECORD_WORDS), np.int64)
         out = address_of(self._out)
-        loops = {"read": READ_BYTES, "read_prefetching": READ_BYTES}
-        loops |= dict.fromkeys(("bf16_dots", "int8_dots", "f32_dots"), DOT_LOOPS)
-        for record, (symbol, size) in zip(records, loops.items(), strict=True):
+        for record, (symbol, size) in zip(records, _LOOP_TO_SIZE.items(), strict=True):
             record[:4] = code.address(symbol), address_of(self._memory), size, out
         self._team = MeasuringTeam(code, records, num_threads)
         self._dots = float(LANES * _ACCUMULATORS * DOT_LOOPS * num_threads)
 
     def read_bytes_per_s(self) -> float:
         """Read all of the memory once, every thread its part; with or without prefetching."""
-        return READ_BYTES / min(self._time_s(0), self._time_s(1))
+        return READ_BYTES / min(self._time_s("read"), self._time_s("read_prefetching"))
 
     def dot_flops_per_s(self) -> float:
         """Multiply and add pairs of bf16 on registers, on every thread."""
-        return 4 * self._dots / self._time_s(2)
+        return 4 * self._dots / self._time_s("bf16_dots")
 
     def int8_ops_per_s(self) -> float:
         """Multiply and add quads of int8 on registers, on every thread."""
-        return 8 * self._dots / self._time_s(3)
+        return 8 * self._dots / self._time_s("int8_dots")
 
     def f32_flops_per_s(self) -> float:
         """Multiply and add f32 on registers, on every thread."""
-        return 2 * self._dots / self._time_s(4)
+        return 2 * self._dots / self._time_s("f32_dots")
 
     def close(self) -> None:
         self._team.close()
 
-    def _time_s(self, record: int) -> float:
+    def _time_s(self, loop: str) -> float:
         """The best of three, when other teams' threads no longer hold a core by spinning."""
-        self._team.select(record, 1)
+        self._team.select(list(_LOOP_TO_SIZE).index(loop), 1)
         seconds = []
         time.sleep(SETTLE_S)
         for _ in range(3):

@@ -8,7 +8,7 @@ pass asks: who makes a value, who uses it. Knows no pass and no target.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from tidemill.base.errors import BuildError
@@ -17,29 +17,24 @@ from tidemill.ir.graph import Graph, Op, Value
 from tidemill.ops.table import OPS
 
 
-@dataclass(frozen=True)
-class PassResult:
-    """A pass's graph, and whether it differs from the one that came in."""
-
-    graph: Graph
-    is_changed: bool
-
-
 class Pass(Protocol):
-    """A rewrite that keeps the meaning. Implementations are frozen dataclasses with options."""
+    """A rewrite that keeps the meaning. Implementations are frozen dataclasses with options.
+
+    `apply` returns an equal graph where there is nothing to rewrite.
+    """
 
     @property
     def name(self) -> str: ...
 
-    def apply(self, graph: Graph) -> PassResult: ...
+    def apply(self, graph: Graph) -> Graph: ...
 
 
 def run_passes(
     graph: Graph,
     passes: Sequence[Pass],
-    observe: Callable[[str, PassResult], None] | None = None,
+    observe: Callable[[str, Graph, bool], None] | None = None,
 ) -> Graph:
-    """Apply passes in order; `observe` sees each one's name and result.
+    """Apply passes in order; `observe` sees each one's name, graph and whether it changed that.
 
     Raises: BuildError when the graph is not well formed at first, or a pass breaks it.
     """
@@ -47,9 +42,7 @@ def run_passes(
     done: list[str] = []
     for each in passes:
         result = each.apply(graph)
-        faults = find_faults(result.graph, OPS)
-        if not result.is_changed and result.graph != graph:
-            faults.append("the graph changed, but the pass says that it did not")
+        faults = find_faults(result, OPS)
         if faults:
             raise BuildError(
                 f"pass {each.name} broke the graph",
@@ -59,9 +52,9 @@ def run_passes(
                 hint="this is a defect of the pass; please report it with the graph's text",
             )
         if observe is not None:
-            observe(each.name, result)
+            observe(each.name, result, result != graph)
         done.append(each.name)
-        graph = result.graph
+        graph = result
     return graph
 
 
@@ -114,7 +107,7 @@ class GraphIndex:
         return max(users) == index and users.count(index) == 1
 
 
-def replace_ops(graph: Graph, index_to_ops: Mapping[int, Sequence[Op]]) -> PassResult:
+def replace_ops(graph: Graph, index_to_ops: Mapping[int, Sequence[Op]]) -> Graph:
     """Put other ops (or none) where these ops stood."""
     ops = tuple(new for index, op in enumerate(graph.ops) for new in index_to_ops.get(index, (op,)))
-    return PassResult(replace(graph, ops=ops), bool(index_to_ops))
+    return replace(graph, ops=ops)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
+from tidemill.base.progress import Progress
 from tidemill.builder.linear_timer import LinearShape, LinearTimer
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.codegen.isa import Isa
 from tidemill.engine.manifest import Tactic
 from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, round_up
-from tidemill.ops.linear.formats import Format, format_for
+from tidemill.ops.linear.format_contract import Format
+from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import (
     BUCKETS,
     Bucket,
@@ -37,7 +39,6 @@ NUM_ROUNDS = 5
 MARGIN = 1.02  # a tactic must be so much faster than the shipped one to replace it
 
 Width = tuple[DType, DType, int]  # weight, activation, inputs: what shares a table
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from types import TracebackType
 import numpy as np
 
 from tidemill.base.dtypes import DTYPE_TO_SAFETENSORS, DType
+from tidemill.base.progress import Progress
 from tidemill.base.staging import StagedDirectory, refuse_foreign_entries
 from tidemill.base.version import __version__
 from tidemill.checkpoint.config import CheckpointConfig
@@ -43,7 +44,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
-Progress = Callable[[str, int, int], None]
 _Types = Mapping[str, tuple[DType, tuple[int, ...]]]
 
 

@@ -130,12 +130,12 @@ class Value:
     def splat(self, lanes: int) -> Value:
         return self.f.splat(self, lanes)
 
-    def shuffle(self, lanes: Sequence[int]) -> Value:
+    def shuffle(self, lanes: Sequence[int], other: Value | None = None) -> Value:
+        """Pick lanes; those of `other`, a vector of the same type, are counted after our own."""
         mask = ", ".join(f"i32 {i}" for i in lanes)
-        return self.f.op(
-            f"shufflevector {self.typed}, {self.type} poison, <{len(lanes)} x i32> <{mask}>",
-            self.type.x(len(lanes)),
-        )
+        second = f"{self.type} poison" if other is None else other.typed
+        text = f"shufflevector {self.typed}, {second}, <{len(lanes)} x i32> <{mask}>"
+        return self.f.op(text, self.type.x(len(lanes)))
 
     def call(self, intrinsic: str, *extra: Value) -> Value:
         """Call the overloaded intrinsic llvm.<intrinsic> on this value."""
@@ -352,7 +352,7 @@ class Function:
     def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
         """Run the body for i in range(start, stop, step)."""
         self.count += 1
-        n, before = self.count, self.block
+        n = self.count
         first = start if isinstance(start, Value) else self.constant(start, I64)
         last = stop if isinstance(stop, Value) else self.constant(stop, I64)
         i = Value(self, f"%i{n}", I64)

@@ -188,15 +188,9 @@ def _in_parts(
         for at in range(0, LANES, lanes)
     ]
     while len(parts) > 1:
-        parts = [_joined(low, high) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [low.shuffle(range(2 * low.type.lanes), high) for low, high in pairs]
     return parts[0]
-
-
-def _joined(low: Value, high: Value) -> Value:
-    lanes = 2 * low.type.lanes
-    mask = ", ".join(f"i32 {i}" for i in range(lanes))
-    text = f"shufflevector {low.typed}, {high.typed}, <{lanes} x i32> <{mask}>"
-    return low.f.op(text, low.type.scalar.x(lanes))
 
 
 def isa_for(target: Target) -> Isa:

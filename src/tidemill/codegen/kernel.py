@@ -7,13 +7,16 @@ which part of the work is its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tidemill.base.abi import MOST_COPIED_ROWS, RECORD_MADE_COPIES, RECORD_READ_COPIES
 from tidemill.codegen.emitter import Function, Pointer, Value
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import I64, PTR, Type
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Kernel:
 
     symbol: str
     fields: tuple[str, ...]
+
+    def in_order(self, operands: Mapping[str, T]) -> tuple[T, ...]:
+        """The operands as a record has them, behind the kernel's address."""
+        assert set(operands) == set(self.fields), (self.symbol, sorted(operands), self.fields)
+        return tuple(operands[field] for field in self.fields)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from tidemill.base.errors import UnsupportedError
 
-_SHT_PROGBITS, _SHT_SYMTAB, _SHT_RELA, _SHT_NOBITS = 1, 2, 4, 8
+_SHT_PROGBITS, _SHT_SYMTAB, _SHT_RELA = 1, 2, 4
 _SHF_ALLOC = 2
-_STT_SECTION = 3
 _STB_GLOBAL = 1
 
 _R_X86_64_PC32, _R_X86_64_PLT32 = 2, 4

@@ -7,6 +7,7 @@ that releases the GIL. Knows the native calling convention (base/abi.py) and not
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import threading
@@ -26,6 +27,7 @@ _MADV_COLLAPSE = 25  # since Linux 6.1; it does not ask for the system's setting
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 _JOIN_SECONDS = 5.0
 
+Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -33,9 +35,13 @@ def allocate(size_bytes: int, are_huge_allowed: bool = True) -> Bytes:
     """Reserve zeroed memory; pages are taken when first written, huge ones where allowed.
 
     Without huge pages little is taken for little that is written, until `allow_huge_pages`.
+    Raises: OSError for more than can be had.
     """
     # Private, since shared anonymous memory is not given huge pages by default.
-    pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OverflowError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
     memory = np.frombuffer(pages, dtype=np.uint8)
     if are_huge_allowed and size_bytes >= HUGE_PAGE_BYTES:
         allow_huge_pages(memory)
@@ -71,7 +77,7 @@ def _advise(address: int, size: int, advice: int) -> None:
     ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
 
 
-def address_of(array: npt.NDArray[Any]) -> int:
+def address_of(array: Array) -> int:
     """Return the address of an array's first element; the caller keeps the array alive."""
     return int(array.ctypes.data)
 

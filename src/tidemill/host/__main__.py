@@ -1,4 +1,4 @@
-"""The host's command line: `python -m tidemill.host --engine-dir DIR --socket PATH ...`.
+"""The host's command line: `--engine-dir DIR --socket PATH ...`.
 
 Started by `host.launch`, never by hand: it is told where to report that it is ready.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
 
 import tidemill.base.lean_imports  # noqa: F401 (before whatever imports NumPy)
+from tidemill.engine.kept_engines import hold_if_kept
 from tidemill.host.config import SessionConfig
 from tidemill.host.process import ProcessConfig, run_host
 from tidemill.host.session import Session
@@ -49,9 +51,10 @@ def _runtime_config(text: str) -> RuntimeConfig:
 
 
 def main() -> int:
-    """Run a host for one engine."""
+    """Run a host for one engine, which stays where a cache keeps it: a host may follow this one."""
     engine_dir, session_config, process_config = parse_arguments(sys.argv[1:])
-    return run_host(lambda: Session.open(engine_dir, session_config), process_config)
+    with hold_if_kept(engine_dir) or nullcontext():
+        return run_host(lambda: Session.open(engine_dir, session_config), process_config)
 
 
 if __name__ == "__main__":

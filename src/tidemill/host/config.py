@@ -14,6 +14,7 @@ import msgspec
 
 from tidemill.base.cpus import cpu_quota, num_physical_cores
 from tidemill.base.errors import ConfigError
+from tidemill.base.python_start import python_arguments
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig, number_faults
 
 
@@ -39,7 +40,7 @@ class SessionConfig:
         if self.kv_cache_tokens is not None:
             faults += number_faults("kv_cache_tokens", self.kv_cache_tokens, 1)
         if self.num_threads is not None:
-            faults += number_faults("num_threads", self.num_threads, 1)
+            faults += number_faults("num_threads", self.num_threads, 1, 1024)
         fraction = self.kv_cache_fraction
         is_share = isinstance(fraction, (int, float)) and 0 < fraction <= 1
         if fraction is not None and not is_share:
@@ -67,7 +68,7 @@ class HostConfig:
     """How a client finds or starts the host of an engine.
 
     `program` is the command that starts a host, without its flags; empty means this Python's
-    `-m tidemill.host`. An idle host leaves `grace_seconds` after its last client.
+    `tidemill.host`. An idle host leaves `grace_seconds` after its last client.
     """
 
     grace_seconds: float = 5.0
@@ -90,7 +91,7 @@ class HostConfig:
             "--kv-cache-host-memory-bytes": session.kv_cache_host_memory_bytes,
             "--runtime": msgspec.json.encode(session.runtime).decode(),
         }
-        program = self.program or (_python(), "-m", "tidemill.host")
+        program = self.program or (_python(), *python_arguments("tidemill.host.__main__"))
         given = [(name, str(value)) for name, value in flags.items() if value is not None]
         return [*program, *(part for pair in given for part in pair)]
 

@@ -35,7 +35,7 @@ def check_graph(graph: Graph, rules: RuleTable) -> None:
 
 def find_faults(graph: Graph, rules: RuleTable) -> list[str]:
     """List all faults of a graph, in order of appearance."""
-    walk = _Walk(graph, rules)
+    walk = _Walk(rules)
     for value in graph.inputs:
         walk.define(value, "input")
     for constant in graph.constants:
@@ -51,7 +51,7 @@ def find_faults(graph: Graph, rules: RuleTable) -> list[str]:
 class _Walk:
     """One pass over a graph in execution order, and the faults found so far."""
 
-    def __init__(self, graph: Graph, rules: RuleTable) -> None:
+    def __init__(self, rules: RuleTable) -> None:
         self.rules = rules
         self.faults: list[str] = []
         self.defined: dict[str, Value] = {}

@@ -25,7 +25,7 @@ Draw = Callable[[CheckpointConfig, TensorSource, int], Graph]
 class ModelDescription:
     """What converting and building need to know of one architecture.
 
-    `draw` takes the checkpoint's config, its tensors, and the longest sequence to prepare for.
+    `drawing` takes a checked config, its tensors, and the longest sequence to prepare for.
     """
 
     architecture: str
@@ -33,7 +33,7 @@ class ModelDescription:
     hf_map: WeightMap
     gguf_map: WeightMap
     unsupported_settings: Callable[[CheckpointConfig, Mapping[str, Any]], list[str]]
-    draw: Draw
+    drawing: Draw
 
     def check(self, config: CheckpointConfig, hf_values: Mapping[str, Any], where: str) -> None:
         """Refuse settings outside of what this version can do.
@@ -49,6 +49,14 @@ class ModelDescription:
                 got="; ".join(faults),
                 hint="README.md lists what is supported; another model of the family may be",
             )
+
+    def draw(self, config: CheckpointConfig, tensors: TensorSource, max_seq_len: int) -> Graph:
+        """Draw the graph of a checkpoint for sequences of at most `max_seq_len` tokens.
+
+        Raises: UnsupportedError listing all settings outside of what this version can do.
+        """
+        self.check(config, {}, "config.json of the checkpoint")
+        return self.drawing(config, tensors, max_seq_len)
 
 
 def _draw_llama(config: CheckpointConfig, tensors: TensorSource, max_seq_len: int) -> Graph:

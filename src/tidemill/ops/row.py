@@ -48,6 +48,9 @@ class StepSizes:
         return symbols[dim] if isinstance(dim, str) else dim
 
 
+NO_TOKENS = StepSizes(tokens=0, sequences=0, logit_rows=0, kv_tokens=0, attention_pairs=0)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Arithmetic and memory traffic of one op in one step, each byte counted once."""

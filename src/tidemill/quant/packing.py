@@ -8,13 +8,10 @@ one can be recompiled for another. `pack_activations` does the same for rows of 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
-from tidemill.ir.storage import join_scaled, split_q4, split_q8, split_scaled
+from tidemill.ir.storage import Array, join_scaled, split_q4, split_q8, split_scaled
 from tidemill.ops.layout import (
     PANEL,
     activation_row,
@@ -27,7 +24,6 @@ from tidemill.ops.layout import (
 )
 from tidemill.quant.packing_bf12 import pack_bf12
 
-Array = npt.NDArray[Any]
 _WORD_TYPE = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 

@@ -6,14 +6,12 @@ Layout: ops/layout.py. Each output has the sixteen exponents that leave the fewe
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import BuildError
-from tidemill.ir.storage import narrow, widen
+from tidemill.ir.storage import Array, narrow, widen
 from tidemill.ops.layout import (
     LANES,
     LISTED_AT,
@@ -27,7 +25,6 @@ from tidemill.ops.layout import (
     panel_header_bytes,
 )
 
-Array = npt.NDArray[Any]
 _EXPONENTS, _ONE, _INFINITY = 16, 127, 255
 _INPUTS = 8  # of a word
 _WEIGHTS_AT_ONCE = 1 << 17

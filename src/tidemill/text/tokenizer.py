@@ -80,10 +80,6 @@ class Tokenizer:
         """The tokenizer's own end token, or the first that generation_config.json names."""
         return self.eos_token_ids[0] if self.eos_token_ids else None
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self._config.chat_template is not None
-
     def token_id(self, token: str) -> int | None:
         """Look one token up by its text in the vocabulary."""
         found: int | None = self._backend.token_to_id(token)

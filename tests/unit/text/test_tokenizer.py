@@ -58,7 +58,6 @@ def test_chat_prompt_of_the_sample_equals_that_of_transformers(
     judge = PreTrainedTokenizerFast.from_pretrained(sample_directory)
     messages = [{"role": "user", "content": "What is 12?"}]
     expected = judge.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert sample_tokenizer.has_chat_template
     assert sample_tokenizer.apply_chat_template(messages) == expected
 
 
@@ -89,7 +88,6 @@ def test_tokenizer_json_alone_is_enough(sample_directory: Path, tmp_path: Path) 
     tokenizer = load_with(sample_directory, tmp_path, files)
     assert tokenizer.eos_token_id is None
     assert tokenizer.eos_token_ids == ()
-    assert not tokenizer.has_chat_template
     assert tokenizer.token_id("<|im_end|>") == 2
     assert tokenizer.token_id("no such token") is None
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tidemill.base.errors import ConfigError
+from tidemill.base.errors import BuildError, ConfigError
 from tidemill.frontends.triton.deploy import DeployRequest, deploy
+from tidemill.frontends.triton.deploy_request import CLASSIC
 
 ENGINE_FILES = ("config.json", "rank0.engine", "tokenizer.json")
 
@@ -80,4 +82,23 @@ def test_failure_in_the_middle_leaves_no_trace(
     monkeypatch.setattr(os, "link", fail)
     with pytest.raises(ConfigError, match="cross-device"):
         deploy(replace(request_for, link="hard"))
-    assert list(request_for.model_repository.iterdir()) == []
+    assert not request_for.model_repository.exists()
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_disk_that_refuses_leaves_everything_as_it_was(
+    request_for: DeployRequest, is_new: bool
+) -> None:
+    repository = request_for.model_repository / "new" / "models"
+    if not is_new:
+        (repository / "mine").mkdir(parents=True)
+    (request_for.engine_dir / "rank0.engine").write_bytes(bytes(1 << 20))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = sorted(request_for.engine_dir.parent.rglob("*"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))
+    try:
+        with pytest.raises(BuildError, match="the output cannot be written"):
+            deploy(replace(request_for, model_repository=repository, name="", style=CLASSIC))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(request_for.engine_dir.parent.rglob("*")) == before

@@ -117,10 +117,14 @@ def test_users_own_model_py_stays(repository: Path, tmp_path: Path) -> None:
     assert (staged / "llama2_7b" / "1" / "model.py").read_text() == "# mine"
 
 
-def test_models_beside_it_come_along(repository: Path, tmp_path: Path) -> None:
+def test_models_beside_it_come_along_but_no_hidden_directory(
+    repository: Path, tmp_path: Path
+) -> None:
     (repository / "other").mkdir()
+    (repository / ".other.partial-1").mkdir()
     staged = stage_repository(repository, tmp_path / "staged", print)
     assert (staged / "other").resolve() == (repository / "other").resolve()
+    assert not (staged / ".other.partial-1").exists()
 
 
 @pytest.mark.parametrize(

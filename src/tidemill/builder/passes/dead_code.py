@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tidemill.builder.pass_contract import PassResult
 from tidemill.ir.graph import Graph, Op
 from tidemill.ops.table import OPS
 
@@ -19,7 +18,7 @@ class DeadCode:
 
     name: str = "dead_code"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Remove what is dead, walking from the outputs up."""
         used = {value.name for value in graph.outputs}
         kept: list[Op] = []
@@ -28,7 +27,4 @@ class DeadCode:
                 kept.append(op)
                 used |= {value.name for value in op.inputs}
         constants = tuple(each for each in graph.constants if each.value.name in used)
-        is_changed = len(kept) < len(graph.ops) or len(constants) < len(graph.constants)
-        return PassResult(
-            replace(graph, ops=tuple(reversed(kept)), constants=constants), is_changed
-        )
+        return replace(graph, ops=tuple(reversed(kept)), constants=constants)

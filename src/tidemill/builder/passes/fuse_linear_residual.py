@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidemill.builder.pass_contract import GraphIndex, PassResult, replace_ops
+from tidemill.builder.pass_contract import GraphIndex, replace_ops
 from tidemill.ir.graph import Graph, Op, Value
 
 
@@ -21,7 +21,7 @@ class FuseLinearResidual:
 
     name: str = "fuse_linear_residual"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Fuse every such pair."""
         index = GraphIndex(graph)
         changes: dict[int, Sequence[Op]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tidemill.builder.pass_contract import GraphIndex, PassResult, replace_ops
+from tidemill.builder.pass_contract import GraphIndex, replace_ops
 from tidemill.ir.graph import Graph, Op
 
 
@@ -20,7 +20,7 @@ class FuseNormQuantize:
 
     name: str = "fuse_norm_quantize"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Fuse every such pair."""
         index = GraphIndex(graph)
         changes: dict[int, Sequence[Op]] = {}

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
-from tidemill.builder.pass_contract import GraphIndex, PassResult, replace_ops
+from tidemill.builder.pass_contract import GraphIndex, replace_ops
 from tidemill.ir.graph import Graph, Op, TensorType, Value
+from tidemill.ops.heads import HEAD_ATTRS
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class FuseRopeCache:
 
     name: str = "fuse_rope_cache"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Cut every such pair anew."""
         index = GraphIndex(graph)
         changes: dict[int, Sequence[Op]] = {}
@@ -35,17 +36,14 @@ class FuseRopeCache:
         return replace_ops(graph, changes)
 
 
-_HEADS = ("num_heads", "num_kv_heads", "head_size")
-
-
 def _have_same_heads(rope: Op, attention: Op) -> bool:
-    return all(rope.attrs[name] == attention.attrs[name] for name in _HEADS)
+    return all(rope.attrs[name] == attention.attrs[name] for name in HEAD_ATTRS)
 
 
 def _split(rope: Op, attention: Op) -> tuple[Op, Op]:
     dtype = DType(attention.attrs["dtype"])
     queries = Value(rope.outputs[0].name, TensorType(dtype, attention.outputs[0].type.shape))
-    heads = {name: attention.attrs[name] for name in _HEADS}
+    heads = {name: attention.attrs[name] for name in HEAD_ATTRS}
     cache_dtype = attention.attrs["cache_dtype"]
     attrs = {
         **heads,

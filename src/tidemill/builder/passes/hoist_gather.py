@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tidemill.builder.pass_contract import GraphIndex, PassResult, replace_ops
+from tidemill.builder.pass_contract import GraphIndex, replace_ops
 from tidemill.ir.graph import Graph, Op, TensorType, Value
 from tidemill.ops.table import OPS
 
@@ -25,7 +25,7 @@ class HoistGather:
 
     name: str = "hoist_gather"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Hoist every gather."""
         changes: dict[int, Sequence[Op]] = {}
         for at, op in enumerate(graph.ops):

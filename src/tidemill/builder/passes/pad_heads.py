@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tidemill.builder.pass_contract import GraphIndex, PassResult
+from tidemill.builder.pass_contract import GraphIndex
 from tidemill.ir.graph import Constant, Graph, Op, TensorType, Value
 from tidemill.ir.storage import Array
 from tidemill.ops.heads import Heads
@@ -31,7 +31,7 @@ class PadHeads:
     unit: int = LANES
     name: str = "pad_heads"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Widen the heads of every attention block that needs it."""
         index = GraphIndex(graph)
         rewrite = _Rewrite(graph)
@@ -64,10 +64,9 @@ class _Rewrite:
         self._ops = list(graph.ops)
         self._constants = {each.value.name: each for each in graph.constants}
 
-    def result(self) -> PassResult:
+    def result(self) -> Graph:
         constants = tuple(self._constants.values())
-        graph = replace(self._graph, ops=tuple(self._ops), constants=constants)
-        return PassResult(graph, graph != self._graph)
+        return replace(self._graph, ops=tuple(self._ops), constants=constants)
 
     def widen(self, chain: tuple[int, int, int, int], width: int) -> None:
         """Widen the heads of one chain to `width`."""

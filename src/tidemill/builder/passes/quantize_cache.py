@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tidemill.base.dtypes import DType
-from tidemill.builder.pass_contract import PassResult
 from tidemill.ir.graph import Graph
 
 
@@ -21,15 +20,14 @@ class QuantizeCache:
     dtype: DType | None = None
     name: str = "quantize_cache"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Give every attention's cache its type."""
         if self.dtype is None:
-            return PassResult(graph, False)
+            return graph
         ops = tuple(
             replace(op, attrs={**op.attrs, "cache_dtype": self.dtype.value})
             if op.kind == "attention"
             else op
             for op in graph.ops
         )
-        new = replace(graph, ops=ops)
-        return PassResult(new, new != graph)
+        return replace(graph, ops=ops)

@@ -16,7 +16,6 @@ import numpy as np
 
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import UnsupportedError
-from tidemill.builder.pass_contract import PassResult
 from tidemill.ir.graph import Constant, Graph, Op, TensorType, Value
 from tidemill.ir.storage import Array, narrow, widen
 from tidemill.quant.schemes import NO_QUANTIZATION, Quantization, Scheme
@@ -31,18 +30,15 @@ class QuantizeLinears:
     quantization: Quantization = NO_QUANTIZATION
     name: str = "quantize_linears"
 
-    def apply(self, graph: Graph) -> PassResult:
+    def apply(self, graph: Graph) -> Graph:
         """Give every linear layer its scheme."""
-        if self.quantization == NO_QUANTIZATION:
-            return PassResult(graph, False)
         rewrite = _Rewrite({each.value.name: each for each in graph.constants})
         for op in graph.ops:
             layers, head = self.quantization.layers, self.quantization.head
             rewrite.take(op, layers if op.layer >= 0 else head)
         # The table's type may have changed after the embedding was taken.
         ops = tuple(replace(op, inputs=tuple(map(rewrite.now, op.inputs))) for op in rewrite.ops)
-        new = replace(graph, ops=ops, constants=tuple(rewrite.constants.values()))
-        return PassResult(new, new != graph)
+        return replace(graph, ops=ops, constants=tuple(rewrite.constants.values()))
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tidemill.base.errors import UnsupportedError
-from tidemill.builder.pass_contract import Pass, PassResult, run_passes
+from tidemill.builder.pass_contract import Pass, run_passes
 from tidemill.builder.passes.dead_code import DeadCode
 from tidemill.builder.passes.fuse_linear_gated import FuseLinearGated
 from tidemill.builder.passes.fuse_linear_residual import FuseLinearResidual
@@ -55,9 +55,9 @@ CPU_KINDS = (
 def run_cpu_pipeline(
     graph: Graph,
     quantization: Quantization = NO_QUANTIZATION,
-    observe: Callable[[str, PassResult], None] | None = None,
+    observe: Callable[[str, Graph, bool], None] | None = None,
 ) -> Graph:
-    """Rewrite a graph for the CPU; `observe` sees each pass's name and result.
+    """Rewrite a graph for the CPU; `observe` sees what `run_passes` shows it.
 
     Raises: BuildError when a pass breaks the graph; UnsupportedError for ops without a kernel.
     """

@@ -81,6 +81,10 @@ def convert(
     notes = read_foreign_flags(tool, table, context.args, flags_of(context))
     check_choice("--dtype of convert", dtype, DTYPES)
     check_choice("--weight_only_precision of convert", weight_only_precision, PRECISIONS)
+    if weight_only_precision != "int8" and not use_weight_only:
+        notes.append(
+            f"--weight_only_precision {weight_only_precision}: no effect without --use_weight_only"
+        )
     say_notes(notes)
 
     from tidemill.api.convert import ConvertRequest

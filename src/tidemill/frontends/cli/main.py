@@ -6,9 +6,11 @@ runs; so help needs none of the library. Flags are spelled with underscores or w
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +28,7 @@ from tidemill.frontends.cli import (
     serve,
     verify,
 )
-from tidemill.frontends.cli.shell import FOREIGN_FLAGS_CONTEXT, run_app
+from tidemill.frontends.cli.shell import EXIT_STOPPED, FOREIGN_FLAGS_CONTEXT, run_app
 
 HELP = """Carry a language-model checkpoint to a running service.
 
@@ -88,7 +90,13 @@ app.command("demo", help=demo.HELP)(demo.demo)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code.
 
-    SIGTERM ends it as Ctrl-C does: half a directory, or a server, would outlive it otherwise.
+    SIGTERM ends it as Ctrl-C does: half a directory, or a server, would outlive it otherwise. A
+    compiler that is still at work is not waited for then.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run_app(app, sys.argv[1:] if arguments is None else arguments))
+    code = run_app(app, sys.argv[1:] if arguments is None else arguments)
+    if code == EXIT_STOPPED:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

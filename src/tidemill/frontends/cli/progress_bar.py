@@ -1,7 +1,7 @@
-"""Progress on the terminal: a bar on stderr, or a line per stage where stderr is no terminal.
+"""Progress on the terminal: a bar on stderr; logs stay free of bars.
 
-In: calls (what, done, total) from the library. Out: nothing but what a person sees. rich is
-imported when the first bar is drawn, so that help and errors stay fast.
+In: the library's calls. Out: nothing but what a person sees. rich is imported when the first bar is
+drawn, so that help and errors stay fast.
 """
 
 from __future__ import annotations
@@ -9,46 +9,38 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from tidemill.base.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-
-class Report(Protocol):
-    """The library's side: what is being done, how much of it, out of how much."""
-
-    def __call__(self, what: str, done: int, total: int, /) -> None: ...
+    from rich import progress as rich_progress
 
 
 @contextmanager
-def progress_bar(verb: str) -> Iterator[Report]:
+def progress_bar(verb: str) -> Iterator[Progress]:
     """Give a reporter that draws one bar for the verb while the body runs."""
     if not sys.stderr.isatty():
-        yield _ignore
+        yield lambda what, done, total: None
         return
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[what]}"),
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.TextColumn("{task.percentage:>3.0f}%"),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("{task.fields[what]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
         yield _Bar(drawn, verb)
-
-
-def _ignore(what: str, done: int, total: int, /) -> None:
-    """Report nothing; logs stay free of bars."""
 
 
 class _Bar:
     """One rich bar, moved to what the library last reported."""
 
-    def __init__(self, drawn: Progress, verb: str) -> None:
+    def __init__(self, drawn: rich_progress.Progress, verb: str) -> None:
         self._drawn = drawn
         self._task = drawn.add_task(verb, total=None, what="")
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tidemill.base.python_start import python_arguments
 from tidemill.frontends.cli.shell import as_plain, run_verb
 
 if TYPE_CHECKING:
@@ -27,11 +28,8 @@ UNUSED_IN_PLAIN_HTTP = ("ssl", "_hashlib", "brotlicffi", "brotli")
 def become_server(request: ServeRequest) -> NoReturn:
     """Go on as a fresh process, under the same id, that serves the request."""
     sys.stdout.flush()
-    start = f"from {__name__} import main; raise SystemExit(main())"
-    # By -c what lies in the user's directory is imported, too; by a command like `tidemill` not.
-    if {"", os.getcwd()}.isdisjoint(sys.path):
-        start = "import sys; sys.path[:] = filter(None, sys.path); " + start
-    os.execv(sys.executable, [sys.executable, "-c", start, json.dumps(as_plain(request))])
+    start = [sys.executable, *python_arguments(__name__), json.dumps(as_plain(request))]
+    os.execv(sys.executable, start)
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 In: tensors, policy and parameters of one model. Out: text-format protobuf that any tritonserver
 reads. The writer needs no third-party package, so that `deploy` works without the `triton` extra;
-reading what users wrote is `read_config.py`, where protobuf itself is the parser.
+reading what users wrote is `user_config.py`, where protobuf itself is the parser.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class ModelConfig:
     outputs: tuple[TensorConfig, ...]
     is_decoupled: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
-    backend: str = "python"
     steps: tuple[EnsembleStep, ...] = ()
 
 
@@ -77,7 +76,7 @@ def write_config(config: ModelConfig) -> str:
     """
     lines = [
         f"name: {quote(config.name)}",
-        'platform: "ensemble"' if config.steps else f"backend: {quote(config.backend)}",
+        'platform: "ensemble"' if config.steps else 'backend: "python"',
         f"max_batch_size: {config.max_batch_size}",
         *_tensor_list("input", config.inputs),
         *_tensor_list("output", config.outputs),

@@ -20,8 +20,7 @@ from tidemill.frontends.triton.repository import (
     CONFIG_NAME,
     VERSION,
     ModelDirectory,
-    check_names,
-    write_model_directory,
+    write_model_directories,
 )
 
 __all__ = ["DeployReport", "DeployRequest", "deploy"]
@@ -61,11 +60,11 @@ def deploy(request: DeployRequest) -> DeployReport:
     directories = [
         _directory(request, model, files) for model in plan_models(request, engine_config)
     ]
-    check_names(directories, request.replace)
-    paths = [write_model_directory(directory, request.replace) for directory in directories]
+    write_model_directories(directories, request.replace)
+    paths = tuple(directory.path for directory in directories)
     return DeployReport(
         model_dir=paths[-1],
-        model_dirs=tuple(paths),
+        model_dirs=paths,
         style=request.style,
         is_decoupled=request.streams,
         engine_bytes=sum(path.stat().st_size for path in files),

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tidemill.api.outputs import FINISH_REASONS
 from tidemill.base.errors import CancelledError, InvalidRequestError, TidemillError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.model import Arrays, ServedModel, is_set
 from tidemill.frontends.triton.perf_outputs import llmapi_perf_outputs
 from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.stub_api import FINAL, ResponseSender, make_error, strings
-from tidemill.frontends.triton.text_model import FINISH_WORDS
 from tidemill.frontends.triton.unsupported_inputs import refuse_unsupported
 from tidemill.host.messages import GenerateRequest, Update
 from tidemill.runtime.logits_rules import LogitsRules
@@ -51,7 +51,7 @@ class LlmapiAnswer(Answer):
             return
         outputs = {"text_output": strings(self._text)}
         if update.finish_reason is not None and "finish_reason" in self._extras:
-            outputs["finish_reason"] = strings(FINISH_WORDS[update.finish_reason])
+            outputs["finish_reason"] = strings(FINISH_REASONS[update.finish_reason])
         if is_last and "stop_reason" in self._extras:
             reason = update.stop_reason
             outputs["stop_reason"] = strings("None" if reason is None else str(reason))

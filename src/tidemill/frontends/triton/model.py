@@ -1,4 +1,4 @@
-"""What both styles of model share: the shell between Triton's stub and the engine's host.
+"""What all models of an engine share: the shell between Triton's stub and the engine's host.
 
 In: requests as Triton hands them over. Out: answers through their senders; `execute` returns at
 once, so that batching is the engine's and never Triton's. Starts or joins the host when the model

@@ -1,6 +1,6 @@
-"""One model's directory in a Triton model repository, written whole or not at all.
+"""Models' directories in a Triton model repository, all of them written whole or none at all.
 
-In: the text of its files and the engine's files. Out: `<repository>/<name>/config.pbtxt` and
+In: the texts of their files and the engine's files. Out: `<repository>/<name>/config.pbtxt` and
 `<name>/1/` with model.py and the engine beside it. Knows nothing of tensors or servers.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,12 @@ class ModelDirectory:
         return self.repository / self.name
 
 
+def model_dirs(repository: Path) -> list[Path]:
+    """Return the models of a repository; a hidden directory is none."""
+    paths = sorted(repository.iterdir())
+    return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
+
+
 def check_names(directories: Sequence[ModelDirectory], replace: bool) -> None:
     """Refuse names that are taken, unless they are to be replaced.
 
@@ -57,16 +64,19 @@ def check_names(directories: Sequence[ModelDirectory], replace: bool) -> None:
         )
 
 
-def write_model_directory(directory: ModelDirectory, replace: bool = False) -> Path:
-    """Write the directory under a temporary name and rename it when complete; return its path.
+def write_model_directories(directories: Sequence[ModelDirectory], replace: bool = False) -> None:
+    """Write the directories under temporary names and rename them when all are complete.
 
-    Raises: ConfigError when the name is taken and `replace` is false, or a link is not possible.
+    Raises: ConfigError when names are taken and `replace` is false, or a link is not possible.
     """
-    check_names([directory], replace)
-    with StagedDirectory(directory.path) as staged:
-        _fill(directory, staged.path)
-        staged.publish()
-    return directory.path
+    check_names(directories, replace)
+    with ExitStack() as stack:
+        all_staged = []
+        for directory in directories:
+            all_staged.append(stack.enter_context(StagedDirectory(directory.path)))
+            _fill(directory, all_staged[-1].path)
+        for staged in all_staged:
+            staged.publish()
 
 
 def _fill(directory: ModelDirectory, staging: Path) -> None:

@@ -30,7 +30,7 @@ from tidemill.frontends.triton.installation import (
 from tidemill.frontends.triton.serve_request import ServeRequest
 from tidemill.frontends.triton.server_output import ServerOutput
 from tidemill.frontends.triton.shared_memory import remove_leftovers, unique_prefix
-from tidemill.frontends.triton.staged_repository import stage_repository
+from tidemill.frontends.triton.staged_repository import PLAIN_PATH, stage_repository
 
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
 USER_APIS = "metadata,inference,model-config,statistics"
@@ -76,7 +76,9 @@ class TritonServer:
     def start(self) -> None:
         """Start the process, in a session of its own so that a Ctrl-C reaches it through us."""
         remove_leftovers()
-        self._staging = Path(tempfile.mkdtemp(prefix="tidemill-server-"))
+        temporary = tempfile.gettempdir()
+        place = temporary if PLAIN_PATH.fullmatch(temporary) else "/tmp"
+        self._staging = Path(tempfile.mkdtemp(prefix="tidemill-server-", dir=place))
         self._process = subprocess.Popen(
             self._command(self._staging),
             env=server_environment(self._installation),
@@ -134,7 +136,7 @@ class TritonServer:
             where=str(self.request.model_repository),
             expected="every model loaded",
             got=f"{got}; its last lines:\n{self._output.faults()}",
-            hint="mend or remove the model named above",
+            hint="mend or remove the model or flag named above",
         )
 
     @property

@@ -3,8 +3,10 @@
 In: a repository. Out: the same one when every model loads as it is; otherwise a staged copy made of
 links, in which two kinds of model are adapted, each change said: those with `platform:
 "tensorrt_llm"`, and those of TensorRT-LLM's Python models, whose model.py needs packages of its
-own; and every config.pbtxt has the settings that the command line overrides. The user's files are
-never touched.
+own; and every config.pbtxt has the settings that the command line overrides. Hidden directories,
+such as those of a deploy that is under way, are left out: a server would refuse to start. And a
+repository whose path a shell would take apart is served by a plain one. The user's files are never
+touched.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tidemill.frontends.triton.config_pbtxt import write_parameters
-from tidemill.frontends.triton.repository import CONFIG_NAME, ORIGIN_LINK
+from tidemill.frontends.triton.repository import CONFIG_NAME, ORIGIN_LINK, model_dirs
 
 FOREIGN_PLATFORM = re.compile(r"""^[^#\n]*\bplatform\s*:\s*["']tensorrt_llm["']""", re.MULTILINE)
 
@@ -25,6 +27,8 @@ FOREIGN_MODEL_PY = re.compile(
     re.MULTILINE,
 )
 PYTHON_BACKEND = re.compile(r"""^[^#\n]*\bbackend\s*:\s*["']python["']""", re.MULTILINE)
+# Triton's stub is started by a shell that is given the paths as they are.
+PLAIN_PATH = re.compile(r"[\w@%+=:,./-]+")
 
 Say = Callable[[str], None]
 
@@ -38,9 +42,11 @@ def stage_repository(
 
     Raises: ServerError for a config.pbtxt that asks for what cannot be served.
     """
-    models = sorted(path for path in repository.iterdir() if path.is_dir())
+    models = model_dirs(repository)
+    has_hidden = any(path.is_dir() and path not in models for path in repository.iterdir())
     foreign = {path for path in models if is_foreign(path) or has_foreign_code(path)}
-    if not foreign and not settings:
+    is_plain = PLAIN_PATH.fullmatch(str(repository.resolve()))
+    if is_plain and not (foreign or settings or has_hidden):
         return repository
     if foreign:
         # Read by protobuf itself, which only the `triton` extra brings; a plain repository served

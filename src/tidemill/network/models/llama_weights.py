@@ -83,6 +83,8 @@ def unsupported_settings(config: CheckpointConfig, hf_values: Mapping[str, Any])
         faults.append(f"hidden_act {config.hidden_act} (only silu)")
     if config.position_embedding_type != "rope_gpt_neox":
         faults.append(f"position_embedding_type {config.position_embedding_type}")
+    if config.rotary_embedding_dim == 0:
+        faults.append("rotary_embedding_dim 0")
     window = hf_values.get("sliding_window")
     if config.architecture == "LlamaForCausalLM" and any(config.attention_windows) and window:
         faults.append(

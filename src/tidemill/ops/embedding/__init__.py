@@ -46,11 +46,10 @@ def reference(
 
 def cost(op: Op, sizes: StepSizes) -> Cost:
     """Count one table row read and one row written for each token."""
-    table = op.inputs[1].type
-    elements = sizes.elements(op.outputs[0].type)
-    rows = elements // table.shape[1]
-    moved = rows * table.dtype.row_bytes(table.shape[1]) + elements * DType.F32.itemsize_bytes
-    return Cost(0, moved + sizes.bytes(op.inputs[0].type))
+    tokens, table = (value.type for value in op.inputs)
+    written = op.outputs[0].type
+    read = TensorType(table.dtype, written.shape)
+    return Cost(0, sum(map(sizes.bytes, (tokens, read, written))))
 
 
 ROW = OpRow("embedding", rule, reference, cost)

@@ -28,7 +28,7 @@ from tidemill.ops.layout import (
 from tidemill.ops.linear.epilogue import Epilogue
 from tidemill.ops.linear.fetch_ahead import FIELDS as AHEAD_FIELDS
 from tidemill.ops.linear.fetch_ahead import STEP_BITS, ThreadUnits
-from tidemill.ops.linear.formats import Format, GroupedFormat
+from tidemill.ops.linear.format_contract import Format, GroupedFormat
 from tidemill.ops.linear.prepared import PreparedFormat, emit_prepare, prepared
 from tidemill.ops.linear.tactics import Bucket, TacticTable, merged, tile_heights
 from tidemill.ops.linear.tile import Tiles

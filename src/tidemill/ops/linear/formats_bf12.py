@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.types import I16, I32, I64
@@ -31,16 +30,21 @@ _PIECES = ((0, 4, 0x0780), (1, 8, 0x0078), (2, 11, 0x0007), (2, -1, _SIGN))
 class Bf12Format(WidenedFormat):
     """Pairs of inputs on every target, as a bf16 dot product takes them."""
 
-    weight: DType = DType.BF12
-    activation: DType = DType.BF16
-    vector_bytes: int = 3 * 4 * LANES
-    name: str = "bf12"
-    num_parts: int = 4
-    x_step_bytes: int = 16
+    @property
+    def name(self) -> str:
+        return self.weight.value
 
     @property
     def takes_pairs(self) -> bool:
         return True
+
+    @property
+    def num_parts(self) -> int:
+        return 4
+
+    @property
+    def vector_bytes(self) -> int:
+        return 3 * 4 * LANES
 
     def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
         return tuple(pointer.of(I32).vec(i * LANES, LANES) for i in range(3))

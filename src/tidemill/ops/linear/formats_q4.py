@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Value
-from tidemill.codegen.isa import LANES, Isa, V
-from tidemill.codegen.types import F16, F32, I16, I32, Type
+from tidemill.codegen.isa import LANES, V
+from tidemill.codegen.types import F16, F32, I16, I32
 from tidemill.ops.layout import PANEL, sums_at
+from tidemill.ops.linear.format_contract import GroupedFormat
 from tidemill.ops.linear.widened import WidenedFormat, pair_of
 
 _SUMS = I32.x(LANES)
@@ -32,23 +33,15 @@ def load_header(weight: DType, header: Pointer, j: int) -> list[Value]:
 
 
 @dataclass(frozen=True)
-class Q4Format:
+class Q4Format(GroupedFormat):
     """4-bit weights with q8 activations, whose stored bytes are level + 128.
 
     The panel's starts make up for the 128; the quantiser left the sums of x's bytes in its row.
     """
 
-    isa: Isa
-    weight: DType
-    activation: DType = DType.Q8
-    num_parts: int = 2
-    sum_type: Type = _SUMS
-    vector_bytes: int = 4 * LANES
-    x_step_bytes: int = 8
-
     @property
-    def name(self) -> str:
-        return f"{self.weight.value}_q8"
+    def num_parts(self) -> int:
+        return 2
 
     @property
     def tile_rows(self) -> int:
@@ -58,20 +51,11 @@ class Q4Format:
     def start(self, panel: Pointer, j: int) -> Value:
         return panel.vec(j * LANES, LANES)
 
-    def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
-        return (pointer.of(I32).vec(0, LANES),)
-
     def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
         return (words[0] >> (4 * part)) & _NIBBLES
 
-    def load_x(self, pointer: Pointer, part: int) -> Value:
-        return pointer.of(I32)[part].splat(LANES)
-
     def dot(self, total: Value, w: Value, x: Value) -> Value:
         return self.isa.dot_quad(total, w, x)
-
-    def ones(self, f: Function) -> Value | None:
-        return None
 
     def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value:
         """The sum of the group's bytes: whole numbers, exact in any order."""
@@ -97,7 +81,7 @@ class Q4Format:
 
 
 @dataclass(frozen=True)
-class Q4WidenedFormat(WidenedFormat):
+class Q4WidenedFormat(WidenedFormat, GroupedFormat):
     """4-bit weights, widened in registers, with f32 or bf16 activations; sums in f32.
 
     Nibbles are exact in bf16: two make the index of a table of bf16 numbers for a dot product.
@@ -114,10 +98,6 @@ class Q4WidenedFormat(WidenedFormat):
         return 0 if self.weight.has_offsets else 8
 
     @property
-    def name(self) -> str:
-        return f"{self.weight.value}_{self.activation.value}"
-
-    @property
     def num_parts(self) -> int:
         return 4 if self.takes_pairs else 8
 
@@ -126,10 +106,6 @@ class Q4WidenedFormat(WidenedFormat):
         """Three sums a row, two of outputs and one of x; or two, beside words and their parts."""
         rows = self.isa.tile_rows
         return max(2, rows * 4 // 7 if self.sums_x else rows - 2)
-
-    @property
-    def x_step_bytes(self) -> int:
-        return 8 * self.activation.itemsize_bytes
 
     def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
         (word,) = words
@@ -153,9 +129,6 @@ class Q4WidenedFormat(WidenedFormat):
         if not self.sums_x:
             return None
         return f.constant(_BF16_ONES, _SUMS) if self.takes_pairs else f.constant(1.0, V)
-
-    def sum_of_x(self, summed: Value | None, x_row: Pointer, k: int, group: Value) -> Value | None:
-        return summed
 
     def add_group(
         self, out: Value, total: Value, header: list[Value], x_sum: Value | None

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Function, Pointer, Value
-from tidemill.codegen.isa import LANES, Isa
+from tidemill.codegen.isa import LANES
 from tidemill.codegen.types import F32, I32, Type
 from tidemill.ops.layout import CACHE_LINE_BYTES, PANEL, padded_k
-from tidemill.ops.linear.formats import Format, GroupedFormat
+from tidemill.ops.linear.format_contract import Format, GroupedFormat
 from tidemill.ops.linear.formats_q4 import Q4WidenedFormat
 from tidemill.ops.linear.widened import WidenedFormat
 
@@ -25,32 +25,14 @@ _LANE_BYTES = 4
 
 
 @dataclass(frozen=True)
-class PreparedFormat:
+class PreparedFormat(Format):
     """A coded format over prepared words."""
 
     inner: Format
-    num_parts: int = 1
-    vector_bytes: int = _LANE_BYTES * LANES
-
-    @property
-    def isa(self) -> Isa:
-        return self.inner.isa
-
-    @property
-    def weight(self) -> DType:
-        return self.inner.weight
-
-    @property
-    def activation(self) -> DType:
-        return self.inner.activation
 
     @property
     def name(self) -> str:
         return f"{self.inner.name}_prepared"
-
-    @property
-    def sum_type(self) -> Type:
-        return self.inner.sum_type
 
     @property
     def tile_rows(self) -> int:
@@ -73,9 +55,6 @@ class PreparedFormat:
     def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
         return (pointer.of(self.lane_type).vec(0, LANES),)
 
-    def part_of_w(self, words: tuple[Value, ...], part: int) -> Value:
-        return words[0]
-
     def load_x(self, pointer: Pointer, part: int) -> Value:
         return self.inner.load_x(pointer, 0)
 
@@ -87,7 +66,7 @@ class PreparedFormat:
 
 
 @dataclass(frozen=True)
-class PreparedGroups(PreparedFormat):
+class PreparedGroups(PreparedFormat, GroupedFormat):
     """The same for weights by group, whose headers stay where they were packed."""
 
     inner: GroupedFormat
@@ -108,7 +87,10 @@ def prepared(form: Format) -> PreparedFormat | None:
     """The format's prepared form, where its words are worth taking apart."""
     if not form.weight.is_coded or form.num_parts == 1:
         return None
-    return PreparedGroups(form) if isinstance(form, GroupedFormat) else PreparedFormat(form)
+    types = form.isa, form.weight, form.activation
+    if isinstance(form, GroupedFormat):
+        return PreparedGroups(*types, form)
+    return PreparedFormat(*types, form)
 
 
 def prepared_bytes(k: int, weight: DType) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tidemill.ops.linear.formats import Format
+from tidemill.ops.linear.format_contract import Format
 from tidemill.ops.linear.formats_q4 import Q4Format
 from tidemill.ops.linear.prepared import prepared
 

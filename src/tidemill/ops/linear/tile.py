@@ -32,7 +32,7 @@ from tidemill.ops.layout import (
 )
 from tidemill.ops.linear.epilogue import Epilogue
 from tidemill.ops.linear.fetch_ahead import STEP_BITS
-from tidemill.ops.linear.formats import Format, GroupedFormat
+from tidemill.ops.linear.format_contract import Format, GroupedFormat
 from tidemill.ops.linear.formats_bf12 import Bf12Format, ListedInputs
 from tidemill.ops.linear.formats_q4 import load_header
 from tidemill.ops.linear.prepared import PREFETCH_BYTES, PreparedFormat

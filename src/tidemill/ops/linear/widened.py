@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
-from tidemill.codegen.isa import LANES, Isa, V
-from tidemill.codegen.types import F32, I16, I32, Type
+from tidemill.codegen.isa import LANES
+from tidemill.codegen.types import F32, I16, I32
+from tidemill.ops.linear.format_contract import Format
 
 HIGH_HALF = -65536  # of an i32 lane
 
@@ -24,14 +25,8 @@ def pair_of(even: Value, odd: Value) -> Value:
 
 
 @dataclass(frozen=True)
-class WidenedFormat:
-    """Weights of `weight` in 32-bit words, activations in f32 or bf16."""
-
-    isa: Isa
-    weight: DType
-    activation: DType
-    sum_type: Type = V
-    vector_bytes: int = 4 * LANES
+class WidenedFormat(Format):
+    """Weights in 32-bit words, activations in f32 or bf16."""
 
     @property
     def takes_pairs(self) -> bool:
@@ -41,12 +36,6 @@ class WidenedFormat:
     def tile_rows(self) -> int:
         """Two rows fewer than plain weights: the words stay in registers beside their parts."""
         return max(2, self.isa.tile_rows - 2)
-
-    def start(self, panel: Pointer, j: int) -> Value:
-        return panel.f.zero(V)
-
-    def load_w(self, pointer: Pointer) -> tuple[Value, ...]:
-        return (pointer.of(I32).vec(0, LANES),)
 
     def load_x(self, pointer: Pointer, part: int) -> Value:
         if self.activation is DType.F32:

@@ -7,8 +7,8 @@ Legend: t tokens of one sequence, N heads, H head width, J cached positions. Que
 scale * log2(e) from rope_cache, so that the softmax is base 2. Query head n reads key-value head
 n // (num_heads / num_kv_heads). Accumulates in f32 or wider; the result has q's element type.
 `cache_dtype` is the element type that keys and values were stored in; `window` 0 means that all
-earlier positions are seen. No token's result depends
-on another sequence, or on how its prompt was cut into steps.
+earlier positions are seen. No token's result depends on another sequence, or on how its prompt was
+cut into steps.
 
 Source: Vaswani et al., "Attention Is All You Need"; Kwon et al., "PagedAttention" for the cache.
 """

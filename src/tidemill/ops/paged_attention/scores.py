@@ -79,5 +79,5 @@ def _leave(tile: TileState, g: Value, chunk: Chunk, columns: range, scores: Regi
 
 def _seen(tile: TileState, limit: Value, start: Value) -> Value:
     """Which of sixteen positions a row sees that sees nothing from `limit` on."""
-    lanes = tile.f.table(list(range(LANES)), I32)
+    lanes = tile.f.table(range(LANES), I32)
     return tile.shape.is_seen(lanes, (limit - start.to(I32)).splat(LANES))

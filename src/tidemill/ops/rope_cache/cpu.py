@@ -12,7 +12,7 @@ what a block's former owner left behind by zero, and an infinity there would spo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import e, gcd, log2
+from math import gcd
 
 from tidemill.base.dtypes import DType
 from tidemill.codegen.emitter import Pointer, Value
@@ -22,6 +22,7 @@ from tidemill.codegen.module import Module
 from tidemill.codegen.types import BOOL, F32, I8, I16, I32, I64, Type
 from tidemill.ops.cpu_elements import ELEMENT, store_f32
 from tidemill.ops.layout import CacheLayout, activation_row, wide_row
+from tidemill.ops.rope_cache import LOG2_E
 from tidemill.ops.rope_cache.rounded_head import RoundedHead
 
 FIELDS = ("rows", "qkv", "positions", "slots", "cos", "sin", "q", "k", "v")
@@ -89,7 +90,7 @@ class RopeCacheKernel:
             out.put(i, head.vec(i, lanes))
 
     def _store_query(self, head: Pointer, q: Pointer) -> None:
-        factor = self.scale * log2(e)
+        factor = self.scale * LOG2_E
         for i in range(0, self.cache.head_size, LANES):
             to = q.bytes(i * self.activation.itemsize_bytes)
             store_f32(self.isa, to, 0, head.vec(i, LANES) * factor, self.activation)
@@ -120,7 +121,7 @@ class RopeCacheKernel:
         lanes = 2 * LANES
         odd_lanes = f.table([i % 2 for i in range(lanes)], BOOL)
         even_lanes = f.table([1 - i % 2 for i in range(lanes)], BOOL)
-        mask = f.op(f"select {odd.typed}, {odd_lanes.typed}, {even_lanes.typed}", BOOL.x(lanes))
+        mask = f.select(odd, odd_lanes, even_lanes)
         word_type, half_bits = self._word_type, 8 * cache.dtype.itemsize_bytes
         to = v.of(word_type).at((slot >> 1) * cache.head_size)
         for i in range(0, cache.head_size, LANES):

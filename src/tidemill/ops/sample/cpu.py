@@ -57,7 +57,7 @@ def _argmax(f: Function, logits: Pointer, vocab_size: int, token: Pointer) -> No
     best, where = f.registers(V), f.registers(_I32V)
     for u in range(2):
         best[u], where[u] = f.constant(LOWEST, V), f.zero(_I32V)
-    lanes = f.table(list(range(LANES)), I32)
+    lanes = f.table(range(LANES), I32)
     with f.loop(0, wide_row(vocab_size), PANEL) as c:
         for u in range(2):
             index = lanes + (c + u * LANES).to(I32).splat(LANES)
@@ -81,7 +81,7 @@ class _Row:
         """scratch = logits / temperature (padding: banned); returns the maximum in all lanes."""
         f, top = self.f, self.f.registers(V)
         top[0] = f.constant(LOWEST, V)
-        lanes, divisor = f.table(list(range(LANES)), I32), temperature.splat(LANES)
+        lanes, divisor = f.table(range(LANES), I32), temperature.splat(LANES)
         with f.loop(0, self.width, LANES) as c:
             index = lanes + c.to(I32).splat(LANES)
             value = f.select(index < self.vocab_size, self.logits.vec(c, LANES) / divisor, BANNED)
@@ -92,8 +92,7 @@ class _Row:
     def keys(self, c: Value) -> Value:
         """Integers whose signed order is the order of the floats."""
         bits = self.scratch.vec(c, LANES).bits_as(_I32V)
-        sign = self.f.op(f"ashr {bits.typed}, splat (i32 31)", bits.type)
-        return bits ^ (sign & _ODD_BITS)
+        return bits ^ (bits.shift_right_signed(31) & _ODD_BITS)
 
     def bisect(self, low: int, holds: Callable[[Value], Value]) -> Value:
         """The largest 32-bit threshold in [low, 2^31) for which `holds`; it must hold at low."""

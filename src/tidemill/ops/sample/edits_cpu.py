@@ -49,7 +49,7 @@ def _run_records(f: Function, records: Value, num_records: Value, scratch: Point
 
 
 def _keep_allowed(f: Function, mask: Value, scratch: Pointer, vocab_size: int) -> None:
-    lanes = f.table(list(range(LANES)), I32)
+    lanes = f.table(range(LANES), I32)
     with f.loop(0, wide_row(vocab_size), LANES) as c:
         word = mask.as_pointer(I32)[c >> 5]
         bits = word.splat(LANES) >> (lanes + (c & 31).to(I32).splat(LANES))

@@ -7,16 +7,10 @@ Block 0 of the memory is nobody's: unused table entries point to it.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy.typing as npt
-
-from tidemill.device.cpu import address_of, allocate
+from tidemill.device.cpu import Array, address_of, allocate
 from tidemill.engine.manifest import KvLayout
 from tidemill.runtime.executor.step_memory import StepMemory
 from tidemill.runtime.step import EngineLimits
-
-Array = npt.NDArray[Any]
 
 
 class CacheBlocks:

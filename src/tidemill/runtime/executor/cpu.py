@@ -9,13 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from tidemill.base.cpus import num_physical_cores, physical_cpus
 from tidemill.base.debug import Level, say
-from tidemill.device.cpu import LoadedCode, Team, address_of
+from tidemill.device.cpu import Array, LoadedCode, Team, address_of
 from tidemill.engine.manifest import PlanOp
 from tidemill.engine.native_code import find_native_code
 from tidemill.engine.reader import EngineFile
@@ -31,8 +28,6 @@ from tidemill.runtime.executor.step_inputs import StepInputs
 from tidemill.runtime.executor.step_memory import StepMemory
 from tidemill.runtime.executor.weights_memory import WeightsMemory
 from tidemill.runtime.step import EngineLimits, StepPlan, StepResult
-
-Array = npt.NDArray[Any]
 
 # What a step waits at most for memory that is arranged before it, while there is some to arrange.
 ARRANGING_SECONDS = 0.02

@@ -7,17 +7,12 @@ their request's history. Rows of other requests cost nothing here.
 
 from __future__ import annotations
 
-from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy.typing as npt
-
 from tidemill.base.debug import warn
-from tidemill.device.cpu import address_of
+from tidemill.device.cpu import Array, address_of
 from tidemill.runtime.executor.logits_editor import LogitsEditor, RowEdits
 from tidemill.runtime.token_history import TokenHistory
-
-Array = npt.NDArray[Any]
 
 
 class EditsDesk:

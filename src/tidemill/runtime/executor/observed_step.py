@@ -10,22 +10,18 @@ are batch-invariant, so that these rows are what they would have been. Costs oth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from tidemill.base.debug import warn
-from tidemill.device.cpu import Team
+from tidemill.device.cpu import Array, Team
 from tidemill.engine.manifest import Manifest
 from tidemill.runtime.executor.logprobs import token_logprobs
 from tidemill.runtime.executor.step_inputs import StepInputs, WatchedEntry
 from tidemill.runtime.observation import Observation, Sight, TokenLogprobs
 from tidemill.runtime.step import StepPlan
 from tidemill.runtime.token_history import TokenHistory
-
-Array = npt.NDArray[Any]
 
 
 class ObservedStep:

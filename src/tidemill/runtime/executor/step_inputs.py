@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tidemill.base import abi
-from tidemill.device.cpu import Bytes, allocate
+from tidemill.device.cpu import Array, Bytes, allocate
 from tidemill.engine.manifest import Manifest
 from tidemill.runtime.executor.edits_desk import EditsDesk
 from tidemill.runtime.observation import Observation
 from tidemill.runtime.request import SamplingParams
 from tidemill.runtime.step import EngineLimits, PlanEntry, StepPlan
 from tidemill.runtime.token_history import TokenHistory
-
-Array = npt.NDArray[Any]
 
 _TABLES = {"tiles", "tables", "edits"}  # the inputs of several columns, or of one all the same
 

@@ -17,20 +17,17 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tidemill.base.cpus import allowed_cpus, move_to
-from tidemill.device.cpu import address_of, allocate, has_huge_pages
+from tidemill.device.cpu import Array, Bytes, address_of, allocate, has_huge_pages
 from tidemill.runtime.executor.free_memory import free_bytes
 
 # Copies that would take more than this share of the free memory are not made.
 MAX_SHARE_OF_FREE_MEMORY = 0.25
 _PIECE_BYTES = 2 << 20  # each thread has one of them twice for a moment
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class _Piece(NamedTuple):
@@ -46,7 +43,7 @@ class WeightsMemory:
 
     def __init__(
         self,
-        mapped: npt.NDArray[Any],
+        mapped: Array,
         ends: Iterable[int],
         num_threads: int,
         forget: Callable[[int, int], None],

@@ -40,12 +40,6 @@ class CacheCounters:
         self.reused += table.num_held
         self.missed += prefix.num_missed
 
-    @property
-    def hit_rate(self) -> float:
-        """Share of the blocks looked for that were reused."""
-        asked = self.reused + self.missed
-        return self.reused / asked if asked else 0.0
-
 
 class BlockPool:
     """A fixed number of blocks for a changing number of tables. `clock` gives seconds.
