@@ -16,9 +16,9 @@ from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.llm import LLM, SamplingParams
 from tidemill.api.verify import verify_engine
 from tidemill.base.target import NAME_TO_TARGET, host_targets
-from tidemill.builder.tactics import LINEAR_KINDS
 from tidemill.engine.reader import EngineFile
 from tidemill.ir.text import parse_graph
+from tidemill.ops.linear import LINEAR_KINDS
 
 HOST_TARGETS = {target.name for target in host_targets()}
 

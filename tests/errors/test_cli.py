@@ -75,7 +75,10 @@ def test_stopped_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.strip() == "stopped"
 
 
-def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_build_that_is_told_to_end_leaves_nothing_behind(
+    tiny_llama: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
     command = [sys.executable, "-m", "tidemill", "build", "--checkpoint_dir", "checkpoint"]
     building = subprocess.Popen(
@@ -84,7 +87,7 @@ def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_p
     while not any(tmp_path.glob("out/.engine.partial-*")):
         assert building.poll() is None
         time.sleep(0.01)
-    building.send_signal(signal.SIGTERM)
+    building.send_signal(number)
     _, printed = building.communicate()
     assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
     assert not (tmp_path / "out").exists()

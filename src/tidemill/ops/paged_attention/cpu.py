@@ -26,11 +26,11 @@ from tidemill.codegen.isa import Isa
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
-from tidemill.ops.cpu_elements import PairMath
 from tidemill.ops.layout import ATTENTION_PARTITION, CacheLayout, activation_row
 from tidemill.ops.paged_attention.partials import Partials, partial_row_bytes
 from tidemill.ops.paged_attention.tile import TilePart
 from tidemill.ops.paged_attention.tile_state import MAX_SPARE_ROWS, TileShape
+from tidemill.ops.row import activation_dtype
 
 FIELDS = ("tiles", "num_tiles", "tables", "table_row", "q", "k", "v", "y", "work")
 # Work memory: words, each in a cache line of its own, for the threads that are done, the items
@@ -74,7 +74,7 @@ class AttentionKernel:
 
     @property
     def activation(self) -> DType:
-        return PairMath(self.isa, self.cache.compute).activation
+        return activation_dtype(self.cache.compute)
 
     @property
     def group(self) -> int:
