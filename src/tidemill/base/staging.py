@@ -8,6 +8,7 @@ the same name later removes those of processes that were killed. Does not know w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -77,14 +78,14 @@ class StagedDirectory:
 
         Raises: OSError when the disk refuses; what stood there before is then back in its place.
         """
-        if not self.target.exists():
-            self.path.rename(self.target)
-            return
-        self.target.rename(self._retired)
         try:
-            self.path.rename(self.target)
+            while not _is_moved(self.path, self.target):
+                shutil.rmtree(self._retired, ignore_errors=True)  # another process was faster
+                with suppress(FileNotFoundError):
+                    self.target.rename(self._retired)
         except BaseException:
-            self._retired.rename(self.target)
+            with suppress(OSError):
+                self._retired.rename(self.target)
             raise
         shutil.rmtree(self._retired, ignore_errors=True)
 
@@ -99,6 +100,17 @@ def _siblings(target: Path, token: str) -> tuple[Path, Path]:
     """Return where a directory is made, and where the one that it replaces goes meanwhile."""
     name = f".{target.name}."
     return target.with_name(f"{name}partial-{token}"), target.with_name(f"{name}old-{token}")
+
+
+def _is_moved(path: Path, target: Path) -> bool:
+    """Rename a directory; say False where another one stands."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _remove_leftovers(target: Path) -> None:
