@@ -13,7 +13,8 @@ from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
-from tidemill.checkpoint.weight_only import NO_QUANT_ALGO, scheme_asked_for
+from tidemill.checkpoint.stored_matrices import scheme_asked_for
+from tidemill.checkpoint.weight_only import NO_QUANT_ALGO
 from tidemill.quant.schemes import NONE, Quantization, find_cache_dtype, find_scheme
 
 if TYPE_CHECKING:
