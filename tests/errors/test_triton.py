@@ -103,8 +103,9 @@ def test_deploy_under_a_taken_name_keeps_the_old_model(request_for: DeployReques
     assert model.read_text() == before
 
 
-def test_deploy_lists_every_bad_setting_at_once(request_for: DeployRequest) -> None:
-    bad = replace(request_for, style="ensembl", link="soft", name="a/b", max_batch_size=-1)
+@pytest.mark.parametrize("size", [-1, 1 << 31])
+def test_deploy_lists_every_bad_setting_at_once(request_for: DeployRequest, size: int) -> None:
+    bad = replace(request_for, style="ensembl", link="soft", name="a/b", max_batch_size=size)
     with pytest.raises(ConfigError) as caught:
         deploy(bad)
     expect_four_parts(caught.value)
