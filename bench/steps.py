@@ -35,6 +35,7 @@ from bench.parts.sample_engine import build_sample
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
 from tidemill.base.cpus import num_physical_cores
 from tidemill.builder.machine_limits import MachineLimits
+from tidemill.engine.reader import EngineFile
 from tidemill.ir.text import parse_graph
 from tidemill.ops.row import StepSizes
 from tidemill.runtime.executor.cpu import NativeExecutor
@@ -73,14 +74,14 @@ class Bench:
         self.name, self.position = engine_dir.name, options.position
         batches = [shape.size for shape in shapes if shape.what == "decode"]
         prompts = [shape.size for shape in shapes if shape.what == "prefill"]
-        each = options.position + 64
-        tokens = max([batch * each for batch in batches] + prompts) + 64
+        block = EngineFile.open(engine_dir).manifest.kv.tokens_per_block
+        self._blocks_each = -(-(options.position + 64) // block)
+        tokens = max([batch * self._blocks_each * block for batch in batches] + prompts)
         self.executor = NativeExecutor.load(
             engine_dir, kv_cache_tokens=tokens, num_threads=options.threads
         )
         self.visits: dict[Shape, Visits] = {shape: Visits() for shape in shapes}
         self._random = np.random.default_rng(1)
-        self._blocks_each = -(-each // self.executor.limits.tokens_per_block)
         self._ops = parse_graph(self.executor.manifest.graph_text).ops
         self.measure(shapes[0])
         while self.executor.arrange_memory():

@@ -21,13 +21,14 @@ def peers_dir() -> Path:
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One engine at one precision; `file` lies in the model's directory, `quant` is ours."""
+    """One engine at one precision; `file` lies in the model's directory, schemes are ours."""
 
     name: str
     precision: str
     home: str
     file: str
     quant: str = ""
+    quant_head: str | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -46,8 +47,19 @@ ROWS = (
     EngineRow("vLLM W8A8", "8-bit", "vllm", "w8a8"),
     EngineRow("OpenVINO int8", "8-bit", "openvino", "openvino-int8"),
     EngineRow("tidemill w4a8_g32", "4-bit", OURS, "tidemill-w4a8_g32", "w4a8_g32"),
+    # Symmetric groups of 32 are Q4_0's. Whole: head and embedding, too, which else have 8 bits.
+    EngineRow("tidemill w4a8_g32_sym", "4-bit", OURS, "tidemill-w4a8_g32_sym", "w4a8_g32_sym"),
+    EngineRow(
+        "tidemill w4a8_g32_sym whole",
+        "4-bit",
+        OURS,
+        "tidemill-w4a8_g32_sym-whole",
+        "w4a8_g32_sym",
+        "w4a8_g32_sym",
+    ),
     EngineRow("tidemill w4a16_g32", "4-bit", OURS, "tidemill-w4a16_g32", "w4a16_g32"),
     EngineRow("llama.cpp Q4_0", "4-bit", "llama_cpp", "q4_0.gguf"),
+    EngineRow("llama.cpp Q4_0 whole", "4-bit", "llama_cpp", "q4_0_pure.gguf"),
     EngineRow("OpenVINO int4", "4-bit", "openvino", "openvino-int4"),
 )
 

@@ -47,7 +47,7 @@ def make_files(model: str, directory: Path, num_threads: int) -> None:
         write_gguf(hf_dir, plain)
     if not (directory / "w8a8").exists():
         write_w8a8(hf_dir, directory / "w8a8")
-    for name in ("q8_0", "q4_0"):
+    for name in ("q8_0", "q4_0", "q4_0_pure"):
         staged = directory / f"{name}.part"
         command = ["python", str(QUANTIZE), str(plain), str(staged), name, str(num_threads)]
         _make(command, "llama_cpp", staged, directory / f"{name}.gguf")
@@ -81,7 +81,10 @@ def refresh_engine(model_dir: Path, row: EngineRow) -> None:
     if is_current or not (model_dir / "checkpoint").exists():
         return
     shutil.rmtree(engine, ignore_errors=True)
-    build(BuildRequest(model_dir / "checkpoint", engine, quant=row.quant))
+    request = BuildRequest(
+        model_dir / "checkpoint", engine, quant=row.quant, quant_head=row.quant_head
+    )
+    build(request)
     stamp.write_text(now)
 
 

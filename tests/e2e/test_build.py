@@ -16,9 +16,9 @@ from tidemill.api.convert import ConvertRequest, convert
 from tidemill.api.llm import LLM, SamplingParams
 from tidemill.api.verify import verify_engine
 from tidemill.base.target import NAME_TO_TARGET, host_targets
-from tidemill.builder.tactics import LINEAR_KINDS
 from tidemill.engine.reader import EngineFile
 from tidemill.ir.text import parse_graph
+from tidemill.ops.linear import LINEAR_KINDS
 
 HOST_TARGETS = {target.name for target in host_targets()}
 
@@ -118,7 +118,7 @@ def test_every_scheme_compiles_for_targets_that_this_machine_cannot_run(
 ) -> None:
     shape = TinyLlama(num_layers=1, hidden_size=64, head_size=16, num_heads=4, intermediate_size=64)
     convert(ConvertRequest(make_tiny_llama(shape), tmp_path / "checkpoint", dtype="bfloat16"))
-    for quant, head in (("w4a8_g64", "w8a16"), ("w4a16_g64", "w8a8")):
+    for quant, head in (("w4a8_g64", "w4a16_g32"), ("w4a16_g64", "w4a8_g64_sym")):
         directory = tmp_path / quant
         request = BuildRequest(
             tmp_path / "checkpoint",

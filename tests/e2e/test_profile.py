@@ -60,8 +60,9 @@ def test_step_that_the_engine_cannot_run_is_refused(
     with pytest.raises(ConfigError, match="cannot run the step") as caught:
         profile(engine_dir, *step)
     assert "4 requests" in caught.value.expected and "96 positions" in caught.value.expected
-    with pytest.raises(ConfigError, match="0 threads"):
-        profile_engine(ProfileRequest(engine_dir, num_threads=0))
+    for num_threads in (0, 1025):
+        with pytest.raises(ConfigError, match=f"{num_threads} threads"):
+            profile_engine(ProfileRequest(engine_dir, num_threads=num_threads))
 
 
 class _Bars(HTMLParser):

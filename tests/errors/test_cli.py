@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,10 @@ def test_stopped_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.strip() == "stopped"
 
 
-def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_build_that_is_told_to_end_leaves_nothing_behind(
+    tiny_llama: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
     command = [sys.executable, "-m", "tidemill", "build", "--checkpoint_dir", "checkpoint"]
     building = subprocess.Popen(
@@ -83,7 +87,7 @@ def test_build_that_is_told_to_end_leaves_nothing_behind(tiny_llama: Path, tmp_p
     while not any(tmp_path.glob("out/.engine.partial-*")):
         assert building.poll() is None
         time.sleep(0.01)
-    building.send_signal(signal.SIGTERM)
+    building.send_signal(number)
     _, printed = building.communicate()
     assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
     assert not (tmp_path / "out").exists()
@@ -189,13 +193,6 @@ def test_help_of_build_names_every_scheme() -> None:
     assert tuple(NAME_TO_SCHEME) == SCHEMES
 
 
-def test_head_of_4_bits_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
-    request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant_head="w4a8_g64")
-    with pytest.raises(ConfigError, match="cannot have 4-bit weights"):
-        build(request)
-
-
 def test_scheme_that_a_shell_left_empty_is_no_default(tiny_llama: Path, tmp_path: Path) -> None:
     convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
     with pytest.raises(ConfigError, match="unknown quantisation scheme"):
@@ -204,10 +201,15 @@ def test_scheme_that_a_shell_left_empty_is_no_default(tiny_llama: Path, tmp_path
 
 def test_groups_that_do_not_divide_the_inputs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
-    request = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine", quant="w4a8_g64")
-    with pytest.raises(UnsupportedError, match="groups do not divide") as caught:
-        build(request)
-    assert "48" in str(caught.value) and not (tmp_path / "engine").exists()
+    plain = BuildRequest(tmp_path / "checkpoint", tmp_path / "engine")
+    for flag, request in (
+        ("quant", replace(plain, quant="w4a8_g64")),
+        ("quant_head", replace(plain, quant_head="w4a8_g64")),
+    ):
+        with pytest.raises(UnsupportedError, match="groups do not divide") as caught:
+            build(request)
+        assert f", --{flag}\n" in str(caught.value) and "48" in str(caught.value)
+        assert not (tmp_path / "engine").exists()
 
 
 def test_streamed_tokens_and_json_on_one_output(capsys: pytest.CaptureFixture[str]) -> None:

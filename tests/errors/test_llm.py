@@ -55,7 +55,7 @@ def test_speculation_of_a_negative_length() -> None:
     ("options", "fault"),
     [
         ({"kv_cache_tokens": 0}, "kv_cache_tokens must be at least 1, got 0"),
-        ({"num_threads": -2}, "num_threads must be at least 1, got -2"),
+        ({"num_threads": -2}, "num_threads must be at least 1 and at most 1024, got -2"),
         ({"max_queue_size": 1.5}, "max_queue_size must be a whole number, at least 0, got 1.5"),
         ({"max_step_ms": "fast"}, "max_step_ms must be at least 0, got fast"),
         ({"kv_cache_config": KvCacheConfig(max_tokens=-64)}, "kv_cache_tokens must be at least 1"),

@@ -315,6 +315,14 @@ def test_path_that_the_system_refuses(verb: str, capsys: pytest.CaptureFixture[s
     assert "File name too long" in printed and "Traceback" not in printed
 
 
+def test_output_that_is_a_circle_of_links(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    circle = model.with_name("circle")
+    circle.symlink_to("circle")
+    arguments = ["convert", "--model_dir", str(model), "--output_dir", str(circle / "out")]
+    assert run_app(app, arguments) == EXIT_FAILED
+    assert "Too many levels of symbolic links" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--max_seq_len", "--max_batch_size", "--max_num_tokens"])
 def test_limits_beyond_any_machine(
     model: Path, flag: str, capsys: pytest.CaptureFixture[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from tidemill.frontends.triton.request_inputs import RequestInputs, as_text
 from tidemill.frontends.triton.sampling_inputs import TEXT_NAMES, read_options
 from tidemill.frontends.triton.serve_request import (
     ServeRequest,
+    WatchdogConfig,
     check_repository,
     check_server_flags,
 )
@@ -101,8 +103,9 @@ def test_deploy_under_a_taken_name_keeps_the_old_model(request_for: DeployReques
     assert model.read_text() == before
 
 
-def test_deploy_lists_every_bad_setting_at_once(request_for: DeployRequest) -> None:
-    bad = replace(request_for, style="ensembl", link="soft", name="a/b", max_batch_size=-1)
+@pytest.mark.parametrize("size", [-1, 1 << 31])
+def test_deploy_lists_every_bad_setting_at_once(request_for: DeployRequest, size: int) -> None:
+    bad = replace(request_for, style="ensembl", link="soft", name="a/b", max_batch_size=size)
     with pytest.raises(ConfigError) as caught:
         deploy(bad)
     expect_four_parts(caught.value)
@@ -135,6 +138,13 @@ def test_address_of_another_machine_cannot_be_opened(tmp_path: Path) -> None:
 def test_repository_without_a_model(tmp_path: Path, is_there: bool) -> None:
     with pytest.raises(ServerError) as caught:
         check_repository(tmp_path if is_there else tmp_path / "none")
+    expect_four_parts(caught.value)
+
+
+@pytest.mark.parametrize("watchdog", [WatchdogConfig(math.nan), WatchdogConfig(1.0, math.nan)])
+def test_watchdog_that_never_looks(tmp_path: Path, watchdog: WatchdogConfig) -> None:
+    with pytest.raises(ConfigError, match="--probe_period") as caught:
+        ServeRequest(tmp_path, watchdog=watchdog).check()
     expect_four_parts(caught.value)
 
 

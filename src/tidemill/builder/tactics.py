@@ -21,6 +21,7 @@ from tidemill.codegen.isa import Isa
 from tidemill.engine.manifest import Tactic
 from tidemill.ir.graph import Graph, Op
 from tidemill.ops.layout import LANES, round_up
+from tidemill.ops.linear import LINEAR_KINDS
 from tidemill.ops.linear.format_contract import Format
 from tidemill.ops.linear.formats import format_for
 from tidemill.ops.linear.tactics import (
@@ -33,7 +34,6 @@ from tidemill.ops.linear.tactics import (
     tactics_of,
 )
 
-LINEAR_KINDS = ("linear", "linear_residual", "linear_gated")
 MOST_ROWS = 512  # measured for the bucket that has no limit
 NUM_ROUNDS = 5
 MARGIN = 1.02  # a tactic must be so much faster than the shipped one to replace it

@@ -2,7 +2,7 @@
 
 In: a config and the names of a rank file's tensors. Out: which of these it is, the tensors to
 expect, and a matrix put together from elements and scales. A config may ask for int8, int4 or fp8
-layers of weights that are stored plainly: build quantises those.
+layers of weights that are stored plainly: build quantises those, by the scheme named here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tidemill.checkpoint.stored_fp8 import (
     is_fp8,
 )
 from tidemill.checkpoint.weight_only import (
+    GROUP_SIZES,
     INT4_ALGO,
     NO_QUANT_ALGO,
     PLAIN_LAYOUT_KEY,
@@ -35,6 +36,7 @@ from tidemill.checkpoint.weight_only import (
     stored_rows,
 )
 
+_ALGO_TO_SCHEME = {QUANT_ALGO: "w8a16", ONE_SCALE: "fp8", SCALE_BY_OUTPUT: "fp8"}
 _ALGO_TO_ELEMENT = {QUANT_ALGO: "int8", INT4_ALGO: "int4"}
 _ALGORITHMS = (QUANT_ALGO, INT4_ALGO, ONE_SCALE, SCALE_BY_OUTPUT)
 # As safetensors spells them; TensorRT-LLM writes e4m3 also as a view of its bits as int8.
@@ -104,6 +106,16 @@ class StoredMatrices:
         if self.dtype is DType.Q8:
             return as_q8(elements, scales, scale_dtype)
         return as_f8(elements, scales, scale_dtype)
+
+
+def scheme_asked_for(config: CheckpointConfig) -> str:
+    """The name of the scheme that a checkpoint's config asks for."""
+    algorithm = str(config.quantization.get("quant_algo"))
+    if algorithm != INT4_ALGO:
+        return _ALGO_TO_SCHEME.get(algorithm, "none")
+    stated = config.quantization.get("group_size")
+    size = stated if stated in GROUP_SIZES else GROUP_SIZES[0]
+    return f"w4a16_g{size}" + ("" if config.quantization.get("has_zero_point") else "_sym")
 
 
 def refuse_other_algorithms(config: CheckpointConfig, where: str) -> None:

@@ -28,7 +28,6 @@ INT4_ALGO = "W4A16"
 NO_QUANT_ALGO = "NO_QUANT"
 GROUP_SIZES = (32, 64, 128)
 PLAIN_LAYOUT_KEY = "disable_weight_only_quant_plugin"
-_ALGO_TO_SCHEME = {QUANT_ALGO: "w8a16", "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8"}
 _MATRIX = re.compile(r"transformer\.layers\..*\.(qkv|dense|fc|gate|proj)\.weight")
 _SCALE_SPLIT = {Split.ROWS: Split.ROWS, Split.QKV: Split.QKV, Split.COLUMNS: Split.REPLICATED}
 
@@ -42,16 +41,6 @@ def as_int4(config: CheckpointConfig) -> CheckpointConfig:
     """Return the config of the same model with layers that build makes int4, by small groups."""
     groups = {"quant_algo": INT4_ALGO, "group_size": GROUP_SIZES[0], "has_zero_point": True}
     return replace(config, quantization={**config.quantization, **groups})
-
-
-def scheme_asked_for(config: CheckpointConfig) -> str:
-    """The name of the scheme that a checkpoint's config asks for."""
-    algorithm = str(config.quantization.get("quant_algo"))
-    if algorithm != INT4_ALGO:
-        return _ALGO_TO_SCHEME.get(algorithm, "none")
-    stated = config.quantization.get("group_size")
-    size = stated if stated in GROUP_SIZES else GROUP_SIZES[0]
-    return f"w4a16_g{size}" + ("" if config.quantization.get("has_zero_point") else "_sym")
 
 
 def as_weight_only(config: CheckpointConfig) -> CheckpointConfig:

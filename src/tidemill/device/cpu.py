@@ -7,6 +7,7 @@ that releases the GIL. Knows the native calling convention (base/abi.py) and not
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import threading
@@ -34,9 +35,13 @@ def allocate(size_bytes: int, are_huge_allowed: bool = True) -> Bytes:
     """Reserve zeroed memory; pages are taken when first written, huge ones where allowed.
 
     Without huge pages little is taken for little that is written, until `allow_huge_pages`.
+    Raises: OSError for more than can be had.
     """
     # Private, since shared anonymous memory is not given huge pages by default.
-    pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OverflowError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
     memory = np.frombuffer(pages, dtype=np.uint8)
     if are_huge_allowed and size_bytes >= HUGE_PAGE_BYTES:
         allow_huge_pages(memory)

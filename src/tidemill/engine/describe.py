@@ -175,15 +175,14 @@ def _cost_cells(op: PlanOp) -> tuple[str, str, str]:
 
 
 def _kind_totals(plan: Sequence[PlanOp]) -> list[tuple[str, ...]]:
-    rows = [("kind", "calls", "kernels", "FLOP/row", "bytes")]
-    for kind in sorted({op.op for op in plan}):
-        ops = [op for op in plan if op.op == kind]
+    kinds = sorted({op.op for op in plan})
+    groups = {**{kind: [op for op in plan if op.op == kind] for kind in kinds}, "all": plan}
+    rows: list[tuple[str, ...]] = [("kind", "calls", "kernels", "FLOP/row", "bytes")]
+    for name, ops in groups.items():
         flops, fixed = sum(op.flops_per_row for op in ops), sum(op.bytes_fixed for op in ops)
         kernels = len({op.kernel for op in ops})
-        rows.append((kind, str(len(ops)), str(kernels), f"{flops:.3g}", f"{fixed:.0f}"))
-    flops, fixed = sum(op.flops_per_row for op in plan), sum(op.bytes_fixed for op in plan)
-    kernels = len({op.kernel for op in plan})
-    return [*rows, ("all", str(len(plan)), str(kernels), f"{flops:.3g}", f"{fixed:.0f}")]
+        rows.append((name, str(len(ops)), str(kernels), f"{flops:.3g}", f"{fixed:.0f}"))
+    return rows
 
 
 def _memory_facts(engine: EngineFile) -> object:
@@ -230,17 +229,10 @@ def _tactics_text(engine: EngineFile) -> str:
         return "no tactics are recorded: every kernel has one form for this target"
     rows = [
         (
-            "op",
-            "shape",
-            "rows up to",
-            "choice",
-            "chosen by",
-            "Mflop",
-            "kB",
-            "measured us",
-            "roofline",
+            "op", "shape", "rows up to", "choice", "chosen by",
+            "Mflop", "kB", "measured us", "roofline",
         )
-    ]
+    ]  # fmt: skip
     for tactic in engine.manifest.tactics:
         is_measured = bool(tactic.measured_us)
         rows.append(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tidemill.base.cpus import cpu_quota, num_physical_cores
+from tidemill.base.cpus import MAX_THREADS, cpu_quota, num_physical_cores
 from tidemill.base.errors import ConfigError
 from tidemill.base.python_start import python_arguments
 from tidemill.runtime.config import DEFAULT_CONFIG, RuntimeConfig, number_faults
@@ -40,7 +40,7 @@ class SessionConfig:
         if self.kv_cache_tokens is not None:
             faults += number_faults("kv_cache_tokens", self.kv_cache_tokens, 1)
         if self.num_threads is not None:
-            faults += number_faults("num_threads", self.num_threads, 1)
+            faults += number_faults("num_threads", self.num_threads, 1, MAX_THREADS)
         fraction = self.kv_cache_fraction
         is_share = isinstance(fraction, (int, float)) and 0 < fraction <= 1
         if fraction is not None and not is_share:

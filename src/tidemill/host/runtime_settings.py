@@ -7,6 +7,7 @@ default. Knows no files.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -65,11 +66,13 @@ def read_session_settings(parameters: Mapping[str, str]) -> SessionConfig:
     Raises: ConfigError naming a value that cannot be read or is out of range.
     """
     return SessionConfig(
-        kv_cache_tokens=_positive(parameters, CACHE_TOKENS),
-        num_threads=_positive(parameters, NUM_THREADS),
+        kv_cache_tokens=_whole_number(parameters, CACHE_TOKENS, 1),
+        num_threads=_whole_number(parameters, NUM_THREADS, 1),
         pin_threads=_one_of(parameters, PIN_THREADS, SWITCHES),
-        kv_cache_fraction=read_fraction(parameters, CACHE_FRACTION),
-        kv_cache_host_memory_bytes=_count(parameters, HOST_CACHE_BYTES),
+        kv_cache_fraction=_read(
+            parameters, CACHE_FRACTION, float, "a number over 0, up to 1", lambda x: 0 < x <= 1
+        ),
+        kv_cache_host_memory_bytes=_whole_number(parameters, HOST_CACHE_BYTES, 0) or 0,
         runtime=read_runtime_config(parameters),
     )
 
@@ -99,25 +102,6 @@ def tell_settings(config: SessionConfig, chosen: Collection[str]) -> str:
     return ", ".join(told)
 
 
-def _count(parameters: Mapping[str, str], name: str) -> int:
-    """Return a number from 0; 0 when it is left out."""
-    number = _read(parameters, name, int, "a whole number from 0") or 0
-    if number < 0:
-        raise _unreadable(name, "a whole number from 0", repr(parameters[name]))
-    return number
-
-
-def read_fraction(parameters: Mapping[str, str], name: str) -> float | None:
-    """Return a share over 0, up to 1; None when it is left out.
-
-    Raises: ConfigError naming a value that is none.
-    """
-    fraction = _read(parameters, name, float, "a number over 0, up to 1")
-    if fraction is not None and not 0 < fraction <= 1:
-        raise _unreadable(name, "a number over 0, up to 1", repr(parameters[name]))
-    return fraction
-
-
 def _chunking(parameters: Mapping[str, str]) -> ChunkingPolicy | None:
     if _one_of(parameters, "enable_chunked_context", SWITCHES) is False:
         return ChunkingPolicy.OFF
@@ -128,30 +112,32 @@ def _one_of(parameters: Mapping[str, str], name: str, words: Mapping[str, Value]
     return _read(parameters, name, lambda text: words[text.lower()], "one of " + ", ".join(words))
 
 
+def _whole_number(parameters: Mapping[str, str], name: str, least: int) -> int | None:
+    return _read(parameters, name, int, f"a whole number from {least} on", lambda x: x >= least)
+
+
 def _read(
-    parameters: Mapping[str, str], name: str, read: Callable[[str], Value], expected: str
+    parameters: Mapping[str, str],
+    name: str,
+    read: Callable[[str], Value],
+    expected: str,
+    accepts: Callable[[Value], bool] = lambda _: True,
 ) -> Value | None:
+    """Read a value; None when it is left out.
+
+    Raises: ConfigError naming a value that cannot be read, or is not accepted.
+    """
     text = parameters.get(name, "").strip()
     if not text or text.startswith("${"):
         return None
-    try:
-        return read(text)
-    except (KeyError, ValueError):
-        raise _unreadable(name, expected, repr(text)) from None
-
-
-def _positive(parameters: Mapping[str, str], name: str) -> int | None:
-    number = _read(parameters, name, int, "a number from 1 on")
-    if number is not None and number < 1:
-        raise _unreadable(name, "a number from 1 on", repr(parameters[name]))
-    return number
-
-
-def _unreadable(name: str, expected: str, got: str) -> ConfigError:
-    return ConfigError(
+    with contextlib.suppress(KeyError, ValueError):
+        value = read(text)
+        if accepts(value):
+            return value
+    raise ConfigError(
         "a setting of the runtime cannot be read",
         where=name,
         expected=expected,
-        got=got,
+        got=repr(text),
         hint="remove it to have the default",
     )

@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Callable
 
 from tidemill.base import debug
-from tidemill.base.errors import HostError, InvalidRequestError
+from tidemill.base.errors import HostError
 from tidemill.host.messages import Ask, GenerateRequest, Tell, Update
 from tidemill.host.session import Session
 from tidemill.host.switchboard import Client, Switchboard
+from tidemill.runtime.validate_request import already_in_flight
 
 # New prompts are tokenised between steps: a burst of them is spread over several.
 HEARING_SECONDS = 0.002
@@ -112,9 +113,7 @@ class HostServer:
 
     def _start(self, client: Client, request: GenerateRequest) -> None:
         if request.request_id in self._id_to_client:
-            error = InvalidRequestError(
-                "a request of this id is in flight", where=f"request {request.request_id}"
-            )
+            error = already_in_flight(request.request_id)
             self._switchboard.send(client, Tell([Update.failed(request.request_id, error)]))
             return
         self._id_to_client[request.request_id] = client

@@ -15,7 +15,6 @@ from pathlib import Path
 from tidemill.base.debug import warn
 from tidemill.base.errors import (
     CheckpointError,
-    InvalidRequestError,
     RequestError,
     SessionError,
     UnsupportedError,
@@ -31,6 +30,7 @@ from tidemill.runtime.executor.cpu import NativeExecutor
 from tidemill.runtime.loop import Loop
 from tidemill.runtime.request import Request
 from tidemill.runtime.step import EngineLimits, Executor
+from tidemill.runtime.validate_request import already_in_flight
 from tidemill.text.tokenizer import Tokenizer
 
 
@@ -146,7 +146,7 @@ class Session:
 
     def _start(self, request: GenerateRequest) -> None:
         if request.request_id in self._id_to_numbers:
-            raise _already_in_flight(request.request_id)
+            raise already_in_flight(request.request_id)
         job = make_job(self._reader.read(request, self._next_number))
         self._id_to_numbers[request.request_id] = set()
         try:
@@ -184,14 +184,6 @@ class Session:
         if self._number_to_job.pop(number, None) is not None:
             self._id_to_numbers[job.request_id].discard(number)
             self._loop.cancel(number)
-
-
-def _already_in_flight(request_id: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        "a request of this id is in flight",
-        where=f"request {request_id}",
-        hint="give each request an id of its own",
-    )
 
 
 def _failure(request_id: str, error: Exception) -> Update:

@@ -82,10 +82,6 @@ class PairMath:
         return 2 if self.weight is DType.BF16 else 1
 
     @property
-    def activation(self) -> DType:
-        return DType.BF16 if self.weight is DType.BF16 else DType.F32
-
-    @property
     def vector_bytes(self) -> int:
         """Bytes of 16 words of w."""
         return LANES * self.step * self.weight.itemsize_bytes

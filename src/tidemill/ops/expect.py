@@ -16,8 +16,7 @@ Attrs = Mapping[str, AttrValue]
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
 # Keys and values: 8-bit ones have a scale for each token and head.
 CACHE_DTYPES = (*WEIGHT_DTYPES, DType.Q8, DType.F8)
-TABLE_DTYPES = (*CACHE_DTYPES, DType.BF12)
-MATRIX_DTYPES = (*TABLE_DTYPES, *(dtype for dtype in DType if dtype.group_size))
+MATRIX_DTYPES = (*CACHE_DTYPES, DType.BF12, *(dtype for dtype in DType if dtype.group_size))
 ACTIVATION_DTYPES = (DType.F32, DType.BF16)
 QUANTIZED_ACTIVATIONS = (*ACTIVATION_DTYPES, DType.Q8)
 

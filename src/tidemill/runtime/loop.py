@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from tidemill.base.errors import InvalidRequestError, QueueFullError
+from tidemill.base.errors import QueueFullError
 from tidemill.runtime.config import (
     DEFAULT_CONFIG,
     CapacityPolicy,
@@ -30,7 +30,7 @@ from tidemill.runtime.scheduler import Scheduler
 from tidemill.runtime.statistics import RequestStats
 from tidemill.runtime.step import EngineLimits, Executor, StepResult
 from tidemill.runtime.step_log import StepLog
-from tidemill.runtime.validate_request import validate_request
+from tidemill.runtime.validate_request import already_in_flight, validate_request
 
 
 class Loop:
@@ -82,11 +82,7 @@ class Loop:
         queue has no room now.
         """
         if self._scheduler.knows(request.request_id):
-            raise InvalidRequestError(
-                "a request of this id is in flight",
-                where=f"request {request.request_id}",
-                hint="give each request an id of its own",
-            )
+            raise already_in_flight(request.request_id)
         validate_request(request, self.limits, self._config.chunking is not ChunkingPolicy.OFF)
         num_queued = len(self._scheduler.register.queue)
         if is_bounded and 0 < self._config.max_queue_size <= num_queued:

@@ -78,6 +78,15 @@ def validate_request(request: Request, limits: EngineLimits, is_chunked: bool = 
         )
 
 
+def already_in_flight(request_id: int | str) -> InvalidRequestError:
+    """Return what a request ends with whose id another one has that has not ended."""
+    return InvalidRequestError(
+        "a request of this id is in flight",
+        where=f"request {request_id}",
+        hint="give each request an id of its own",
+    )
+
+
 def most_tokens(limits: EngineLimits) -> int:
     """Return the longest sequence, prompt and answer, that an engine can serve.
 

@@ -36,7 +36,7 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(
-                "The chat template cannot be read",
+                "the chat template cannot be read",
                 where=f"chat template, line {error.lineno}",
                 expected="jinja2 syntax as Hugging Face uses it",
                 got=error.message or "",
@@ -57,7 +57,7 @@ class ChatTemplate:
         except Exception as error:
             roles = ", ".join(str(message.get("role")) for message in chat)
             raise InvalidRequestError(
-                "The chat template refused the conversation",
+                "the chat template refused the conversation",
                 where="chat template",
                 expected="messages in the order and form that the model was trained on",
                 got=f"{type(error).__name__}: {error} (roles: {roles or 'none'})",
@@ -124,7 +124,7 @@ def _plain_message(message: object, place: int) -> dict[str, object]:
     if isinstance(message, Mapping) and isinstance(message.get("role"), str):
         return dict(message)
     raise InvalidRequestError(
-        "A chat message cannot be used",
+        "a chat message cannot be used",
         where=f"messages[{place}]",
         expected='a mapping with a "role" and a "content"',
         got=repr(message)[:80],

@@ -97,7 +97,7 @@ def find_pre_tokenizer(name: str) -> PreTokenizer:
     if name in NAME_TO_PRE_TOKENIZER:
         return NAME_TO_PRE_TOKENIZER[name]
     raise UnsupportedError(
-        "This GGUF file's pre-tokenizer is not known",
+        "this GGUF file's pre-tokenizer is not known",
         where="GGUF metadata, tokenizer.ggml.pre",
         expected="one of " + ", ".join(sorted(NAME_TO_PRE_TOKENIZER)),
         got=name,

@@ -85,7 +85,7 @@ def _read_vocabulary(metadata: Mapping[str, object]) -> _Vocabulary:
     family = settings.get("model")
     if isinstance(family, str) and family not in _FAMILY_TO_KEYS:
         raise UnsupportedError(
-            "This GGUF file's tokenizer is of a family that is not known",
+            "this GGUF file's tokenizer is of a family that is not known",
             where="GGUF metadata, tokenizer.ggml.model",
             expected="one of " + ", ".join(sorted(_FAMILY_TO_KEYS)),
             got=family,
@@ -94,7 +94,7 @@ def _read_vocabulary(metadata: Mapping[str, object]) -> _Vocabulary:
     faults = _faults(settings, ("model", *_FAMILY_TO_KEYS.get(str(family), ())))
     if faults:
         raise CheckpointError(
-            "The GGUF file's tokenizer metadata cannot be used",
+            "the GGUF file's tokenizer metadata cannot be used",
             where="GGUF metadata, tokenizer.ggml.*",
             expected="the keys of the GGUF specification for this tokenizer",
             got="; ".join(faults),

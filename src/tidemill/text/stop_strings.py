@@ -23,7 +23,7 @@ class StopStringMatcher:
         faulty = [stop for stop in stops if not isinstance(stop, str) or not stop]
         if isinstance(stops, str) or faulty:
             raise InvalidRequestError(
-                "A stop string cannot be used",
+                "a stop string cannot be used",
                 where="stop strings",
                 expected="a list of strings with at least one character each",
                 got=repr(stops) if isinstance(stops, str) else ", ".join(map(repr, faulty)),

@@ -35,7 +35,7 @@ class TokenBytes:
         known = {"ByteLevel", "Fuse"} if self._is_byte_level else _JOINING_DECODERS
         if not kinds <= known:
             raise UnsupportedError(
-                "This tokenizer's decoder cannot be streamed",
+                "this tokenizer's decoder cannot be streamed",
                 where="tokenizer.json, decoder",
                 expected="ByteLevel, or any of " + ", ".join(sorted(_JOINING_DECODERS)),
                 got=" + ".join(sorted(kinds)),
@@ -74,7 +74,7 @@ class TokenBytes:
             if is_plain and len(twice) > len(text) and twice.startswith(text):
                 return token_id, len(text)
         raise UnsupportedError(
-            "This tokenizer's vocabulary cannot be streamed",
+            "this tokenizer's vocabulary cannot be streamed",
             where="tokenizer.json, vocabulary",
             expected="at least one token of ASCII letters or digits",
             got="none",

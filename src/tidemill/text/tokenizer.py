@@ -56,7 +56,7 @@ class Tokenizer:
         file = directory / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(
-                "The tokenizer is missing",
+                "the tokenizer is missing",
                 where=str(file),
                 expected="a tokenizer.json beside the model",
                 got="no such file",
@@ -67,7 +67,7 @@ class Tokenizer:
         # The Rust library raises bare Exception.
         except Exception as error:
             raise CheckpointError(
-                "The tokenizer cannot be read",
+                "the tokenizer cannot be read",
                 where=str(file),
                 expected="a tokenizer.json as Hugging Face's tokenizers writes it",
                 got=str(error),
@@ -155,7 +155,7 @@ class Tokenizer:
 
         if self._config.chat_template is None:
             raise InvalidRequestError(
-                "This model cannot chat",
+                "this model cannot chat",
                 where="tokenizer_config.json, chat_template",
                 expected="a chat template beside the model",
                 got="none",

@@ -72,7 +72,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, got: str, expected: str = "a JSON object") -> CheckpointError:
     return CheckpointError(
-        "A tokenizer file cannot be read",
+        "a tokenizer file cannot be read",
         where=str(path),
         expected=expected,
         got=got,
@@ -86,7 +86,7 @@ def _ids(generation: dict[str, Any], name: str, path: Path) -> tuple[int, ...]:
     if all(type(token_id) is int and token_id >= 0 for token_id in ids):
         return ids
     raise CheckpointError(
-        "A token id cannot be used",
+        "a token id cannot be used",
         where=f"{path}, {name}",
         expected="an integer from 0 on, or a list of them",
         got=json.dumps(value),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tidemill.base.staging import StagedDirectory
@@ -42,3 +43,17 @@ def test_copy_that_was_moved_away_is_kept_until_another_stands(tmp_path: Path) -
         staged.publish()
     with StagedDirectory(target):
         assert not retired.exists()
+
+
+def test_those_who_publish_the_same_name_at_once_all_succeed(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+
+    def publish_often(number: int) -> None:
+        for _ in range(50):
+            with StagedDirectory(target) as staged:
+                (staged.path / "file").write_text(str(number))
+                staged.publish()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(publish_often, range(4)))
+    assert list(tmp_path.iterdir()) == [target] and (target / "file").exists()

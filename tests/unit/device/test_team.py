@@ -16,7 +16,7 @@ from tidemill.codegen.compile import compile_module
 from tidemill.codegen.isa import isa_for
 from tidemill.codegen.module import Module
 from tidemill.codegen.spmd import emit_team
-from tidemill.device.cpu import LoadedCode, MeasuringTeam, Team
+from tidemill.device.cpu import LoadedCode, MeasuringTeam, Team, allocate
 
 NO_RECORDS = np.zeros((0, abi.RECORD_WORDS), np.int64)
 ALLOWED = os.sched_getaffinity(0)
@@ -99,3 +99,9 @@ def test_a_second_team_of_a_kept_caller_has_all_cores(code: LoadedCode) -> None:
     second.close()
     free.close()
     assert os.sched_getaffinity(0) == ALLOWED
+
+
+@pytest.mark.parametrize("size_bytes", [1 << 62, 1 << 70])
+def test_memory_beyond_any_machine_is_refused_as_any_other(size_bytes: int) -> None:
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        allocate(size_bytes)

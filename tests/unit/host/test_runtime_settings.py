@@ -9,7 +9,6 @@ from tidemill.base.errors import ConfigError
 from tidemill.host.config import SessionConfig
 from tidemill.host.runtime_settings import (
     NAMES,
-    read_fraction,
     read_runtime_config,
     read_session_settings,
     tell_settings,
@@ -104,5 +103,5 @@ def test_setting_that_cannot_be_read(name: str, value: str, expected: str) -> No
 @pytest.mark.parametrize("value", ["0", "1.5", "much", "nan"])
 def test_share_of_memory_that_is_none(value: str) -> None:
     with pytest.raises(ConfigError, match="over 0, up to 1"):
-        read_fraction({"kv_cache_free_gpu_mem_fraction": value}, "kv_cache_free_gpu_mem_fraction")
-    assert read_fraction({}, "kv_cache_free_gpu_mem_fraction") is None
+        read_session_settings({"kv_cache_free_gpu_mem_fraction": value})
+    assert read_session_settings({}).kv_cache_fraction is None

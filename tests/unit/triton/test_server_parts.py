@@ -103,6 +103,15 @@ def test_information_and_tables_stay_quiet_and_faults_are_passed_on() -> None:
     assert output.faults() == "\n".join(passed)
 
 
+def test_flag_that_the_server_does_not_know_is_not_lost_in_its_help() -> None:
+    unknown, last = "tritonserver: unrecognized option '--x'", "Invalid option value. Got y"
+    text = f"{unknown}\nUsage: tritonserver [options]\nMemory/Device:\n  --help\n\tPrint\n{last}\n"
+    passed: list[str] = []
+    output = ServerOutput(io.StringIO(text), passed.append, is_verbose=True)
+    output.join(timeout_s=5)
+    assert passed == [unknown, last] == output.faults().splitlines()
+
+
 def test_leftovers_of_dead_launchers_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

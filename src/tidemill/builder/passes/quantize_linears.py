@@ -57,7 +57,9 @@ class _Rewrite:
             return
         x, weight, *bias = op.inputs
         if not self.now(weight).type.dtype.is_coded:
-            self.constants[weight.name] = _quantized(self.constants[weight.name], scheme.weight)
+            flag = "--quant" if op.layer >= 0 else "--quant_head"
+            constant = self.constants[weight.name]
+            self.constants[weight.name] = _quantized(constant, scheme.weight, flag)
         if scheme.activation is not None and op.kind == "linear":
             x = self._copy_of(x, op.layer)
         self.ops.append(replace(op, inputs=(x, self.now(weight), *bias)))
@@ -74,14 +76,14 @@ class _Rewrite:
         return self.constants[value.name].value if value.name in self.constants else value
 
 
-def _quantized(constant: Constant, dtype: DType) -> Constant:
-    """Return the constant in a quantised type, quantised when it is loaded."""
+def _quantized(constant: Constant, dtype: DType, flag: str) -> Constant:
+    """Return the constant in the type that a flag asks for, quantised when it is loaded."""
     source = constant.value.type
     columns = int(source.shape[1])
     if dtype is DType.BF12 and source.dtype is not DType.BF16:
         raise UnsupportedError(
             "only bf16 weights are kept in 12 bits",
-            where=f"{constant.value.name}, --quant",
+            where=f"{constant.value.name}, {flag}",
             expected="bf16",
             got=source.dtype.value,
             hint="convert with --dtype bfloat16, or choose another scheme",
@@ -89,7 +91,7 @@ def _quantized(constant: Constant, dtype: DType) -> Constant:
     if dtype.group_size and columns % dtype.group_size:
         raise UnsupportedError(
             "groups do not divide a matrix's inputs",
-            where=f"{constant.value.name}, --quant",
+            where=f"{constant.value.name}, {flag}",
             expected=f"a multiple of {dtype.group_size}",
             got=str(columns),
             hint="choose a scheme with smaller groups, or with none, such as w8a8",

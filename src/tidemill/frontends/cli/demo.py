@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 
 from tidemill.base.errors import ServerError
+from tidemill.base.python_start import python_arguments
 from tidemill.frontends.cli.deploy import deploy
 from tidemill.frontends.cli.shell import say
 
@@ -89,7 +90,8 @@ def _step(name: str) -> Iterator[None]:
 @contextmanager
 def _server(repository: Path, http_port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run `tidemill serve` as a process of its own, its output in a file; end it with the body."""
-    command = [sys.executable, "-m", "tidemill", "serve", "--model_repository", str(repository)]
+    command = [sys.executable, *python_arguments("tidemill.frontends.cli.main"), "serve"]
+    command += ["--model_repository", str(repository)]
     command += ["--http_port", str(http_port)]
     for flag in ("--grpc_port", "--metrics_port"):
         command += [flag, str(_free_port())]

@@ -7,7 +7,6 @@ runs; so help needs none of the library. Flags are spelled with underscores or w
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +27,12 @@ from tidemill.frontends.cli import (
     serve,
     verify,
 )
-from tidemill.frontends.cli.shell import EXIT_STOPPED, FOREIGN_FLAGS_CONTEXT, run_app
+from tidemill.frontends.cli.shell import (
+    EXIT_STOPPED,
+    FOREIGN_FLAGS_CONTEXT,
+    end_as_by_ctrl_c,
+    run_app,
+)
 
 HELP = """Carry a language-model checkpoint to a running service.
 
@@ -90,10 +94,9 @@ app.command("demo", help=demo.HELP)(demo.demo)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code.
 
-    SIGTERM ends it as Ctrl-C does: half a directory, or a server, would outlive it otherwise. A
-    compiler that is still at work is not waited for then.
+    A compiler that is still at work when it is stopped is not waited for.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_as_by_ctrl_c()
     code = run_app(app, sys.argv[1:] if arguments is None else arguments)
     if code == EXIT_STOPPED:
         with suppress(OSError):

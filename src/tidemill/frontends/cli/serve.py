@@ -65,7 +65,10 @@ def serve(
     exit_timeout: Annotated[
         int,
         typer.Option(
-            "--exit_timeout", min=0, help="Seconds to finish requests: the door's, then Triton's."
+            "--exit_timeout",
+            min=0,
+            max=10**6,
+            help="Seconds to finish requests: the door's, then Triton's.",
         ),
     ] = 15,
     server_flags: Annotated[

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tidemill.base.python_start import python_arguments
-from tidemill.frontends.cli.shell import as_plain, run_verb
+from tidemill.frontends.cli.shell import as_plain, end_as_by_ctrl_c, run_verb
 
 if TYPE_CHECKING:
     from tidemill.frontends.triton.serve_request import ServeRequest
@@ -34,7 +33,7 @@ def become_server(request: ServeRequest) -> NoReturn:
 
 def main() -> int:
     """Serve what the command line asked for."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_as_by_ctrl_c()
     values = json.loads(sys.argv[1])
     if values["front_door"] is None or values["front_door"]["tls_cert"] is None:
         sys.modules.update(dict.fromkeys(UNUSED_IN_PLAIN_HTTP))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,16 @@ FOREIGN_FLAGS_CONTEXT: dict[str, Any] = {
     "allow_extra_args": True,
     "ignore_unknown_options": True,
 }
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let SIGTERM and a terminal that is closed end this process as Ctrl-C does.
+
+    Half a directory, or a server, would outlive it otherwise.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, signal.default_int_handler)
 
 
 def given(**values: Any) -> dict[str, Any]:

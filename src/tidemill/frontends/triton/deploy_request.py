@@ -74,8 +74,8 @@ class DeployRequest:
 
     def _batch_faults(self) -> list[tuple[str, str, str]]:
         size = self.max_batch_size
-        if size is not None and size < 0:
-            return [("max_batch_size", "0 or more", str(size))]
+        if size is not None and not 0 <= size < 1 << 31:
+            return [("max_batch_size", "from 0 to 2147483647", str(size))]
         if self.style in UNBATCHED_STYLES and size:
             reason = "prompts are packed end to end" if self.style == "tokens" else "one prompt"
             return [("max_batch_size", f"0 ({reason})", str(size))]

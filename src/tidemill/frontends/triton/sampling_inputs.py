@@ -7,9 +7,9 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from tidemill.base.errors import InvalidRequestError
 from tidemill.frontends.triton.request_inputs import RequestInputs
@@ -20,11 +20,11 @@ from tidemill.host.messages import GenerateRequest
 from tidemill.runtime.logits_rules import LogitsRules
 from tidemill.runtime.observation import OutputWishes
 
-T = TypeVar("T")
-
 GREEDY_TOP_K = 1
 ALL_TOKENS = 0
 ALL_MASS = 1.0
+
+Columns = Mapping[str, Sequence[Any]]  # the values of all rows, by the name of what they set
 
 
 @dataclass(frozen=True)
@@ -98,33 +98,17 @@ def choose_top(top_k: int | None, top_p: float | None) -> tuple[int, float]:
 
 def read_rules(inputs: RequestInputs) -> list[LogitsRules]:
     """Return each row's penalties and bans; what was not sent is neutral."""
-    neutral = LogitsRules()
-    columns = zip(
-        _or(inputs.numbers("repetition_penalty"), neutral.repetition_penalty),
-        _or(inputs.numbers("presence_penalty"), neutral.presence_penalty),
-        _or(inputs.numbers("frequency_penalty"), neutral.frequency_penalty),
-        _or(_either(inputs, "min_tokens", "min_length"), neutral.min_tokens),
-        _or(inputs.integers("no_repeat_ngram_size"), neutral.no_repeat_ngram_size),
-        _or(inputs.numbers("runtime_top_p_min"), neutral.top_p_min),
-        _or(inputs.numbers("runtime_top_p_decay"), neutral.top_p_decay),
-        _or(inputs.integers("runtime_top_p_reset_ids"), neutral.top_p_reset_ids),
-        strict=True,
-    )
-    return [
-        LogitsRules(
-            repetition_penalty=repetition,
-            presence_penalty=presence,
-            frequency_penalty=frequency,
-            min_tokens=min_tokens,
-            no_repeat_ngram_size=ngram,
-            top_p_min=top_p_min,
-            top_p_decay=decay,
-            top_p_reset_ids=reset_ids,
-        )
-        for repetition, presence, frequency, min_tokens, ngram, top_p_min, decay, reset_ids in (
-            columns
-        )
-    ]
+    columns: Columns = {
+        "repetition_penalty": inputs.numbers("repetition_penalty"),
+        "presence_penalty": inputs.numbers("presence_penalty"),
+        "frequency_penalty": inputs.numbers("frequency_penalty"),
+        "min_tokens": _either(inputs, "min_tokens", "min_length"),
+        "no_repeat_ngram_size": inputs.integers("no_repeat_ngram_size"),
+        "top_p_min": inputs.numbers("runtime_top_p_min"),
+        "top_p_decay": inputs.numbers("runtime_top_p_decay"),
+        "top_p_reset_ids": inputs.integers("runtime_top_p_reset_ids"),
+    }
+    return [LogitsRules(**given) for given in _given(columns)]
 
 
 def read_beams(inputs: RequestInputs, names: InputNames) -> list[BeamSettings | None]:
@@ -132,20 +116,17 @@ def read_beams(inputs: RequestInputs, names: InputNames) -> list[BeamSettings | 
 
     Raises: InvalidRequestError for a width below 1.
     """
-    widths = _or(inputs.integers("beam_width"), 1)
-    if min(widths) < 1:
-        raise InvalidRequestError(f"require beam_width >= 1, got beam_width={min(widths)}")
-    columns = zip(
-        widths,
-        _or(inputs.numbers(names.length_penalty), 0.0),
-        _or(inputs.integers("early_stopping"), 1),
-        _or(inputs.numbers("beam_search_diversity_rate"), 0.0),
-        strict=True,
-    )
-    return [
-        BeamSettings(width, length_penalty, early_stopping, diversity) if width > 1 else None
-        for width, length_penalty, early_stopping, diversity in columns
-    ]
+    columns: Columns = {
+        "width": inputs.integers("beam_width"),
+        "length_penalty": inputs.numbers(names.length_penalty),
+        "early_stopping": inputs.integers("early_stopping"),
+        "diversity_rate": inputs.numbers("beam_search_diversity_rate"),
+    }
+    rows = [{"width": 1, **given} for given in _given(columns)]
+    least = min(row["width"] for row in rows)
+    if least < 1:
+        raise InvalidRequestError(f"require beam_width >= 1, got beam_width={least}")
+    return [BeamSettings(**row) if row["width"] > 1 else None for row in rows]
 
 
 def read_guides(inputs: RequestInputs) -> list[tuple[str, str] | None]:
@@ -167,8 +148,12 @@ def read_output_wishes(inputs: RequestInputs) -> OutputWishes | None:
     return None if wishes.is_empty else wishes
 
 
-def _or(values: Sequence[T | None], default: T) -> list[T]:
-    return [default if value is None else value for value in values]
+def _given(columns: Columns) -> list[dict[str, Any]]:
+    """Return each row's values by name, without those that were not sent."""
+    return [
+        {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def _either(inputs: RequestInputs, name: str, alias: str) -> list[int | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 
 from tidemill.base.errors import ConfigError, ServerError
@@ -29,6 +30,17 @@ class WatchdogConfig:
     probe_timeout_s: float = 60.0
     max_restarts: int = 5
     restart_window_s: float = 120.0
+
+    def check(self) -> None:
+        """Refuse times that never pass. Raises: ConfigError naming both."""
+        if not (isfinite(self.probe_period_s) and isfinite(self.probe_timeout_s)):
+            raise ConfigError(
+                "the watchdog would never look",
+                where="--probe_period, --probe_timeout",
+                expected="finite numbers of seconds",
+                got=f"{self.probe_period_s}, {self.probe_timeout_s}",
+                hint="leave them out to have 10 and 60, or --no-watchdog",
+            )
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,8 @@ class ServeRequest:
         """
         check_server_flags(self.server_flags)
         check_ports(self.wanted_ports)
+        if self.watchdog is not None:
+            self.watchdog.check()
         read_session_settings(self.settings)
         if self.front_door is not None:
             self.front_door.check()

@@ -136,7 +136,7 @@ class TritonServer:
             where=str(self.request.model_repository),
             expected="every model loaded",
             got=f"{got}; its last lines:\n{self._output.faults()}",
-            hint="mend or remove the model named above",
+            hint="mend or remove the model or flag named above",
         )
 
     @property

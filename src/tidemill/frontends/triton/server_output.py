@@ -1,8 +1,8 @@
 """Follows a server's log: keeps its last lines, passes on what a reader needs.
 
 In: the server's output, line by line. Out: warnings, errors and what models print; everything when
-asked. The wheel's server complains on machines without a GPU though nothing is wrong: those lines
-are dropped.
+asked. The wheel's server complains on machines without a GPU though nothing is wrong, and shows all
+of its help to whoever mistypes a flag: those lines are dropped.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import IO
 
 KEPT_LINES = 200
 TABLE_OR_INFO = re.compile(r"^(I\d{4} |\||\+-|\s*$)")
+HELP_STARTS = "Usage: tritonserver"
+HELP = re.compile(rf"{HELP_STARTS}|\t|  -|[A-Z][\w/ ]*:$")
 HARMLESS = ("CUDA driver version is insufficient", "CudaDriverHelper has not been initialized")
 
 
@@ -25,6 +27,7 @@ class ServerOutput:
         self._pipe = pipe
         self._pass_on = pass_on
         self._is_verbose = is_verbose
+        self._is_help = False
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._thread = threading.Thread(target=self._follow, name="server-output", daemon=True)
         self._thread.start()
@@ -35,6 +38,9 @@ class ServerOutput:
                 self._take(line.rstrip("\n"))
 
     def _take(self, line: str) -> None:
+        self._is_help |= line.startswith(HELP_STARTS)
+        if self._is_help and HELP.match(line):
+            return
         self._lines.append(line)
         if self._is_verbose or is_worth_showing(line):
             self._pass_on(line)

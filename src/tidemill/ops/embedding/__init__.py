@@ -2,8 +2,8 @@
 
     out[t, :] = table[tokens[t], :]
 
-Legend: T tokens, V vocabulary, H hidden. Supported: table bf16, f16, f32, q8 or f8; the result is
-f32, exact. Deterministic, and no row depends on another.
+Legend: T tokens, V vocabulary, H hidden. Supported: tables of every type that a linear layer takes,
+as a tied head is one; the result is f32, exact. Deterministic, and no row depends on another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tidemill.ir.graph import Op, TensorType
 from tidemill.ir.storage import Array
 from tidemill.ops.batch import Batch, Numerics
 from tidemill.ops.expect import (
-    TABLE_DTYPES,
+    MATRIX_DTYPES,
     Attrs,
     Types,
     expect_count,
@@ -30,7 +30,7 @@ def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     expect_count(types, 2)
     tokens, table = types
     expect_dtype("tokens", tokens, DType.I32)
-    expect_dtype("table", table, *TABLE_DTYPES)
+    expect_dtype("table", table, *MATRIX_DTYPES)
     (rows,) = expect_dims("tokens", tokens, 1)
     _, hidden = expect_dims("table", table, 2)
     return (TensorType(DType.F32, (rows, hidden)),)
@@ -46,10 +46,10 @@ def reference(
 
 def cost(op: Op, sizes: StepSizes) -> Cost:
     """Count one table row read and one row written for each token."""
-    table = op.inputs[1].type
-    elements = sizes.elements(op.outputs[0].type)
-    moved = elements * (table.dtype.itemsize_bytes + DType.F32.itemsize_bytes)
-    return Cost(0, moved + sizes.bytes(op.inputs[0].type))
+    tokens, table = (value.type for value in op.inputs)
+    written = op.outputs[0].type
+    read = TensorType(table.dtype, written.shape)
+    return Cost(0, sum(map(sizes.bytes, (tokens, read, written))))
 
 
 ROW = OpRow("embedding", rule, reference, cost)

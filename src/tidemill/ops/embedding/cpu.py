@@ -2,7 +2,7 @@
 
 One packed copy serves both, so tied weights are stored and mapped once. A row's words lie one
 panel row apart; the gather costs about as many cache lines as the row has words, for the step's
-tokens only. Exact: elements are widened to f32, those of q8, f8 and bf12 times their scale.
+tokens only. Exact: elements are widened to f32, those with scales times theirs, less an offset.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from tidemill.codegen.emitter import Pointer, Value
 from tidemill.codegen.isa import LANES
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
-from tidemill.codegen.types import F32, I8, I32, I64
+from tidemill.codegen.types import F16, F32, I8, I32, I64
 from tidemill.ops.cpu_elements import load_f32, widen_e4m3
 from tidemill.ops.layout import (
     LISTED_AT,
     NOWHERE,
     PANEL,
+    group_bytes,
     k_step,
     listed_inputs_at,
     most_listed,
@@ -46,6 +47,8 @@ def emit(module: Module, symbol: str, weight: DType, columns: int) -> Kernel:
         in_panel = token % PANEL
         if weight is DType.BF12:
             _gather_bf12(panel, in_panel, columns, y)
+        elif weight.group_size:
+            _gather_q4(panel, in_panel, weight, columns, y)
         else:
             _gather(panel, in_panel, weight, columns, y)
     return kernel
@@ -64,6 +67,23 @@ def _gather(panel: Pointer, in_panel: Value, weight: DType, columns: int, y: Poi
         else:
             words = load_f32(at, 0, step, weight)
         y.put(s * step, words)
+
+
+def _gather_q4(panel: Pointer, in_panel: Value, weight: DType, columns: int, y: Pointer) -> None:
+    """Take one output's nibbles out of each group."""
+    f, size, step = panel.f, weight.group_size, k_step(weight)
+    groups = panel.bytes(panel_header_bytes(weight, columns))
+    with f.loop(0, columns // size) as g:
+        group = groups.bytes(g * group_bytes(weight))
+        header = group.of(F16)
+        scale = header[in_panel].to(F32)
+        offset = header[in_panel + PANEL].to(F32) if weight.has_offsets else scale * 8.0
+        words = group.bytes(in_panel * (step // 2) + PANEL * weight.group_header_bytes)
+        with f.loop(0, size // step) as s:
+            word = words.bytes(s * (PANEL * step // 2)).of(I8).vec(0, step // 2).to(I32)
+            for half in range(2):
+                values = ((word >> (4 * half)) & 15).to(F32) * scale - offset
+                y.put(g * size + s * step + half * (step // 2), values)
 
 
 def _gather_bf12(panel: Pointer, in_panel: Value, columns: int, y: Pointer) -> None:

@@ -28,6 +28,9 @@ from tidemill.ops.expect import (
 )
 from tidemill.ops.row import Cost, OpRow, StepSizes, activation_dtype, moved_bytes
 
+# A matrix product alone, and those that it is fused into.
+LINEAR_KINDS = ("linear", "linear_residual", "linear_gated")
+
 
 def linear_type(x: TensorType, weight: TensorType, bias: TensorType | None) -> TensorType:
     """Return the type of a product, f32[T, N].

@@ -52,9 +52,14 @@ class Format(ABC):
         return 4 * LANES
 
     @property
+    def steps_a_word(self) -> int:
+        """Steps in which a word's inputs are taken: more than one if it was taken apart before."""
+        return 1
+
+    @property
     def x_step_bytes(self) -> int:
-        """Bytes of the inputs of x that meet one word."""
-        return k_step(self.weight) * self.activation.itemsize_bytes
+        """Bytes of the inputs of x that a step takes."""
+        return k_step(self.weight) * self.activation.itemsize_bytes // self.steps_a_word
 
     def start(self, panel: Pointer, j: int) -> Value:
         """What the sums of a panel's vector j begin with."""

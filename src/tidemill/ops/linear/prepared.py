@@ -41,8 +41,8 @@ class PreparedFormat(Format):
         return self.inner.tile_rows if is_summing_x else self.isa.tile_rows
 
     @property
-    def x_step_bytes(self) -> int:
-        return self.inner.x_step_bytes // self.inner.num_parts
+    def steps_a_word(self) -> int:
+        return self.inner.num_parts
 
     @property
     def lane_type(self) -> Type:

@@ -74,9 +74,7 @@ class Tiles:
 
     def num_steps(self, inputs: int) -> int:
         """Steps over so many inputs."""
-        form = self.format
-        words = inputs // k_step(form.weight)
-        return words * form.inner.num_parts if isinstance(form, PreparedFormat) else words
+        return inputs // k_step(self.format.weight) * self.format.steps_a_word
 
     @property
     def all_steps(self) -> int:

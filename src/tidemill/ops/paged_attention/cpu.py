@@ -26,21 +26,21 @@ from tidemill.codegen.isa import Isa
 from tidemill.codegen.kernel import Kernel, open_kernel
 from tidemill.codegen.module import Module
 from tidemill.codegen.types import F32, I32, I64
-from tidemill.ops.cpu_elements import PairMath
-from tidemill.ops.layout import ATTENTION_PARTITION, CacheLayout, activation_row, round_up
+from tidemill.ops.layout import ATTENTION_PARTITION, CacheLayout, activation_row
 from tidemill.ops.paged_attention.partials import Partials, partial_row_bytes
 from tidemill.ops.paged_attention.tile import TilePart
 from tidemill.ops.paged_attention.tile_state import MAX_SPARE_ROWS, TileShape
+from tidemill.ops.row import activation_dtype
 
 FIELDS = ("tiles", "num_tiles", "tables", "table_row", "q", "k", "v", "y", "work")
-# Work memory: a word for the threads that are done and one for the items taken of each share, a
-# line each, then a count of finished partitions for each item that may be split, then those items'
-# partial results.
+# Work memory: words, each in a cache line of its own, for the threads that are done, the items
+# taken of each share and the finished partitions of each item that may be split; then those
+# items' partial results.
 _MOST_SHARES = 64
 _LEFT, _TAKEN, _LINE = 0, 8, 8
 _FINISHED = _TAKEN + _LINE * _MOST_SHARES
 MAX_SPLIT_ITEMS = 32
-_HEADER_BYTES = round_up(8 * (_FINISHED + MAX_SPLIT_ITEMS), 64)
+_HEADER_BYTES = 8 * (_FINISHED + _LINE * MAX_SPLIT_ITEMS)
 _ENOUGH_ITEMS_A_THREAD = 4
 
 
@@ -74,7 +74,7 @@ class AttentionKernel:
 
     @property
     def activation(self) -> DType:
-        return PairMath(self.isa, self.cache.compute).activation
+        return activation_dtype(self.cache.compute)
 
     @property
     def group(self) -> int:
@@ -218,7 +218,7 @@ class _Dealer:
         with f.when(part < item.num_parts):
             start = item.first + part * ATTENTION_PARTITION
             self._call_body(item, after, start, slots.bytes(part * slot_bytes))
-            finished = self.work.at(_FINISHED).at(item.index)
+            finished = self.work.at(_FINISHED).at(item.index * _LINE)
             with f.when((finished.atomic_add(1) + 1).eq(item.num_parts)):
                 finished[0] = 0
                 with f.loop(1, item.num_parts) as other:
