@@ -98,7 +98,7 @@ def test_bad_names_and_dimensions_are_found() -> None:
 
 
 def fused(residual: Value, output: Value) -> Op:
-    return Op("linear_residual", (X, W, residual), (output,), {"has_bias": False})
+    return Op("linear_residual", (X, W, residual), (output,), {})
 
 
 def test_use_after_overwriting_is_found() -> None:

@@ -68,8 +68,8 @@ def test_fuse_linear_residual_joins_product_and_addition_on_either_side() -> Non
         """
 %r: f32[T, 4] = silu(%x)
 %s: f32[T, 4] = silu(%x)
-%y: f32[T, 4] = linear_residual(%r, %w, %b, %s) {has_bias=true} layer 1
-%z: f32[T, 4] = linear_residual(%r, %w, %y) {has_bias=false}
+%y: f32[T, 4] = linear_residual(%r, %w, %b, %s) layer 1
+%z: f32[T, 4] = linear_residual(%r, %w, %y)
 """,
     )
 
@@ -122,8 +122,8 @@ def test_fuse_linear_gated_joins_both_products_and_their_biases() -> None:
 %z: bf16[T, 4] = mul(%h, %t) {dtype="bf16"} layer 2
 """,
         """
-%m: f32[T, 4] = linear_gated(%x, %w, %v, %b, %b) {activation="silu", dtype="f32", has_bias=true}
-%z: bf16[T, 4] = linear_gated(%m, %v, %w) {activation="silu", dtype="bf16", has_bias=false} layer 2
+%m: f32[T, 4] = linear_gated(%x, %w, %v, %b, %b) {activation="silu", dtype="f32"}
+%z: bf16[T, 4] = linear_gated(%m, %v, %w) {activation="silu", dtype="bf16"} layer 2
 """,
     )
 

@@ -147,14 +147,14 @@ def draw_cases(
         nothing = wide_rows(np.zeros((rows, n), np.float32))
         drawn = [Case(plain, [x, weight, *biases], {**common, "y": nothing}, False)]
         types = [x_type, w_type, *bias_types, residual_type]
-        added = make_op("linear_residual", types, {"has_bias": has_bias})
+        added = make_op("linear_residual", types)
         y = wide_rows(residual)
         drawn.append(Case(added, [x, weight, *biases, residual], {**common, "y": y}, False))
         types = [x_type, w_type, w_type, *bias_types * 2]
         gated = make_op(
             "linear_gated",
             types,
-            {"activation": "silu", "dtype": joined_dtype.value, "has_bias": has_bias},
+            {"activation": "silu", "dtype": joined_dtype.value},
         )
         out = empty_activations(rows, n, joined_dtype)
         joined = interleave_gate(bias, gate_bias)

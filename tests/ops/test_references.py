@@ -64,7 +64,7 @@ def test_linear_and_linear_residual_agree_with_torch(rows: int, has_bias: bool) 
     expected = torch.nn.functional.linear(*map(torch.from_numpy, operands))
 
     close(run(make_op("linear", types), *operands, numerics=WIDE), expected)
-    op = make_op("linear_residual", [*types, tensor("f32", "T", 7)], {"has_bias": has_bias})
+    op = make_op("linear_residual", [*types, tensor("f32", "T", 7)])
     close(run(op, *operands, residual, numerics=WIDE), residual + np.asarray(expected))
 
 
@@ -72,7 +72,7 @@ def test_linear_gated_is_its_four_ops() -> None:
     x, fc, gate = random_array(8, 5, 13), random_array(9, 7, 13), random_array(10, 7, 13)
     fc_bias, gate_bias = random_array(11, 7), random_array(12, 7)
     types = [tensor("f32", "T", 13), *[tensor("f32", 7, 13)] * 2, *[tensor("f32", 7)] * 2]
-    op = make_op("linear_gated", types, {"activation": "silu", "dtype": "f32", "has_bias": True})
+    op = make_op("linear_gated", types, {"activation": "silu", "dtype": "f32"})
     activated = torch.nn.functional.silu(torch.from_numpy(x @ fc.T + fc_bias))
     expected = np.asarray(activated) * (x @ gate.T + gate_bias)
     close(run(op, x, fc, gate, fc_bias, gate_bias, numerics=WIDE), expected)

@@ -29,12 +29,12 @@ CALLS: dict[str, tuple[tuple[TensorType, ...], dict[str, AttrValue], TensorType]
     ),
     "linear_residual": (
         (tensor("f32", "T", 5), tensor("f16", 7, 5), tensor("f32", "T", 7)),
-        {"has_bias": False},
+        {},
         tensor("f32", "T", 7),
     ),
     "linear_gated": (
         (tensor("bf16", "T", 5), tensor("bf16", 7, 5), tensor("bf16", 7, 5)),
-        {"activation": "silu", "dtype": "bf16", "has_bias": False},
+        {"activation": "silu", "dtype": "bf16"},
         tensor("bf16", "T", 7),
     ),
     "rope": (

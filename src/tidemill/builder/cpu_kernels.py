@@ -163,8 +163,8 @@ def kv_layout(ops: Sequence[Op], config: BuildConfig) -> KvLayout:
 
 
 def has_bias(op: Op) -> bool:
-    """Whether a linear op of any form adds a bias; a plain one says so by its inputs alone."""
-    return len(op.inputs) == 3 if op.kind == "linear" else bool(op.attrs["has_bias"])
+    """Whether a linear op of any form adds a bias: its inputs alone say so."""
+    return len(op.inputs) > (2 if op.kind == "linear" else 3)
 
 
 def _epilogue(op: Op) -> Epilogue:

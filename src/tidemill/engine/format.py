@@ -19,7 +19,7 @@ from tidemill.engine.manifest import Manifest
 
 MAGIC = b"TIDEMILL"
 # Raised by whoever changes the bytes, the manifest's meaning or the ABI of the native calls.
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 PAGE_BYTES = 4096
 WEIGHT_ALIGNMENT_BYTES = 64
 

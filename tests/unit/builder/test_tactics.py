@@ -23,7 +23,7 @@ WIDTH = (DType.BF16, DType.BF16, 64)
 def make_graph() -> Graph:
     """Two layers of one width, of which one has a gate."""
     x, weight = tensor("bf16", "T", 64), tensor("bf16", 96, 64)
-    gate: dict[str, AttrValue] = {"activation": "silu", "dtype": "bf16", "has_bias": False}
+    gate: dict[str, AttrValue] = {"activation": "silu", "dtype": "bf16"}
     ops = (
         make_op("linear", [x, weight]),
         make_op("linear", [x, weight]),

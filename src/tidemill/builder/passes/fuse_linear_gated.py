@@ -55,6 +55,6 @@ def _fuse(graph: Graph, mul: Op, fc_at: int, gate_at: int) -> Op | None:
     if not is_pair:
         return None
     dtype = mul.outputs[0].type.dtype.value
-    attrs: dict[str, AttrValue] = {"activation": "silu", "dtype": dtype, "has_bias": bool(fc_bias)}
+    attrs: dict[str, AttrValue] = {"activation": "silu", "dtype": dtype}
     inputs = (x, fc, gate, *fc_bias, *gate_bias)
     return Op("linear_gated", inputs, mul.outputs, attrs, mul.layer)

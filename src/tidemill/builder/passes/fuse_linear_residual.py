@@ -45,5 +45,4 @@ class FuseLinearResidual:
 
 
 def _fuse(linear: Op, residual: Value, add: Op) -> Op:
-    attrs = {"has_bias": len(linear.inputs) == 3}
-    return Op("linear_residual", (*linear.inputs, residual), add.outputs, attrs, add.layer)
+    return Op("linear_residual", (*linear.inputs, residual), add.outputs, {}, add.layer)

@@ -30,8 +30,8 @@ from tidemill.ops.silu import silu
 
 
 def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    """Type: (act[T, K], fc[I, K], gate[I, K], two f32[I] if has_bias) -> activation[T, I]."""
-    expect_count(types, 5 if attrs["has_bias"] else 3)
+    """Type: (act[T, K], fc[I, K], gate[I, K], optional two f32[I]) -> activation[T, I]."""
+    expect_count(types, 3, 5)
     if attrs["activation"] != "silu":
         raise TypeFault(f"attribute activation: expected silu, got {attrs['activation']!r}")
     x, fc, gate, *biases = types
@@ -61,5 +61,5 @@ ROW = OpRow(
     rule,
     reference,
     cost,
-    attrs={"activation": str, "dtype": str, "has_bias": bool},
+    attrs={"activation": str, "dtype": str},
 )

@@ -19,9 +19,9 @@ from tidemill.ops.row import Cost, OpRow, StepSizes, moved_bytes
 
 
 def rule(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    """Type: (activation[T, K], weight[N, K], f32[N] if has_bias, f32[T, N]) -> f32[T, N]."""
-    expect_count(types, 4 if attrs["has_bias"] else 3)
-    out = linear_type(types[0], types[1], types[2] if attrs["has_bias"] else None)
+    """Type: (activation[T, K], weight[N, K], optional f32[N], f32[T, N]) -> f32[T, N]."""
+    expect_count(types, 3, 4)
+    out = linear_type(types[0], types[1], types[2] if len(types) == 4 else None)
     expect_type("residual", types[-1], out.dtype, *out.shape)
     return (out,)
 
@@ -30,7 +30,7 @@ def reference(
     op: Op, inputs: Sequence[Array], batch: Batch, numerics: Numerics
 ) -> tuple[Array, ...]:
     """Multiply, then add to the residual."""
-    bias = inputs[2] if op.attrs["has_bias"] else None
+    bias = inputs[2] if len(inputs) == 4 else None
     return (inputs[-1] + product(inputs[0], inputs[1], bias),)
 
 
@@ -40,4 +40,4 @@ def cost(op: Op, sizes: StepSizes) -> Cost:
     return Cost(product_flops(op, sizes) + additions, moved_bytes(op, sizes))
 
 
-ROW = OpRow("linear_residual", rule, reference, cost, attrs={"has_bias": bool}, inplace={0: -1})
+ROW = OpRow("linear_residual", rule, reference, cost, inplace={0: -1})
