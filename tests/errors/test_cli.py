@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -91,6 +93,24 @@ def test_build_that_is_told_to_end_leaves_nothing_behind(
     _, printed = building.communicate()
     assert building.returncode == EXIT_STOPPED and printed.endswith(b"stopped\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_characters_that_a_terminal_lacks(tmp_path: Path) -> None:
+    cache = tmp_path / "\u00fc\u65e5"
+    sample = cache / "tidemill" / "sample" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    sample.parent.mkdir(parents=True)
+    sample.touch()
+    command = [sys.executable, "-m", "tidemill", "sample"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and rb"\xfc\u65e5" in done.stdout
+
+
+def test_stderr_that_is_closed(tiny_llama: Path, tmp_path: Path) -> None:
+    verb = ["convert", "--model_dir", str(tiny_llama), "--output_dir", str(tmp_path / "out")]
+    command = shlex.join([sys.executable, "-m", "tidemill", *verb]) + " 2>&-"
+    subprocess.run(command, shell=True, stdout=subprocess.DEVNULL, check=True)
+    assert (tmp_path / "out" / "config.json").exists()
 
 
 def test_debug_level_one_shows_the_traceback(

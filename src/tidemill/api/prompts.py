@@ -54,6 +54,7 @@ def one_each(
             where="generate",
             expected=f"{num_prompts} sampling parameters, or one for all",
             got=f"{len(params)}",
+            hint="give a list as long as the prompts, or a single SamplingParams",
         )
     return params
 

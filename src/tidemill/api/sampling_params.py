@@ -42,6 +42,7 @@ class GuidedDecodingParams:
                 where="GuidedDecodingParams",
                 expected="exactly one of json, regex, grammar and json_object",
                 got=f"{sum(given) + self.json_object} of them",
+                hint="keep one of them; for an answer without a guide leave guided_decoding out",
             )
 
     @property

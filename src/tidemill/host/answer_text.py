@@ -139,4 +139,5 @@ def _processor_error(failure: str) -> InvalidRequestError:
         where="guided decoding or logits_processor",
         expected="a grammar that can be followed, a function that changes the logits in place",
         got=failure,
+        hint="mend the function or the grammar; other requests and the engine are untouched",
     )

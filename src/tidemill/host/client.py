@@ -194,6 +194,7 @@ def _check_sendable(request: GenerateRequest) -> None:
             where=f"request {request.request_id}",
             expected="Unicode text and numbers of at most 64 bits",
             got=str(error),
+            hint="check the seed and the token ids, and texts for halves of surrogate pairs",
         ) from error
 
 

@@ -51,4 +51,5 @@ def _unknown(name: str, got: str) -> InvalidRequestError:
         where=f"logits_processor {name!r}",
         expected="module:function, importable where the engine runs",
         got=got,
+        hint="install the module where the engine host runs, and name it as module:function",
     )

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import msgspec
 
 from tidemill.base import debug
-from tidemill.base.errors import InvalidRequestError, TidemillError
+from tidemill.base.errors import TidemillError
 from tidemill.host.messages import GenerateRequest, Update
+from tidemill.runtime.validate_request import already_in_flight
 
 OnUpdate = Callable[[Update], None]
 
@@ -50,11 +51,7 @@ class PendingRequests:
         wire_id = f"{self._prefix}-{next(self._next_number)}"
         with self._lock:
             if request.request_id in self._id_to_wire:
-                raise InvalidRequestError(
-                    "a request of this id is in flight",
-                    where=f"request {request.request_id}",
-                    hint="give each request an id of its own",
-                )
+                raise already_in_flight(request.request_id)
             self._id_to_wire[request.request_id] = wire_id
             self._wire_to_pending[wire_id] = _Pending(request.request_id, on_update)
         return msgspec.structs.replace(request, request_id=wire_id)

@@ -75,7 +75,13 @@ class RequestReader:
         )
         faults += check_together(request, computed)
         if faults:
-            raise InvalidRequestError("; ".join(faults), where=f"request {request.request_id}")
+            raise InvalidRequestError(
+                "; ".join(faults),
+                where=f"request {request.request_id}",
+                expected="numbers within their bounds, and wishes that go together",
+                got=f"n {request.n}, best_of {request.best_of}, beams {request.beams}",
+                hint="correct what is named above, or ask for it in requests of their own",
+            )
 
         def make_answer() -> AnswerText:
             # Stop strings are looked for in text, whether it is told or not.
@@ -129,6 +135,7 @@ class RequestReader:
                 where=f"request {request.request_id}",
                 expected="one of prompt, prompt_tokens or messages",
                 got="none",
+                hint="set one of them; an empty prompt counts as none",
             )
         max_tokens = self._limits.max_input_len
         return text, tuple(encode_prompt(tokenizer, text, adds_special, max_tokens))
@@ -195,5 +202,6 @@ def encode_prompt(
             where="prompt",
             expected=f"at most {max_tokens} tokens",
             got=f"{len(text)} characters",
+            hint="shorten the prompt, or build the engine with a larger --max_input_len",
         )
     return tokenizer.encode(text, adds_special)

@@ -83,6 +83,8 @@ def already_in_flight(request_id: int | str) -> InvalidRequestError:
     return InvalidRequestError(
         "a request of this id is in flight",
         where=f"request {request_id}",
+        expected="an id that no unfinished request has",
+        got=repr(request_id),
         hint="give each request an id of its own",
     )
 

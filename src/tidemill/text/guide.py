@@ -60,6 +60,7 @@ class GuideMaker:
                 where="guided_decoding_guide_type",
                 expected=" or ".join(KINDS),
                 got=kind,
+                hint="name one of these kinds, or send no guide for free text",
             )
         try:
             grammar = _grammar(llguidance, kind, text)
@@ -122,4 +123,5 @@ def _bad_guide(kind: str, why: str) -> InvalidRequestError:
             kind, "a grammar in Lark's or GBNF's form"
         ),
         got=why.strip(),
+        hint="mend the guide where it is named above",
     )

@@ -42,4 +42,5 @@ def check_side_texts(where: str, texts: Iterable[str]) -> None:
             where=where,
             expected=f"at most {MAX_SIDE_CHARACTERS} characters",
             got=str(num_characters),
+            hint=f"shorten what {where} holds",
         )

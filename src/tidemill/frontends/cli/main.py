@@ -32,6 +32,7 @@ from tidemill.frontends.cli.shell import (
     FOREIGN_FLAGS_CONTEXT,
     end_as_by_ctrl_c,
     run_app,
+    show_all_characters,
 )
 
 HELP = """Carry a language-model checkpoint to a running service.
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A compiler that is still at work when it is stopped is not waited for.
     """
     end_as_by_ctrl_c()
+    show_all_characters()
     code = run_app(app, sys.argv[1:] if arguments is None else arguments)
     if code == EXIT_STOPPED:
         with suppress(OSError):

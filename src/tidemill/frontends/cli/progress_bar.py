@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @contextmanager
 def progress_bar(verb: str) -> Iterator[Progress]:
     """Give a reporter that draws one bar for the verb while the body runs."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):  # a shell may have closed it
         yield lambda what, done, total: None
         return
     from rich import progress as rich_progress

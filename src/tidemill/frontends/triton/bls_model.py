@@ -47,10 +47,22 @@ class BlsModel(TextModel):
 
     def read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
         if arrays["text_input"].size == 0:
-            raise InvalidRequestError(NO_TEXT)
+            raise InvalidRequestError(
+                NO_TEXT,
+                where="text_input",
+                expected="a prompt",
+                got="none",
+                hint="send the prompt as text; tokens are taken by the tensorrt_llm model",
+            )
         max_tokens = arrays["max_tokens"]
         if max_tokens.size == 0 or min(max_tokens.reshape(-1).tolist()) <= 0:
-            raise InvalidRequestError(NO_MAX_TOKENS, got=str(max_tokens.tolist()))
+            raise InvalidRequestError(
+                NO_MAX_TOKENS,
+                where="max_tokens",
+                expected="at least 1",
+                got=str(max_tokens.tolist()),
+                hint="say how many tokens the answer may have at most",
+            )
         return super().read(arrays, sender)
 
 

@@ -77,7 +77,13 @@ class LlmapiModel(ServedModel):
     def _read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
         text_input = arrays["text_input"]
         if text_input.ndim != 1 or text_input.size == 0:
-            raise InvalidRequestError(NOT_ONE_DIMENSION, got=f"shape {list(text_input.shape)}")
+            raise InvalidRequestError(
+                NOT_ONE_DIMENSION,
+                where="text_input",
+                expected="shape [1]",
+                got=f"shape {list(text_input.shape)}",
+                hint="send each prompt in a request of its own; the engine batches them",
+            )
         is_streaming = is_set(arrays, "streaming")
         self.check_streaming(is_streaming)
         inputs = RequestInputs(arrays, 1)

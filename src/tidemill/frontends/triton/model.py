@@ -46,6 +46,7 @@ from tidemill.host.runtime_settings import tell_settings
 
 Arrays = Mapping[str, Array]
 
+DECOUPLE = "deploy the model with decoupled_mode:true"
 NO_STREAMING = "Streaming is only supported if model is deployed using decoupled mode."
 NO_BATCH = (
     "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
@@ -138,7 +139,13 @@ class ServedModel(ABC):
         triton_id = request.request_id()
         if is_set(arrays, "stop"):
             if not triton_id:
-                raise InvalidRequestError(NO_STOP_ID)
+                raise InvalidRequestError(
+                    NO_STOP_ID,
+                    where="stop",
+                    expected="the request id of the request to stop",
+                    got="none",
+                    hint="give a request an id when you send it, and send its stop with the same",
+                )
             self._inflight.stop(triton_id)
             self.answer_stop(sender)
             return
@@ -167,7 +174,13 @@ class ServedModel(ABC):
         Raises: InvalidRequestError in upstream's words, which clients look for.
         """
         if is_streaming and not self.is_decoupled:
-            raise InvalidRequestError(NO_STREAMING)
+            raise InvalidRequestError(
+                NO_STREAMING,
+                where="streaming",
+                expected="false",
+                got="true",
+                hint=f"ask for the whole answer at once, or {DECOUPLE}",
+            )
 
 
 def check_batch(is_decoupled: bool, num_prompts: int, num_answers: int) -> None:
@@ -178,8 +191,20 @@ def check_batch(is_decoupled: bool, num_prompts: int, num_answers: int) -> None:
     if is_decoupled or num_answers == 1:
         return
     if num_prompts > 1:
-        raise InvalidRequestError(NO_BATCH, got=f"{num_prompts} prompts")
-    raise InvalidRequestError(NO_SEQUENCES, got=f"{num_answers} sequences")
+        raise InvalidRequestError(
+            NO_BATCH,
+            where="the request's prompts",
+            expected="1 prompt",
+            got=f"{num_prompts} prompts",
+            hint=f"send a request for each prompt, or {DECOUPLE}",
+        )
+    raise InvalidRequestError(
+        NO_SEQUENCES,
+        where="num_return_sequences",
+        expected="1 sequence",
+        got=f"{num_answers} sequences",
+        hint=f"send a request for each sequence, with another seed, or {DECOUPLE}",
+    )
 
 
 def check_beams(requests: Sequence[GenerateRequest], max_beam_width: int | None) -> None:
@@ -212,6 +237,7 @@ def refuse_request_type(parameters: str) -> None:
             where=f"request parameter {REQUEST_TYPE}",
             expected=WHOLE_REQUEST,
             got=repr(kind),
+            hint=f"leave {REQUEST_TYPE} out: one engine reads the prompt and writes the answer",
         )
 
 

@@ -32,6 +32,7 @@ class PostprocessingModel(LocalModel):
                 where="SEQUENCE_LENGTH",
                 expected=f"{len(rows)} lengths",
                 got=str(lengths),
+                hint="send a length for each row, as the tensorrt_llm model answers them",
             )
         texts = [
             self._decode(row[: max(0, length)].tolist())

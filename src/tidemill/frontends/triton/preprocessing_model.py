@@ -61,6 +61,7 @@ class PreprocessingModel(LocalModel):
                 where="QUERY",
                 expected=f"at most {MAX_TOKENS} tokens",
                 got=f"{len(prompt)} characters",
+                hint="shorten the prompt; no engine reads so many tokens",
             )
 
     def _encode(self, text: str, adds_special: bool) -> list[int]:
@@ -84,6 +85,7 @@ class PreprocessingModel(LocalModel):
                 where="EMBEDDING_BIAS_WEIGHTS",
                 expected=f"{sum(map(len, rows))} weights",
                 got=str(given),
+                hint="send a weight for each word of EMBEDDING_BIAS_WORDS, in their order",
             )
         bias = np.zeros((inputs.num_rows, self.tokenizer.vocab_size), dtype=np.float32)
         left = iter(weights.reshape(-1).tolist())

@@ -66,6 +66,7 @@ class RequestInputs:
                 where=name,
                 expected=f"1 or {self.num_rows} elements",
                 got=f"shape {list(array.shape)}",
+                hint="send one value for all prompts, or one for each",
             )
         return list(values)
 
@@ -103,4 +104,5 @@ def as_text(value: object) -> str:
             where=f"byte {error.start} of {len(value)}",
             expected="UTF-8",
             got=repr(value[error.start : error.end]),
+            hint="encode the text as UTF-8, without cutting a character in two",
         ) from error

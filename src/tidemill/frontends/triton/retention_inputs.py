@@ -60,8 +60,10 @@ def _ranges(
             raise InvalidRequestError(
                 # The words of TensorRT-LLM's backend.
                 f"{name} must be provided, and have the same length as {STARTS}",
+                where=name,
                 expected=f"{len(starts)} elements",
                 got=str(len(values)),
+                hint=f"send one element for each of {STARTS}",
             )
     return tuple(
         TokenRangeRetention(start, None if end == NONE else end, priority, _duration(duration))

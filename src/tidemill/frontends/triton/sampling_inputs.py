@@ -125,7 +125,13 @@ def read_beams(inputs: RequestInputs, names: InputNames) -> list[BeamSettings | 
     rows = [{"width": 1, **given} for given in _given(columns)]
     least = min(row["width"] for row in rows)
     if least < 1:
-        raise InvalidRequestError(f"require beam_width >= 1, got beam_width={least}")
+        raise InvalidRequestError(
+            f"require beam_width >= 1, got beam_width={least}",
+            where="beam_width",
+            expected="at least 1",
+            got=str(least),
+            hint="leave beam_width out, or send 1, where no beam search is wanted",
+        )
     return [BeamSettings(**row) if row["width"] > 1 else None for row in rows]
 
 
@@ -165,5 +171,6 @@ def _either(inputs: RequestInputs, name: str, alias: str) -> list[int | None]:
             where=f"{name}, {alias}",
             expected="one of them",
             got=f"{first} and {second}",
+            hint=f"send {name} alone",
         )
     return first if name in inputs else second

@@ -67,6 +67,7 @@ def check_counts(counts: Sequence[int]) -> None:
             where="num_return_sequences",
             expected=f"at least 1 a prompt, at most {MAX_ANSWERS} in all",
             got=f"{min(counts)} to {max(counts)} for {len(counts)} prompts",
+            hint="ask for fewer answers, or spread them over several requests",
         )
 
 

@@ -88,7 +88,11 @@ class TensorrtLlmModel(ServedModel):
         for name in NEEDED_OUTPUTS:
             if names and name not in names and name in self.output_names:
                 raise InvalidRequestError(
-                    f"{name} tensor must be present in list of output tensors"
+                    f"{name} tensor must be present in list of output tensors",
+                    where="requested outputs",
+                    expected=name,
+                    got=", ".join(names),
+                    hint=f"request {name} too, or name no outputs to have them all",
                 )
 
     def read(self, arrays: Arrays, sender: ResponseSender) -> tuple[list[GenerateRequest], Answer]:
@@ -184,7 +188,13 @@ def unpad_prompts(arrays: Arrays) -> list[list[int]]:
     """
     rows = arrays.get("input_ids")
     if rows is None:
-        raise InvalidRequestError(NO_INPUT, got="neither")
+        raise InvalidRequestError(
+            NO_INPUT,
+            where="input_ids",
+            expected="the prompt's tokens",
+            got="none",
+            hint="send input_ids and input_lengths; text is taken by the ensemble model",
+        )
     rows = rows.reshape(1, -1) if rows.ndim < 2 else rows
     lengths = arrays["input_lengths"].reshape(-1).tolist()
     if len(lengths) != len(rows) or not all(1 <= length <= rows.shape[1] for length in lengths):

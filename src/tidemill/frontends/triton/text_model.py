@@ -87,7 +87,11 @@ class TextModel(ServedModel):
         prompts = [as_text(value) for value in arrays["text_input"].reshape(-1).tolist()]
         if not prompts:
             raise InvalidRequestError(
-                "the request has no prompt", where="text_input", expected="a text", got="none"
+                "the request has no prompt",
+                where="text_input",
+                expected="a text",
+                got="none",
+                hint="send a text for each prompt in text_input",
             )
         check_batch(self.is_decoupled, len(prompts), len(prompts))
         is_streaming = is_set(arrays, "stream")
@@ -145,6 +149,7 @@ def read_bias_words(inputs: RequestInputs) -> list[list[tuple[str, float]]]:
             where="embedding_bias_weights",
             expected=f"{num_words} weights",
             got=str(len(given)),
+            hint="send a weight for each word of embedding_bias_words, in their order",
         )
     left = iter(given)
     return [[(word, next(left)) for word in words] for words in rows]
