@@ -36,7 +36,9 @@ def test_engine_of_split_checkpoint_is_the_engine_of_the_whole_one(
         build(BuildRequest(tmp_path / name, tmp_path / f"{name}-engine", max_seq_len=64))
         for name in ("whole", "split")
     ]
-    whole, split = (EngineFile.open(report.engine_dir).manifest for report in built)
+    engines = [EngineFile.open(report.engine_dir) for report in built]
+    assert engines[1].config["pretrained_config"]["mapping"]["world_size"] == 1
+    whole, split = (engine.manifest for engine in engines)
     assert whole.sections["weights"] == split.sections["weights"]
     assert whole.sections["code"] == split.sections["code"]
     assert whole.plan == split.plan and whole.graph_text == split.graph_text

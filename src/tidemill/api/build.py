@@ -21,6 +21,7 @@ from tidemill.api.resolve_build import ResolvedBuild, choose_target, resolve_bui
 from tidemill.base.cpus import num_physical_cores
 from tidemill.base.debug import Level, say
 from tidemill.base.errors import ConfigError
+from tidemill.base.mapping import Mapping
 from tidemill.base.progress import Progress
 from tidemill.base.target import host_targets
 from tidemill.base.version import __version__
@@ -132,7 +133,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
             manifest = replace(manifest, tactics=tactics.records)
             config: dict[str, object] = {
                 "version": __version__,
-                "pretrained_config": checkpoint.config.to_json(),
+                "pretrained_config": replace(checkpoint.config, mapping=Mapping()).to_json(),
                 "build_config": {**_settings(resolved), "kv_cache_type": "PAGED"},
             }
             engine_dir = writer.finish(manifest, code.data, config, checkpoint.tokenizer_files())

@@ -16,6 +16,7 @@ from tidemill.frontends.triton.config_pbtxt import write_config
 from tidemill.frontends.triton.deploy_layouts import PlannedModel, model_py, plan_models
 from tidemill.frontends.triton.deploy_request import DeployRequest
 from tidemill.frontends.triton.engine_config import EngineConfig, read_engine_config
+from tidemill.frontends.triton.model_parameters import ENGINE_FILE
 from tidemill.frontends.triton.repository import (
     CONFIG_NAME,
     VERSION,
@@ -92,8 +93,7 @@ def _read_engine_config(request: DeployRequest) -> EngineConfig:
     directory = request.engine_dir
     is_there = (directory / CONFIG_FILE).is_file()
     config = read_engine_config(directory) if is_there else EngineConfig()
-    num_ranks = config.pretrained_config.mapping.world_size
-    needed = [CONFIG_FILE, *(f"rank{rank}.engine" for rank in range(num_ranks))]
+    needed = [CONFIG_FILE, ENGINE_FILE]
     if request.style != "tokens":
         needed.append(TOKENIZER_JSON)
     missing = [name for name in needed if not (directory / name).is_file()]

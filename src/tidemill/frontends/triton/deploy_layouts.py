@@ -81,14 +81,13 @@ def _text(request: DeployRequest, engine_config: EngineConfig) -> list[PlannedMo
 
 
 def _tokens(request: DeployRequest, engine_config: EngineConfig) -> list[PlannedModel]:
-    tp_size = engine_config.pretrained_config.mapping.tp_size
     config = ModelConfig(
         name=request.name,
         max_batch_size=0,
         inputs=TOKENS_INPUTS,
         outputs=TOKENS_OUTPUTS,
         is_decoupled=request.streams,
-        parameters={"tensor_parallel_size": str(tp_size)},
+        parameters={"tensor_parallel_size": "1"},
     )
     return [PlannedModel(config, "tokens_model", has_engine=True)]
 

@@ -17,14 +17,6 @@ from tidemill.base.json_text import parse_json
 from tidemill.engine.format import CONFIG_FILE
 
 Count = Annotated[int, Meta(ge=1, le=1 << 24)]
-NumRanks = Annotated[int, Meta(ge=1, le=1 << 12)]
-
-
-class MappingConfig(Struct, frozen=True):
-    """How many ranks there are, and how many share each layer."""
-
-    world_size: NumRanks = 1
-    tp_size: NumRanks = 1
 
 
 class RuntimeDefaults(Struct, frozen=True):
@@ -36,7 +28,6 @@ class RuntimeDefaults(Struct, frozen=True):
 class PretrainedConfig(Struct, frozen=True):
     """The model."""
 
-    mapping: MappingConfig = MappingConfig()
     num_hidden_layers: Count = 1
     runtime_defaults: RuntimeDefaults | None = None
 
