@@ -158,7 +158,7 @@ def test_llama_with_unsupported_setting_names_it(change: dict[str, Any], fault: 
 def test_unknown_rotary_scaling_names_what_is_known() -> None:
     error = raised(lambda: read_scaling({"rope_type": "yarn", "factor": 2.0}))
     assert isinstance(error, UnsupportedError)
-    assert (error.expected, error.got) == ("null, llama3, linear", "yarn")
+    assert (error.expected, error.got) == ("null, linear, llama3", "yarn")
 
 
 def test_rotary_scaling_without_its_numbers_lists_them() -> None:

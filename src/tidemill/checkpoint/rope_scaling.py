@@ -17,9 +17,11 @@ import numpy as np
 from tidemill.base.errors import CheckpointError, UnsupportedError
 from tidemill.checkpoint.file_bytes import Array
 
+UNSCALED = "default"
 _DEFAULT_BASE = 10000.0
 _LEAST, _MOST = 1e-30, 1e30
-_TYPE_TO_KEYS = {
+# The scalings that there are, and the numbers that each of them needs.
+KIND_TO_KEYS = {
     "linear": ("factor",),
     "llama3": (
         "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
@@ -46,26 +48,37 @@ def rope_from_hf(config: Mapping[str, Any], where: str) -> tuple[float, dict[str
         raise _unsupported("different rotary parameters per layer type", where)
     scaling = dict(parameters)
     base = scaling.pop("rope_theta", None) or config.get("rope_theta") or _DEFAULT_BASE
-    if not is_positive_number(base):
+    if not _is_positive_number(base):
         raise _malformed("rope_theta above 0", repr(base), where)
-    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
-    if kind == "default":
+    kind = scaling_kind(scaling)
+    if kind == UNSCALED:
         return float(base), None
-    if kind not in _TYPE_TO_KEYS:
+    if kind not in KIND_TO_KEYS:
         raise _unsupported(kind, where)
-    missing = [key for key in _TYPE_TO_KEYS[kind] if not is_positive_number(scaling.get(key))]
+    missing = missing_keys(scaling)
     if missing:
         raise CheckpointError(
             "rotary scaling is incomplete",
             where=where,
-            expected=f"{kind} scaling with numbers above 0 for {', '.join(_TYPE_TO_KEYS[kind])}",
+            expected=f"{kind} scaling with numbers above 0 for {', '.join(KIND_TO_KEYS[kind])}",
             got="none for " + ", ".join(missing),
             hint="fetch config.json of this model again",
         )
     return float(base), scaling
 
 
-def is_positive_number(value: object) -> bool:
+def scaling_kind(scaling: Mapping[str, Any]) -> str:
+    """Return which kind a scaling says it is, under either name of that key."""
+    return str(scaling.get("rope_type", scaling.get("type", UNSCALED)))
+
+
+def missing_keys(scaling: Mapping[str, Any]) -> list[str]:
+    """List what a scaling of a known kind has no usable number for."""
+    keys = KIND_TO_KEYS[scaling_kind(scaling)]
+    return [key for key in keys if not _is_positive_number(scaling.get(key))]
+
+
+def _is_positive_number(value: object) -> bool:
     """Say whether a value is a number above 0 that float32 can be divided by."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and _LEAST <= value <= _MOST  # type: ignore[operator]
@@ -93,7 +106,7 @@ def rope_from_gguf(
     if kind not in ("none", "linear"):
         raise _unsupported(str(kind), where)
     factor = metadata.get(f"{prefix}.rope.scaling.factor", 1.0)
-    if not (is_positive_number(base) and is_positive_number(factor)):
+    if not (_is_positive_number(base) and _is_positive_number(factor)):
         raise _malformed("rotary base and factor above 0", f"{base!r}, {factor!r}", where)
     if kind == "linear" and factor != 1.0:
         if factors is not None:
@@ -121,7 +134,7 @@ def _unsupported(got: str, where: str) -> UnsupportedError:
     return UnsupportedError(
         "rotary scaling is not supported",
         where=where,
-        expected="none, " + ", ".join(_TYPE_TO_KEYS),
+        expected="none, " + ", ".join(KIND_TO_KEYS),
         got=got,
         hint="use a model without it; up to the original context length it is often not needed: "
         "remove rope_scaling from config.json to try",

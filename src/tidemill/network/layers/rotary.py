@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tidemill.base.dtypes import DType
 from tidemill.base.errors import UnsupportedError
-from tidemill.checkpoint.rope_scaling import is_positive_number
+from tidemill.checkpoint.rope_scaling import KIND_TO_KEYS, UNSCALED, missing_keys, scaling_kind
 from tidemill.ir.builder import GraphBuilder
 from tidemill.ir.graph import TensorType, Value
 
@@ -66,32 +66,28 @@ def read_scaling(values: Mapping[str, Any] | None) -> Scaling:
 
     Raises: UnsupportedError for other kinds, or llama3 or linear without their numbers.
     """
-    kind = "" if values is None else str(values.get("rope_type", values.get("type", "default")))
-    if values is None or kind == "default":
+    if values is None or scaling_kind(values) == UNSCALED:
         return None
-    kinds: dict[str, type[Llama3Scaling] | type[LinearScaling]] = {
-        "llama3": Llama3Scaling,
-        "linear": LinearScaling,
-    }
-    if kind not in kinds:
+    kind = scaling_kind(values)
+    if kind not in KIND_TO_KEYS:
         raise UnsupportedError(
             "rotary scaling is not supported",
             where="config.json, rotary_scaling",
-            expected="null, " + ", ".join(kinds),
+            expected="null, " + ", ".join(KIND_TO_KEYS),
             got=kind,
             hint="within the original context length it is often not needed: set it to null",
         )
-    names = list(kinds[kind].__dataclass_fields__)
-    missing = [name for name in names if not is_positive_number(values.get(name))]
+    missing = missing_keys(values)
     if missing:
         raise UnsupportedError(
             f"rotary scaling {kind} lacks its numbers",
             where="config.json, rotary_scaling",
-            expected=", ".join(names),
+            expected=", ".join(KIND_TO_KEYS[kind]),
             got="no number for " + ", ".join(missing),
             hint="take rope_scaling from the original model's config.json",
         )
-    return kinds[kind](**{name: values[name] for name in names})
+    numbers = {key: values[key] for key in KIND_TO_KEYS[kind]}
+    return Llama3Scaling(**numbers) if kind == "llama3" else LinearScaling(**numbers)
 
 
 @dataclass(frozen=True)
