@@ -144,13 +144,14 @@ def test_int4_is_stored_plainly_and_quantised_by_group_at_build(
     report = build(BuildRequest(checkpoint, tmp_path / "engine", max_seq_len=64))
     settings = report.build_config
     assert (settings["quant"], settings["quant_head"]) == ("w4a16_g32", "none")
+    assert (report.chosen_by["quant"], report.chosen_by["quant_head"]) == ("checkpoint", "default")
     assert verify_engine(tmp_path / "engine", checkpoint).is_same_token
     # What TensorRT-LLM itself writes: symmetric, with its default of 128, which does not divide.
     edit_config(checkpoint, quantization={"quant_algo": "W4A16", "group_size": 128})
     with pytest.raises(UnsupportedError, match="groups do not divide"):
         build(BuildRequest(checkpoint, tmp_path / "other", max_seq_len=64))
     report = build(BuildRequest(checkpoint, tmp_path / "other", quant="w4a8_g32_sym"))
-    assert report.build_config["quant_head"] == "w8a8"
+    assert report.build_config["quant_head"] == "w8a8" and report.chosen_by["quant"] == "user"
 
 
 def test_int4_weights_that_are_packed_for_a_gpu_are_refused(

@@ -30,7 +30,7 @@ MOST = 1 << 24  # beyond it, tables of positions and blocks alone would fill a m
 
 @dataclass(frozen=True)
 class ResolvedBuild:
-    """Final limits; `chosen_by` says user or default for each field."""
+    """Final limits; `chosen_by` says user, checkpoint or default for each field."""
 
     config: BuildConfig
     quantization: Quantization
@@ -60,17 +60,22 @@ def resolve_build(request: BuildRequest, model: CheckpointConfig) -> ResolvedBui
         name: "default" if getattr(request, name) is None else "user"
         for name in BuildConfig.__dataclass_fields__
     }
-    for name in ("quant", "quant_head", "kv_cache_dtype"):
-        chosen_by[name] = "default" if getattr(request, name) is None else "user"
+    quantization = replace(
+        _resolve_quantization(request, model), cache=_resolve_cache_dtype(request, model)
+    )
+    for name, is_quantized in (
+        ("quant", quantization.layers != NONE),
+        ("quant_head", False),
+        ("kv_cache_dtype", quantization.cache is not None),
+    ):
+        left_open = "checkpoint" if is_quantized else "default"
+        chosen_by[name] = left_open if getattr(request, name) is None else "user"
     notes = []
     if max_seq_len > longest:
         notes.append(
             f"max_seq_len {max_seq_len} is beyond the {longest} positions that the model was "
             "trained for; answers may degrade past them"
         )
-    quantization = replace(
-        _resolve_quantization(request, model), cache=_resolve_cache_dtype(request, model)
-    )
     return ResolvedBuild(config, quantization, chosen_by, tuple(notes))
 
 

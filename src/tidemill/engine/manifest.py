@@ -145,7 +145,7 @@ class Manifest:
 
     Scratch memory is `shared_scratch_bytes` for all threads, zeroed at load, then
     `scratch_bytes_per_thread` for each. `chosen_by` maps a build value's name to who chose it:
-    user, default or measured. The writer fills in `format_version`, `sections` and `weights`.
+    user, checkpoint or default. The writer fills in `format_version`, `sections` and `weights`.
     """
 
     tidemill_version: str
