@@ -58,9 +58,9 @@ def test_directory_without_engine(tmp_path: Path) -> None:
     assert "a directory without any .engine file" in message_of(tmp_path)
 
 
-def test_missing_rank(engine_dir: Path) -> None:
-    with pytest.raises(EngineFormatError, match=r"only rank0\.engine"):
-        EngineFile.open(engine_dir, rank=1)
+def test_directory_with_an_engine_of_another_name(engine_dir: Path) -> None:
+    (engine_dir / "rank0.engine").rename(engine_dir / "rank1.engine")
+    assert "only rank1.engine" in message_of(engine_dir)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF\x03\0\0\0", b"TIDE\0\0\0\0", b"{}" * 5000])

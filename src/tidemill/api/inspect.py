@@ -12,9 +12,7 @@ from pathlib import Path
 from tidemill.base.errors import ConfigError
 
 
-def inspect_engine(
-    engine_dir: Path | str, what: str = "summary", as_json: bool = False, rank: int = 0
-) -> str:
+def inspect_engine(engine_dir: Path | str, what: str = "summary", as_json: bool = False) -> str:
     """Return one view of an engine: summary, graph, plan, memory, tactics, sizes or config.
 
     Raises: ConfigError when there is no such view, EngineFormatError when there is no engine.
@@ -30,6 +28,6 @@ def inspect_engine(
             got=what,
             hint=f"tidemill inspect --engine_dir {engine_dir} --what summary",
         )
-    with EngineFile.open(engine_dir, rank) as engine:
+    with EngineFile.open(engine_dir) as engine:
         view = VIEWS[what]
         return json.dumps(view.facts(engine), indent=2) if as_json else view.text(engine)

@@ -29,11 +29,8 @@ CONFIG_SECTION = "config"
 SECTION_NAMES = (WEIGHTS_SECTION, CODE_SECTION, CONFIG_SECTION)
 
 CONFIG_FILE = "config.json"
-
-
-def engine_file_name(rank: int) -> str:
-    """Return the name of a rank's file in the engine directory."""
-    return f"rank{rank}.engine"
+# Named as TensorRT-LLM names the file of its first rank: ours has one (docs/decisions/008).
+ENGINE_FILE = "rank0.engine"
 
 
 def align_up(offset_bytes: int, alignment_bytes: int) -> int:

@@ -26,13 +26,13 @@ from tidemill.engine.format import (
     CODE_SECTION,
     CONFIG_FILE,
     CONFIG_SECTION,
+    ENGINE_FILE,
     PAGE_BYTES,
     SECTION_NAMES,
     WEIGHTS_SECTION,
     Header,
     align_up,
     decode_manifest,
-    engine_file_name,
     rebuild_command,
     unpack_header,
 )
@@ -55,14 +55,12 @@ class EngineFile:
     _mapping: mmap.mmap | None
 
     @classmethod
-    def open(
-        cls, engine_dir_or_file: Path | str, rank: int = 0, full_check: bool = False
-    ) -> EngineFile:
-        """Open one rank's engine from its directory, or from the file itself.
+    def open(cls, engine_dir_or_file: Path | str, full_check: bool = False) -> EngineFile:
+        """Open an engine from its directory, or from the file itself.
 
         `full_check` also hashes the weights. Raises: EngineFormatError.
         """
-        path = _find_file(Path(engine_dir_or_file), rank)
+        path = _find_file(Path(engine_dir_or_file))
         rebuild = rebuild_command("", str(path.parent))
         header, mapping = _map_file(path, rebuild)
         manifest = _read_manifest(path, header, mapping, rebuild)
@@ -112,8 +110,8 @@ class EngineFile:
         return self._mapping
 
 
-def _find_file(path: Path, rank: int) -> Path:
-    file = path / engine_file_name(rank) if path.is_dir() else path
+def _find_file(path: Path) -> Path:
+    file = path / ENGINE_FILE if path.is_dir() else path
     if file.is_file():
         return file
     if path.is_dir():
@@ -124,7 +122,7 @@ def _find_file(path: Path, rank: int) -> Path:
     raise EngineFormatError(
         "there is no engine",
         where=str(path),
-        expected=f"an engine directory with {engine_file_name(rank)}",
+        expected=f"an engine directory with {ENGINE_FILE}",
         got=got,
         hint=rebuild_command("", str(path)),
     )

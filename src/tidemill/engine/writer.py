@@ -25,6 +25,7 @@ from tidemill.engine.format import (
     CODE_SECTION,
     CONFIG_FILE,
     CONFIG_SECTION,
+    ENGINE_FILE,
     FORMAT_VERSION,
     PAGE_BYTES,
     WEIGHT_ALIGNMENT_BYTES,
@@ -32,28 +33,25 @@ from tidemill.engine.format import (
     Header,
     align_up,
     encode_manifest,
-    engine_file_name,
 )
 from tidemill.engine.manifest import Manifest, Section, WeightRange
 
 
 class EngineWriter:
-    """Builds one rank's engine; use it as a context manager and call `finish` once at its end.
+    """Builds an engine; use it as a context manager and call `finish` once at its end.
 
-    Rank 0 makes the directory, replacing an engine of the same name; other ranks add their file
-    to it. Raises: ConfigError when the directory holds something else, BuildError when the disk
-    refuses.
+    Replaces an engine that stands in its place. Raises: ConfigError when the directory holds
+    something else, BuildError when the disk refuses.
     """
 
-    def __init__(self, output_dir: Path, rank: int = 0) -> None:
-        self._rank = rank
+    def __init__(self, output_dir: Path) -> None:
         self._staged = StagedDirectory(output_dir)
         self._weights: dict[str, WeightRange] = {}
         self._hash = hashlib.sha256()
         self._weights_size_bytes = 0
         try:
             self._check_output_dir()
-            self._file = (self._staged.path / engine_file_name(rank)).open("wb")
+            self._file = (self._staged.path / ENGINE_FILE).open("wb")
             self._file.seek(PAGE_BYTES)
         except BaseException:
             self._staged.discard()
@@ -99,7 +97,6 @@ class EngineWriter:
         Returns the engine directory. Raises: BuildError when the disk refuses or an extra file
         cannot be read, ConfigError when the directory has meanwhile been filled with other files.
         """
-        assert manifest.rank == self._rank, f"manifest of rank {manifest.rank}"
         config_bytes = (json.dumps(config, indent=2) + "\n").encode()
         self._complete_file(manifest, code_image, config_bytes)
         staged = self._staged
@@ -107,11 +104,7 @@ class EngineWriter:
         for path in extra_files:
             shutil.copyfile(path, staged.path / path.name)
         self._check_output_dir()
-        if self._rank == 0:
-            staged.publish()
-        else:
-            name = engine_file_name(self._rank)
-            (staged.path / name).replace(staged.target / name)
+        staged.publish()
         return staged.target
 
     def _append(self, data: bytes | memoryview) -> None:
@@ -153,7 +146,7 @@ class EngineWriter:
 
     def _check_output_dir(self) -> None:
         target = self._staged.target
-        if self._rank == 0 and target.exists():
+        if target.exists():
             entries = list(target.iterdir())
             is_engine = any(entry.suffix == ".engine" for entry in entries)
             foreign = [entry.name for entry in entries if entry.is_dir() or not is_engine]

@@ -155,16 +155,6 @@ def test_link_to_engine_directory_stays_a_link(tmp_path: Path) -> None:
     assert list(EngineFile.open(real).weights) == [9, 9, 9]
 
 
-def test_second_rank_joins_the_directory_of_the_first(tmp_path: Path) -> None:
-    engine_dir = write_engine(tmp_path / "engine")
-    with EngineWriter(engine_dir, rank=1) as writer:
-        writer.add_weight("w", np.full(3, 7, np.uint8))
-        writer.finish(make_manifest(rank=1), CODE_IMAGE, CONFIG, ())
-    assert list(EngineFile.open(engine_dir, rank=1).weights) == [7, 7, 7]
-    assert EngineFile.open(engine_dir, rank=0).manifest.rank == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
-
-
 @pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt])
 def test_failed_build_leaves_nothing_and_keeps_the_old_engine(
     tmp_path: Path, exception: type[BaseException]

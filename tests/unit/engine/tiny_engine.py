@@ -29,7 +29,7 @@ CONFIG: dict[str, object] = {
 }
 
 
-def make_manifest(num_ops: int = 3, rank: int = 0) -> Manifest:
+def make_manifest(num_ops: int = 3) -> Manifest:
     """Return a manifest with every kind of field in use."""
     plan = tuple(
         PlanOp(
@@ -51,7 +51,7 @@ def make_manifest(num_ops: int = 3, rank: int = 0) -> Manifest:
         tidemill_version="0.1.0",
         format_version=0,
         model_name="tiny",
-        rank=rank,
+        rank=0,
         world_size=1,
         graph_text="graph tiny {\n}\n",
         plan=plan,

@@ -35,7 +35,6 @@ def inspect(
     what: Annotated[
         str, typer.Option("--what", help="One of: " + ", ".join(VIEWS) + ".")
     ] = "summary",
-    rank: Annotated[int, typer.Option("--rank", min=0, help="Which rank's engine file.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
     is_profiled: Annotated[
         bool, typer.Option("--profile", help="Run steps; show time and share of roofline by op.")
@@ -60,7 +59,7 @@ def inspect(
 
     from tidemill.api.inspect import inspect_engine
 
-    print(inspect_engine(engine_dir, what, as_json, rank))
+    print(inspect_engine(engine_dir, what, as_json))
 
 
 def _show_profile(request: ProfileRequest, html: Path | None, as_json: bool) -> None:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.base.errors import ConfigError
-from tidemill.engine.format import CONFIG_FILE
+from tidemill.engine.format import CONFIG_FILE, ENGINE_FILE
 from tidemill.frontends.triton.config_pbtxt import write_config
 from tidemill.frontends.triton.deploy_layouts import PlannedModel, model_py, plan_models
 from tidemill.frontends.triton.deploy_request import DeployRequest
 from tidemill.frontends.triton.engine_config import EngineConfig, read_engine_config
-from tidemill.frontends.triton.model_parameters import ENGINE_FILE
 from tidemill.frontends.triton.repository import (
     CONFIG_NAME,
     VERSION,

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.base.errors import ConfigError
+from tidemill.engine.format import ENGINE_FILE
 from tidemill.frontends.triton.repository import ORIGIN_LINK
 from tidemill.host.config import SessionConfig
 from tidemill.host.runtime_settings import read_session_settings
 
-ENGINE_FILE = "rank0.engine"
 ENGINE_PARAMETERS = ("gpt_model_path", "engine_dir")
 QUEUE_BOUND = "max_queue_size"
 PLACEHOLDER = re.compile(r"\$\{\w+\}")
