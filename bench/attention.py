@@ -143,7 +143,7 @@ class Bench:
             self._team.step()
         seconds = (time.perf_counter() - start) / count
         read_s = self.cache_bytes / limits.read_bytes_per_s()
-        dots_s = self.flops / limits.dot_flops_per_s()
+        dots_s = self.flops / limits.ops_per_s(DType.BF16)
         self.seconds.append(seconds)
         self.shares.append(max(read_s, dots_s) / seconds)
 

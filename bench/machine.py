@@ -24,8 +24,7 @@ def main() -> None:
         runs = [Rates.measure(limits) for _ in range(NUM_RUNS)]
         limits.close()
         best = {
-            name: round(max(getattr(run, name) for run in runs) / 1e9, 1)
-            for name in ("read", "bf16", "int8", "f32")
+            name: round(max(run.by_name[name] for run in runs) / 1e9, 1) for name in runs[0].by_name
         }
         print_line("machine", threads=num_threads, **best)
 

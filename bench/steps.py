@@ -220,8 +220,8 @@ def report(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def report_machine(seen: list[Rates]) -> None:
-    for what in ("read", "bf16", "int8", "f32"):
-        rates = [getattr(each, what) / 1e9 for each in seen]
+    for what in seen[0].by_name:
+        rates = [each.by_name[what] / 1e9 for each in seen]
         print_line("steps", what=f"{what} rate, G/s", **spread(rates, 1))
 
 

@@ -133,7 +133,7 @@ def main() -> None:
                 rates = Rates.measure(limits)
                 steps, answer = serve(executor, tokenizer, jobs, bound)
                 answers.add(answer)
-                report(executor, steps, mean_rates(rates, Rates.measure(limits)), bound, turn)
+                report(executor, steps, Rates.medians([rates, Rates.measure(limits)]), bound, turn)
                 if options.steps:
                     print_steps(steps)
         assert len(answers) == 1, "the answers depend on how the prompts were cut"
@@ -176,11 +176,6 @@ def serve(
             tokens[update.request_id] += update.token_ids
         watched.steps[-1].whole_ms = (time.perf_counter() - start) * 1e3
     return watched.steps, json.dumps(tokens)
-
-
-def mean_rates(before: Rates, after: Rates) -> Rates:
-    pairs = zip(vars(before).values(), vars(after).values(), strict=True)
-    return Rates(*(sum(pair) / 2 for pair in pairs))
 
 
 def report(

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tidemill.api.retarget import ensure_native_code
 from tidemill.api.step_limits import Rates, op_limit, step_sizes
 from tidemill.base.cpus import MAX_THREADS, num_physical_cores
+from tidemill.base.dtypes import DType
 from tidemill.base.errors import ConfigError
 from tidemill.base.progress import Progress
 from tidemill.builder.machine_limits import MachineLimits
@@ -229,12 +230,7 @@ def _report(
     request: ProfileRequest, num_threads: int, executor: NativeExecutor, rounds: list[_Round]
 ) -> ProfileReport:
     step_s = statistics.median(each.step_s for each in rounds)
-    rates = Rates(
-        statistics.median(each.rates.read for each in rounds),
-        statistics.median(each.rates.bf16 for each in rounds),
-        statistics.median(each.rates.int8 for each in rounds),
-        statistics.median(each.rates.f32 for each in rounds),
-    )
+    rates = Rates.medians([each.rates for each in rounds])
     # All of a thread's cycles make up the step, which says how long a cycle is.
     scaled = [each.cycles * (each.step_s * 1e6 / each.cycles[0].sum()) for each in rounds]
     times_us = np.median(np.stack(scaled), axis=0)
@@ -252,8 +248,8 @@ def _report(
         num_tokens=request.num_tokens,
         step_us=step_s * 1e6,
         read_gb_per_s=rates.read / 1e9,
-        dot_gflops=rates.bf16 / 1e9,
-        int8_gops=rates.int8 / 1e9,
+        dot_gflops=rates.ops[DType.BF16] / 1e9,
+        int8_gops=rates.ops[DType.Q8] / 1e9,
         ops=ops,
     )
 

@@ -7,41 +7,40 @@ stay in the core's caches and are not counted. Products of int8 with int8 have a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from tidemill.base.dtypes import DType
-from tidemill.builder.machine_limits import MachineLimits
+from tidemill.builder.machine_limits import PRODUCTS, MachineLimits
 from tidemill.ir.graph import Op
-from tidemill.ops.linear import LINEAR_KINDS
 from tidemill.ops.row import NO_TOKENS, StepSizes
 from tidemill.ops.table import OPS
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine reaches. Units: bytes a second, operations a second."""
+    """What the machine reaches. Units: bytes a second; operations a second by activation type."""
 
     read: float
-    bf16: float
-    int8: float
-    f32: float
+    ops: Mapping[DType, float]
 
     @classmethod
     def measure(cls, limits: MachineLimits) -> Rates:
         """Take a look now: on a shared machine, rates move within minutes."""
-        return cls(
-            limits.read_bytes_per_s(),
-            limits.dot_flops_per_s(),
-            limits.int8_ops_per_s(),
-            limits.f32_flops_per_s(),
-        )
+        read = limits.read_bytes_per_s()
+        return cls(read, {dtype: limits.ops_per_s(dtype) for dtype in PRODUCTS})
 
-    def products(self, op: Op) -> float:
-        """The rate of an op's products; int8 activations meet 8 and 4 bit weights as integers."""
-        activation = op.inputs[0].type.dtype
-        if activation is DType.Q8 and op.kind in LINEAR_KINDS:
-            return self.int8
-        return self.f32 if activation is DType.F32 else self.bf16
+    @classmethod
+    def medians(cls, seen: Sequence[Rates]) -> Rates:
+        """Return the middle of several looks, rate by rate."""
+        ops = {dtype: median(each.ops[dtype] for each in seen) for dtype in PRODUCTS}
+        return cls(median(each.read for each in seen), ops)
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """All rates, as benchmarks print them."""
+        return {"read": self.read, **{dtype.value: rate for dtype, rate in self.ops.items()}}
 
 
 @dataclass(frozen=True)
@@ -77,4 +76,6 @@ def op_limit(op: Op, sizes: StepSizes, rates: Rates) -> OpLimit:
     whole = cost(op, sizes)
     uncached = StepSizes(sizes.tokens, sizes.sequences, sizes.logit_rows, 0, sizes.attention_pairs)
     streamed = cost(op, NO_TOKENS).bytes + whole.bytes - cost(op, uncached).bytes
-    return OpLimit(whole.flops, streamed, streamed / rates.read, whole.flops / rates.products(op))
+    # What computes nothing may read anything first: the embedding, tokens.
+    dot_s = whole.flops / rates.ops[op.inputs[0].type.dtype] if whole.flops else 0.0
+    return OpLimit(whole.flops, streamed, streamed / rates.read, dot_s)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -111,14 +108,3 @@ def say(wanted: Level, room: str, text: str) -> None:
 def warn(room: str, text: str) -> None:
     """Print one warning to stderr, whatever the level."""
     print(f"tidemill {room}: warning: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def timed(room: str, stage: str) -> Iterator[None]:
-    """Print how long the body took, at level TIMINGS."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        elapsed_ms = (time.perf_counter() - start) * 1e3
-        say(Level.TIMINGS, room, f"{stage}: {elapsed_ms:.1f} ms")

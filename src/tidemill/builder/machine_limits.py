@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tidemill.base import abi
+from tidemill.base.dtypes import DType
 from tidemill.base.target import host_targets
 from tidemill.codegen.compile import compile_module
 from tidemill.codegen.emitter import Value
@@ -30,12 +31,12 @@ _PREFETCH_BYTES = 8192
 _VECTORS_A_TURN = 8
 _TURN_BYTES = _VECTORS_A_TURN * 64
 _ACCUMULATORS = 20
+# How products with activations of a type are made: the loop, and a lane's operations in each dot.
+PRODUCTS = {DType.BF16: ("bf16_dots", 4), DType.Q8: ("int8_dots", 8), DType.F32: ("f32_dots", 2)}
 _LOOP_TO_SIZE = {
     "read": READ_BYTES,
     "read_prefetching": READ_BYTES,
-    "bf16_dots": DOT_LOOPS,
-    "int8_dots": DOT_LOOPS,
-    "f32_dots": DOT_LOOPS,
+    **{loop: DOT_LOOPS for loop, _ in PRODUCTS.values()},
 }
 
 Dot = Callable[[Value, Value, Value], Value]
@@ -69,17 +70,10 @@ class MachineLimits:
         """Read all of the memory once, every thread its part; with or without prefetching."""
         return READ_BYTES / min(self._time_s("read"), self._time_s("read_prefetching"))
 
-    def dot_flops_per_s(self) -> float:
-        """Multiply and add pairs of bf16 on registers, on every thread."""
-        return 4 * self._dots / self._time_s("bf16_dots")
-
-    def int8_ops_per_s(self) -> float:
-        """Multiply and add quads of int8 on registers, on every thread."""
-        return 8 * self._dots / self._time_s("int8_dots")
-
-    def f32_flops_per_s(self) -> float:
-        """Multiply and add f32 on registers, on every thread."""
-        return 2 * self._dots / self._time_s("f32_dots")
+    def ops_per_s(self, activation: DType) -> float:
+        """Multiply and add on registers, on every thread, as with activations of this type."""
+        loop, num_ops = PRODUCTS[activation]
+        return num_ops * self._dots / self._time_s(loop)
 
     def close(self) -> None:
         self._team.close()

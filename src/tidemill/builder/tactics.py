@@ -128,8 +128,7 @@ def _time_shape(
 
 def limit_s(shape: LinearShape, rows: int, limits: MachineLimits) -> float:
     """Seconds that this machine now needs to read the weights, or for the arithmetic if longer."""
-    rates = {DType.Q8: limits.int8_ops_per_s, DType.F32: limits.f32_flops_per_s}
-    ops_per_s = rates.get(shape.activation, limits.dot_flops_per_s)()
+    ops_per_s = limits.ops_per_s(shape.activation)
     return max(shape.weight_bytes / limits.read_bytes_per_s(), shape.flops(rows) / ops_per_s)
 
 

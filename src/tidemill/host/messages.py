@@ -23,7 +23,7 @@ from tidemill.runtime.observation import OutputWishes, TokenLogprobs
 from tidemill.runtime.statistics import RequestMetrics, RequestStats
 from tidemill.runtime.step import EngineLimits
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 NAME_TO_ERROR: dict[str, type[TidemillError]] = {
     error.__name__: error
@@ -156,13 +156,14 @@ class Update(msgspec.Struct, array_like=True):
 
 
 class HostInfo(msgspec.Struct, array_like=True, frozen=True):
-    """What a client can know of the engine it uses."""
+    """What a client can know of the engine it uses; `memory_bytes` as in `StatsReport`."""
 
     engine_dir: str
     pid: int
     limits: EngineLimits
     has_tokenizer: bool
     stats: LoopStats
+    memory_bytes: int
 
 
 class StatsReport(msgspec.Struct, array_like=True, frozen=True):

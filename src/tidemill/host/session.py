@@ -120,8 +120,8 @@ class Session:
 
     def info(self) -> HostInfo:
         """Tell the engine's place and limits and the loop's counters."""
-        has_tokenizer, stats = self.tokenizer is not None, self._loop.stats()
-        return HostInfo(self._engine_dir, os.getpid(), self.limits, has_tokenizer, stats)
+        place, has_tokenizer = (self._engine_dir, os.getpid()), self.tokenizer is not None
+        return HostInfo(*place, self.limits, has_tokenizer, self._loop.stats(), _resident_bytes())
 
     def statistics(self, since: StatsSince) -> StatsReport:
         """Tell of iterations, events and requests that were not told yet."""

@@ -66,14 +66,8 @@ class FixedLimits(MachineLimits):
     def read_bytes_per_s(self) -> float:
         return 1e30
 
-    def dot_flops_per_s(self) -> float:
-        return 4e9
-
-    def int8_ops_per_s(self) -> float:
-        return 8e9
-
-    def f32_flops_per_s(self) -> float:
-        return 2e9
+    def ops_per_s(self, activation: DType) -> float:
+        return {DType.BF16: 4e9, DType.Q8: 8e9, DType.F32: 2e9}[activation]
 
 
 @pytest.mark.parametrize(

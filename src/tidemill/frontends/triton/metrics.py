@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from tidemill.base import debug
@@ -27,7 +25,6 @@ from tidemill.host.messages import HostInfo
 PERIOD_S = 0.5
 IDLE_PERIOD_S = 1.0
 INFO_TIMEOUT_S = 2.0
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ROUNDS_BETWEEN_REPEATS = 20
 
 
@@ -179,7 +176,7 @@ def publish_engine(metrics: MetricSet, info: HostInfo | None) -> None:
     if info is None:
         metrics.set(table.ENGINE_UP, "", 0)
         return
-    for (family, label), value in table.gauge_values(info.stats, resident_bytes(info.pid)).items():
+    for (family, label), value in table.gauge_values(info.stats, info.memory_bytes).items():
         metrics.set(family, label, value)
 
 
@@ -206,12 +203,3 @@ def _publish_gaps(metrics: MetricSet, gaps: BucketCounts) -> None:
         metrics.accumulate(table.INTER_TOKEN_BUCKET, bound, count)
     metrics.accumulate(table.INTER_TOKEN_SUM, "", gaps.sum)
     metrics.accumulate(table.INTER_TOKEN_COUNT, "", counts[-1])
-
-
-def resident_bytes(process_id: int) -> int:
-    """Return the memory a process holds, mapped weights included; 0 when it is gone."""
-    try:
-        pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * PAGE_BYTES

@@ -40,7 +40,6 @@ class Watchdog:
         self._next_probe = 0.0
         self._restarts: deque[float] = deque()
         self.is_healthy = True
-        self.num_restarts = 0
 
     def watch(self) -> int:
         """Watch until the server was to be restarted too often; return its last exit code."""
@@ -83,7 +82,6 @@ class Watchdog:
         """
         start = time.perf_counter()
         self._say(f"{trouble}: restarting tritonserver")
-        self.num_restarts += 1
         self._round = None
         if "no sign of life" in trouble:
             for process_id in hosts_below(os.getpid()):

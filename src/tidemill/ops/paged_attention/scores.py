@@ -41,13 +41,13 @@ def _score_columns(
         for c in columns:
             scores[r, c] = tile.f.zero(V)
     math, rows, words = tile.shape.math, tile.shape.rows_a_group, tile.shape.words
-    view, first = tile.keys_view(chunk.start)
-    keys = {c: view.keys(first + c * LANES) for c in columns}
+    source, first = tile.source, tile.first_key(chunk.start)
+    keys = {c: source.keys(first + c * LANES) for c in columns}
     queries = tile.q.at(g * (rows * words))
     with tile.f.loop(0, words, 2) as d:
         for u in range(2):
             vectors = {
-                c: math.load_w(at.bytes((d + u) * view.key_step_bytes)) for c, at in keys.items()
+                c: math.load_w(at.bytes((d + u) * source.key_step_bytes)) for c, at in keys.items()
             }
             for at in fetched:
                 at.bytes((d + u) * tile.shape.cache.key_step_bytes).prefetch(0, cache_level=2)

@@ -131,16 +131,18 @@ class TileState:
         row_bytes = ROW_POSITIONS * self.shape.activation.itemsize_bytes
         return shares.bytes(g * (self.shape.rows_a_group * row_bytes)).bytes(r * row_bytes)
 
-    def keys_view(self, start: Value) -> tuple[CachedHead | WidenedPart, Value]:
-        """Where the keys of the chunk at `start` are read from, and the first one's place there."""
-        if self.widened is None:
-            return self.head, start
-        return self.widened, self.f.constant(0, I64)
+    @property
+    def source(self) -> CachedHead | WidenedPart:
+        """What the keys and values that meet the rows are read from."""
+        return self.head if self.widened is None else self.widened
 
-    def values_view(self, start: Value) -> tuple[CachedHead | WidenedPart, Value]:
-        if self.widened is None:
-            return self.head, start
-        return self.widened, start - self.start
+    def first_key(self, start: Value) -> Value:
+        """Where the keys of the chunk at `start` begin in the source."""
+        return start if self.widened is None else self.f.constant(0, I64)
+
+    def first_value(self, start: Value) -> Value:
+        """Where the values of the chunk at `start` begin in the source."""
+        return start if self.widened is None else start - self.start
 
     def fetched_columns(self, g: Value) -> list[Value]:
         """Each row group fetches its share of the columns that come next."""

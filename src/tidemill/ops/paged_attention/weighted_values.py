@@ -40,11 +40,11 @@ def _add_chunk(tile: TileState, g: Value, chunk: Chunk, dims: range, sums: Regis
     words, (head, following) = LANES // tile.shape.cache.step, chunk.following
     assert tile.shape.rows_a_group <= words, "each word's products take one row's shares along"
     fetched = [head.values(following + column) for column in tile.fetched_columns(g)]
-    view, first = tile.values_view(chunk.start)
+    first = tile.first_value(chunk.start)
     done = (chunk.start - tile.start) // LANES
     last = tile.num_columns(chunk.end) - 1
     with tile.f.loop(0, chunk.columns) as c:
-        column = view.values(first + c * LANES), (done + c) * words
+        column = tile.source.values(first + c * LANES), (done + c) * words
         after = (done + c + 1).min(last)
         with tile.f.loop(0, words) as t:
             tile.f.memory_mark()
@@ -62,9 +62,8 @@ def _add_word(
 ) -> None:
     """Word t of a column's values and shares."""
     math, (values, first) = tile.shape.math, column
-    view = tile.head if tile.widened is None else tile.widened
-    at = values.bytes(t * view.value_step_bytes)
-    vectors = {d: math.load_w(at.bytes(d * LANES * view.word_bytes)) for d in dims}
+    at = values.bytes(t * tile.source.value_step_bytes)
+    vectors = {d: math.load_w(at.bytes(d * LANES * tile.source.word_bytes)) for d in dims}
     for r in range(tile.shape.rows_a_group):
         weight = math.load_x(tile.weights_of(g, r).at(first).at(t))
         for d in dims:

@@ -9,6 +9,7 @@ order. Rows are dealt to threads in turn; nothing depends on other rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tidemill.base.abi import EDIT_WORDS
 from tidemill.codegen.emitter import Function, Pointer, Value
@@ -30,6 +31,18 @@ _I32V = I32.x(LANES)
 _ODD_BITS = 0x7FFFFFFF
 
 
+@dataclass(frozen=True)
+class _Wishes:
+    """What a row's request says of how its token is chosen."""
+
+    temperature: Value
+    top_k: Value
+    top_p: Value
+
+    def is_greedy(self) -> Value:
+        return self.temperature.eq(0.0) | self.top_k.eq(1) | (self.top_p <= 0.0)
+
+
 def emit(module: Module, symbol: str, vocab_size: int) -> Kernel:
     """Emit the kernel for rows of `vocab_size` logits."""
     kernel, frame = open_kernel(module, symbol, FIELDS)
@@ -41,14 +54,16 @@ def emit(module: Module, symbol: str, vocab_size: int) -> Kernel:
         edits = frame.pointer("edits", I64).at(row * EDIT_WORDS)
         logits = edit_row(f, edits, logits, scratch, vocab_size)
         token = frame.pointer("tokens", I32).at(row)
-        temperature = frame.pointer("temperature", F32)[row]
-        top_k = frame.pointer("top_k", I32)[row].to(I64)
-        top_p = frame.pointer("top_p", F32)[row]
-        is_greedy = temperature.eq(0.0) | top_k.eq(1) | (top_p <= 0.0)
+        wishes = _Wishes(
+            frame.pointer("temperature", F32)[row],
+            frame.pointer("top_k", I32)[row].to(I64),
+            frame.pointer("top_p", F32)[row],
+        )
+        is_greedy = wishes.is_greedy()
         with f.when(is_greedy):
             _argmax(f, logits, vocab_size, token)
         with f.when(is_greedy.eq(0)):
-            _draw_row(frame, _Row(f, logits, scratch, vocab_size), row, token)
+            _draw_row(frame, _Row(f, logits, scratch, vocab_size), wishes, row, token)
     return kernel
 
 
@@ -180,16 +195,14 @@ class _Row:
         token[0] = state["token"].max(0).to(I32)
 
 
-def _draw_row(frame: Frame, work: _Row, row: Value, token: Pointer) -> None:
+def _draw_row(frame: Frame, work: _Row, wishes: _Wishes, row: Value, token: Pointer) -> None:
     f, keep_all = frame.f, -(2**31)
-    top = work.scale(frame.pointer("temperature", F32)[row])
-    k = frame.pointer("top_k", I32)[row].to(I64)
+    top, k, top_p = work.scale(wishes.temperature), wishes.top_k, wishes.top_p
     lowest = f.registers(I64)
     lowest[0] = keep_all
     with f.when((k > 0) & (k < work.vocab_size)):
         lowest[0] = work.kth_key(k)
     work.weigh(top, lowest[0])
-    top_p = frame.pointer("top_p", F32)[row]
     with f.when(top_p < 1.0):
         work.keep_mass(top_p)
     min_p = frame.pointer("min_p", F32)[row]
