@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,12 @@ def test_build_that_is_told_to_end_leaves_nothing_behind(
 ) -> None:
     convert(ConvertRequest(tiny_llama, tmp_path / "checkpoint"))
     command = [sys.executable, "-m", "tidemill", "build", "--checkpoint_dir", "checkpoint"]
+    # Under nohup SIGHUP is ignored, here and by what is started here.
     building = subprocess.Popen(
-        [*command, "--output_dir", "out/engine"], cwd=tmp_path, stderr=subprocess.PIPE
+        [*command, "--output_dir", "out/engine"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
     )
     while not any(tmp_path.glob("out/.engine.partial-*")):
         assert building.poll() is None
